@@ -75,10 +75,9 @@ def person(name: str) -> str:
 def check(project: Project, gate: Gate, version: str) -> GateResult: # the answer, with the entries looked at
     "Ask one gate about one version."
     version = str(version)
-    overridden = project.ledger.last('override', version)
-    if overridden and overridden.body['gate'] == gate.name and overridden.body['digest'] == approval_digest(project, version):
-        why = f"overridden by {overridden.body['by']}: {overridden.body['because']}"
-        return GateResult(name=gate.name, answer='pass', why=why, entries=[overridden.seq])
+    for e in project.ledger.entries('override', version):
+        if e.body['gate'] == gate.name and e.body['digest'] == approval_digest(project, version):
+            return GateResult(name=gate.name, answer='pass', why=f"overridden by {e.body['by']}: {e.body['because']}", entries=[e.seq])
     return EVIDENCE_CHECKS.get(gate.evidence, _check_field)(project, gate, version)
 
 def _check_field(project: Project, gate: Gate, version: str) -> GateResult:
