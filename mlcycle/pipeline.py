@@ -17,7 +17,7 @@ from .ledger import champion, roles, versions
 # %% auto #0
 __all__ = ['TYPES', 'WORK_SAYS_NO', 'MARK', 'EVERYTHING', 'STEPS', 'GIVEN', 'Parameter', 'parameters_of', 'check_parameters',
            'Execution', 'run_notebook', 'Step', 'fingerprint', 'step_file', 'code_of', 'StepOutcome', 'Run', 'run',
-           'last_end', 'clean_up', 'status']
+           'last_end', 'one_at_a_time', 'clean_up', 'status']
 
 # %% ../nbs/11_pipeline.ipynb #c140efe7
 class Parameter(Record):
@@ -293,7 +293,7 @@ def run(project: Project, steps: list[str] | tuple[str, ...]=(), # stages; none:
     given = _given(project, chosen, parameters or {})
     name = f'{datetime.now(timezone.utc):%Y-%m-%dT%H-%M-%S}-{uuid.uuid4().hex[:4]}'
     outcomes = []
-    with _one_at_a_time(project):
+    with one_at_a_time(project):
         clean_up(project)
         for step in chosen:
             tell(step.stage)
@@ -356,7 +356,7 @@ def _what_changed(last: dict | None, prints: dict) -> str:
     return f'changed: {", ".join(changed)}' if changed else 'run again'
 
 @contextmanager
-def _one_at_a_time(project: Project) -> Iterator[None]:
+def one_at_a_time(project: Project) -> Iterator[None]:
     project.store.mkdir(parents=True, exist_ok=True)
     with (project.store/'run.lock').open('a+') as lock:
         try: fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -9,7 +9,7 @@ from pathlib import Path
 from .core import DataError, write_atomic
 
 # %% auto #0
-__all__ = ['POLICY', 'STYLE', 'PAGE', 'page', 'to_html', 'read_notebook', 'title_of', 'readme']
+__all__ = ['POLICY', 'STYLE', 'PAGE', 'page', 'to_html', 'read_notebook', 'title_of', 'readme', 'write_readme']
 
 # %% ../nbs/10_report.ipynb #a2e331ef
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; font-src data:"
@@ -91,3 +91,10 @@ def _markdown_of(cell) -> str:
 
 def _text_of(output) -> str:
     return output.get('text') or output.get('data', {}).get('text/plain', '')
+
+def write_readme(repository: str | Path='.') -> Path: # the README's path
+    "Write a repository's README.md from its nbs/index.ipynb."
+    return write_atomic(Path(repository)/'README.md', readme(Path(repository)/'nbs'/'index.ipynb'))
+
+# %% ../nbs/10_report.ipynb #85ad4b41
+if __name__ == '__main__': write_readme()
