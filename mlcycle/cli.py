@@ -300,5 +300,3 @@ def retire(project: Project, version: str, successor: str, because: str, yes: bo
     from mlcycle.retirement import retire as end
     done = end(project, version, successor=successor or None, because=because, confirm=yes)
     click.echo(done.headline if yes else f'{done.headline}\nThis was a dry run. To do it: add --yes')
-
-if __name__ == '__main__': main()

@@ -95,6 +95,3 @@ def _text_of(output) -> str:
 def write_readme(repository: str | Path='.') -> Path: # the README's path
     "Write a repository's README.md from its nbs/index.ipynb."
     return write_atomic(Path(repository)/'README.md', readme(Path(repository)/'nbs'/'index.ipynb'))
-
-# %% ../nbs/10_report.ipynb #85ad4b41
-if __name__ == '__main__': write_readme()

@@ -38,11 +38,11 @@ def in_step() -> None:
         copy = Path(folder)/'mlcycle'
         shutil.copytree(HERE, copy, symlinks=True, ignore=shutil.ignore_patterns('.venv', '.git', '*.egg-info', '__pycache__', 'build'))
         before = snapshot(copy)
-        for command in (['nbdev_clean'], ['nbdev_export'], [sys.executable, '-m', 'mlcycle.report']):
+        for command in (['nbdev_clean'], ['nbdev_export'], [sys.executable, '-c', 'from mlcycle.report import write_readme; write_readme()']):
             subprocess.run(command, cwd=copy, env={**os.environ, **QUIET, 'PYTHONPATH': str(copy)}, check=True)
         after = snapshot(copy)
         changed = sorted(str(p) for p in before.keys() | after.keys() if before.get(p) != after.get(p))
-    if changed: sys.exit(f'not in step with the notebooks: {", ".join(changed)}. Run nbdev_clean, nbdev_export and python -m mlcycle.report.')
+    if changed: sys.exit(f'not in step with the notebooks: {", ".join(changed)}. Run nbdev_clean, nbdev_export and write_readme().')
 
 
 def snapshot(folder: Path) -> dict[Path, bytes]:
