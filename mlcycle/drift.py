@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from .core import Record
+from .core import Record, shown
 from .profile import ColumnProfile, Profile, profile
 from .statistics import holm
 
@@ -142,7 +142,7 @@ def _how_numbers(reference: ColumnProfile, current: ColumnProfile) -> list[str]:
     if current.mean is None or reference.mean is None: return []
     if reference.kind == 'date': return [f'middle {pd.Timestamp(reference.mean, unit="s").date()} → {pd.Timestamp(current.mean, unit="s").date()}']
     factor, what = unit_factor(reference, current), 'mean length' if reference.kind == 'text' else 'mean'
-    said = [f'{what} {reference.mean:,.4g} → {current.mean:,.4g}']
+    said = [f'{what} {shown(reference.mean)} → {shown(current.mean)}']
     if factor: said = [f'about {factor:,.3g} times larger' if factor > 1 else f'about {1/factor:,.3g} times smaller']+said
     outside = (current.counts[0]+current.counts[-1])/max(current.valid, 1) if current.edges else 0
     return said+([f'{_percent(outside)} outside the range of the reference'] if outside >= .01 else [])

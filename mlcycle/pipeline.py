@@ -107,7 +107,7 @@ def _papermill(source: Path, working: Path, parameters: dict, cwd: Path) -> Base
     logging.getLogger('papermill').setLevel(logging.ERROR)
     files_not_ports = type('FileKernelManager', (AsyncKernelManager,), {'transport': 'ipc'})   # no race for ports, nobody else can connect
     try: papermill.execute_notebook(str(source), str(working), parameters=parameters, cwd=str(cwd), progress_bar=False,
-                                    kernel_name='python3', log_output=False, start_timeout=120, kernel_manager_class=files_not_ports)
+                                    kernel_name='python3', language='python', log_output=False, start_timeout=120, kernel_manager_class=files_not_ports)
     except Exception as error: return error
     return None
 

@@ -1,0 +1,189 @@
+"""Running notebooks: what papermill lets through, what a crash leaves behind, and what is run again."""
+import json, os, signal, subprocess, sys, threading, time
+from pathlib import Path
+import nbformat, psutil, pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+from mlcycle.core import Blocked, DataError, Project, SettingsError
+from mlcycle.pipeline import MARK, STEPS, Step, last_end, parameters_of, run, run_notebook, status
+
+TOML = '''[project]
+name = "test"
+[problem]
+target = "y"
+task = "binary"
+[data]
+sources = [{path = "data.csv"}]
+'''
+HEAD = 'project: str = "."  # folder\nn: int = 1  # how many\nrate: float = 0.5\nflag: bool = False\nwords: str = "a=b"\noptions: dict = {"a": 1}'
+
+
+def make(path: Path, *sources: str, parameters: str | None=HEAD) -> Path:
+    cells = [new_markdown_cell('# Step')]+([new_code_cell(parameters, metadata={'tags': ['parameters']})] if parameters else [])
+    path.parent.mkdir(exist_ok=True)
+    nbformat.write(new_notebook(cells=cells+[new_code_cell(s) for s in sources]), path)
+    return path
+
+
+@pytest.fixture
+def project(tmp_path) -> Project:
+    (tmp_path/'mlcycle.toml').write_text(TOML)
+    (tmp_path/'data.csv').write_text('x,y\n1,0\n2,1\n')
+    for step in STEPS.values(): make(tmp_path/'notebooks'/step.notebook, 'print(n)')
+    return Project(tmp_path, actor='Ada')
+
+
+def rewrite(project: Project, stage: str, *sources: str, **options) -> Path:
+    return make(project.folder/'notebooks'/STEPS[stage].notebook, *sources, **options)
+
+
+def execute(project: Project, *sources: str, limit=60, **parameters):
+    source = rewrite(project, 'problem', *sources)
+    return run_notebook(source, project.folder/'out'/'step.ipynb', parameters=parameters, cwd=project.folder, limit=limit)
+
+
+@pytest.mark.parametrize('name', ["n=1;open('pwned','w').write('x');n", 'a b', 'class', '__x', 'n\n', 'zzz', ''])
+def test_a_name_is_never_code(project, name):
+    with pytest.raises(SettingsError, match='no parameter'): run(project, ['problem'], parameters={name: '1'})
+    assert not (project.folder/'pwned').exists() and project.ledger.entries('run') == []
+
+
+@pytest.mark.parametrize('text', ['"""', '\\', 'two\nlines', '{x}', '🦆', "it's", 'x'*100_000])
+def test_values_arrive_as_sent(project, text):
+    done = execute(project, 'import json; json.dump(words, open("got.json", "w"))', words=text)
+    assert done.state == 'done' and json.loads((project.folder/'got.json').read_text()) == text
+
+
+def test_types_are_the_declared_ones(project):
+    rewrite(project, 'problem', 'import json; json.dump([n, rate, flag, options], open("got.json", "w"))')
+    run(project, ['problem'], parameters={'n': '7', 'rate': '0.1', 'flag': 'true', 'options': '{"b": 2}'})
+    assert json.loads((project.folder/'got.json').read_text()) == [7, 0.1, True, {'b': 2}]
+    for bad in ({'n': 'seven'}, {'n': '1.5'}, {'flag': 'perhaps'}):
+        with pytest.raises(SettingsError, match=next(iter(bad))): run(project, ['problem'], parameters=bad)
+
+
+def test_without_a_parameters_cell_nothing_runs(project):
+    rewrite(project, 'data', 'n = 1', parameters=None)
+    with pytest.raises(DataError, match="tagged 'parameters'"): run(project, ['data'], parameters={'n': '2'})
+
+
+@pytest.mark.parametrize('content, what', [('not json', 'not a notebook'), ('{}', 'not a notebook'), ('<<<<<<< ours\n{}', 'merge conflict'), ('', 'not a notebook')])
+def test_a_file_that_is_no_notebook(project, content, what):
+    (project.folder/'notebooks'/'02_data.ipynb').write_text(content)
+    with pytest.raises(DataError, match=what): run(project)
+
+
+@pytest.mark.parametrize('end, why', [('os.kill(os.getpid(), 9)', 'kernel died'), ('os._exit(0)', 'kernel died'), ('sys.exit(0)', 'stopped early'), ('sys.exit(3)', 'SystemExit')])
+def test_an_end_in_the_middle_is_a_failure(project, end, why):
+    done = execute(project, 'print("before")', f'import os, sys; {end}', 'print("after")')
+    assert done.state == 'failed' and why in done.why and done.exit_status == 1
+    saved = nbformat.read(project.folder/'out'/'step.ipynb', as_version=4)
+    assert saved.cells[-1].metadata.papermill.status != 'completed' and saved.metadata.mlcycle.state == 'failed'
+    assert 'before' in str([c.get('outputs') for c in saved.cells])
+
+
+def test_a_loop_without_end_is_stopped(project):
+    begun = time.monotonic()
+    done = execute(project, 'print("so far", flush=True)', 'while True: pass', limit=6)
+    assert done.state == 'failed' and 'time limit' in done.why and time.monotonic()-begun < 25
+    assert 'so far' in (project.folder/'out'/'step.ipynb').read_text()
+
+
+def marked_processes() -> list:
+    found = []
+    for p in psutil.process_iter():
+        try:
+            if MARK in p.environ(): found.append(p)
+        except (psutil.Error, OSError): pass
+    return [p for p in found if p.pid != os.getpid() and p.status() != psutil.STATUS_ZOMBIE]
+
+
+DAEMON = '''import subprocess, sys
+code = "import os, time\\nif os.fork(): os._exit(0)\\nos.setsid()\\nif os.fork(): os._exit(0)\\ntime.sleep(900)"
+subprocess.run([sys.executable, '-c', code])
+subprocess.Popen(['sleep', '901'])'''
+
+
+def test_nothing_is_left_behind(project):
+    done = execute(project, DAEMON)
+    assert done.state == 'done' and len(done.left_behind) >= 1
+    assert not [p for p in marked_processes() if any('90' in a for a in p.cmdline())]
+
+
+def test_a_failing_cell_saves_the_notebook_and_fails_the_run(project):
+    rewrite(project, 'data', 'print("kept")', 'raise ValueError("<script>alert(1)</script>")')
+    done = run(project)
+    assert [s.state for s in done.steps] == ['done', 'failed'] and done.exit_status == 1
+    assert 'ValueError: <script>' in done.steps[1].why
+    page = (project.folder/done.steps[1].report).read_text()
+    assert 'kept' in page and '<script' not in page and 'Content-Security-Policy' in page
+    assert status(project)['stages'][1]['state'] == 'failed'
+
+
+def test_only_what_changed_is_run_again(project):
+    assert [s.state for s in run(project).steps] == ['done']*9
+    assert [s.state for s in run(project).steps] == ['unchanged']*9
+    (project.folder/'data.csv').write_text('x,y\n1,0\n2,1\n3,1\n')
+    assert [s.stage for s in run(project).steps if s.state == 'done'] == ['problem', 'data']
+    rewrite(project, 'validation', 'print(n+1)')
+    again = run(project)
+    assert [(s.stage, s.why) for s in again.steps if s.state == 'done'] == [('validation', 'changed: notebook')]
+    project.update_settings({'retraining.max_age_days': 90})
+    assert [s.stage for s in run(project).steps if s.state == 'done'] == ['retraining']
+    assert [s.stage for s in run(project, ['data'], force=True).steps if s.state == 'done'] == ['data']
+    assert [s.stage for s in run(project, start='governance').steps] == ['governance', 'retirement']
+
+
+def test_failure_stops_and_the_next_run_goes_on_from_there(project):
+    rewrite(project, 'development', 'raise RuntimeError("disk")')
+    assert [s.state for s in run(project).steps] == ['done', 'done', 'failed']
+    rewrite(project, 'development', 'print(n)')
+    assert [s.state for s in run(project).steps] == ['unchanged', 'unchanged']+['done']*7
+
+
+def test_a_step_that_waits_for_a_person_is_blocked_and_the_rest_is_done(project):
+    rewrite(project, 'deployment', 'from mlcycle.core import Blocked\nraise Blocked("waits for a signature. Next: mlcycle approve 1")')
+    done = run(project)
+    assert [s.state for s in done.steps] == ['done']*4+['blocked']+['done']*4 and done.exit_status == 1
+    assert status(project)['stages'][4]['state'] == 'blocked' and 'mlcycle approve' in status(project)['stages'][4]['why']
+    assert [s.state for s in run(project).steps] == ['unchanged']*4+['blocked']+['unchanged']*4
+
+
+def test_a_notebook_edited_while_it_runs_counts_next_time(project):
+    path = rewrite(project, 'problem', 'import time; time.sleep(4)')
+    worker = threading.Thread(target=lambda: run(Project(project.folder), ['problem']))
+    worker.start(); time.sleep(2.5)
+    rewrite(project, 'problem', 'print("edited")')
+    worker.join()
+    assert status(project)['stages'][0]['state'] == 'stale'
+    assert run(project, ['problem']).steps[0].why == 'changed: notebook'
+
+
+RUNNER = 'import sys; from mlcycle.core import Project; from mlcycle.pipeline import run; run(Project(sys.argv[1]))'
+
+
+def test_kill_minus_nine_of_the_runner(project):
+    rewrite(project, 'data', 'import time; time.sleep(60)')
+    process = subprocess.Popen([sys.executable, '-c', RUNNER, str(project.folder)])
+    for _ in range(150):
+        if project.ledger.last('run') and project.ledger.last('run').body.get('state') == 'started' and project.ledger.last('run').subject == 'data': break
+        time.sleep(.1)
+    with pytest.raises(Blocked, match='under way'): run(project)
+    time.sleep(1.5)
+    process.send_signal(signal.SIGKILL); process.wait()
+    assert 'interrupted' in status(project)['stages'][1]['why']
+    time.sleep(6)
+    assert not [p for p in marked_processes() if 'ipykernel_launcher' in ' '.join(p.cmdline()) and p.cwd() == str(project.folder)]
+    rewrite(project, 'data', 'print(n)')
+    assert [s.state for s in run(project).steps] == ['unchanged']+['done']*8
+    assert project.ledger.verify().ok and not list(project.reports.glob('*/.*'))
+
+
+def test_help_notebook_of_papermill_explains_the_parameters():
+    from importlib.resources import files
+    for step in STEPS.values():
+        path = files('mlcycle.steps')/step.notebook
+        known = parameters_of(nbformat.read(str(path), as_version=4), step.notebook)
+        assert next(iter(known)) == 'project' and all(p.type and p.help for p in known.values()), step.notebook
+    shown = subprocess.run([sys.executable, '-m', 'papermill', '--help-notebook', str(files('mlcycle.steps')/'03_development.ipynb')],
+                           capture_output=True, text=True).stdout
+    assert 'trials: int' in shown and 'mlcycle.toml' in shown
