@@ -11,8 +11,8 @@ from pathlib import Path
 import pandas as pd
 from pydantic import BaseModel
 from .access import Guard, access_for, find_token, may_listen
-from .features import FeaturePlan
 from .core import Blocked, DataError, IntegrityError, MlcycleError, Project, SettingsError, digest, jsonable
+from .features import FeaturePlan
 from .inputs import BadRequest, InputColumn, Wrong, input_schema, json_schema, not_valid, read_list, read_records
 from .registry import Model, ModelVersion, loads
 from .scoring import BrokenAnswer, Retired, admit, answers, event_times, label, log_rows, new_ids, score_with, training_rows
