@@ -11,8 +11,9 @@ import numpy as np
 import pandas as pd
 
 from .core import Costs, DataError, Estimate, Record, SettingsError, TASK_METRICS
-from .statistics import (cells, delong, delong_difference, difference as paired, intervals, lacking,
-                                numbers, square_and_add, unusable, weighted, wilson)
+from .statistics import (delong, delong_difference, difference as paired, intervals, square_and_add,
+                                wilson)
+from .weighting import cells, lacking, numbers, unusable, weighted
 
 # %% auto #0
 __all__ = ['METRICS', 'ANALYTIC', 'MISSING', 'DISPARITIES', 'Metric', 'metric_names', 'default_metric', 'Scored', 'scored',
@@ -81,10 +82,10 @@ def scored(task: str, # binary, multiclass or regression
         labels = _class_numbers(y, s, classes)
         return Scored(task, labels, s, s.argmax(axis=1).astype(float), costs or Costs())
     if task == 'binary' and s.ndim == 2 and s.shape[1] == 2: s = s[:, 1]
-    if s.ndim != 1: raise SettingsError(f'A {task} model gives one score a row; the shape of these is {s.shape}.')
+    if s.ndim != 1: raise SettingsError(f'A {task} model has one score a row; these have the shape {s.shape}.')
     y = numbers(y)
     if task == 'binary' and not np.isin(y[np.isfinite(y)], (0, 1)).all():
-        raise DataError('Binary labels are 0 and 1, 1 for the positive class, and others came. Encode them first.')
+        raise DataError('Binary labels are 0 and 1, the positive class 1; others came. Encode them first.')
     decisions = (s >= (0.5 if threshold is None else threshold)).astype(float) if task == 'binary' else s
     return Scored(task, y, s, decisions, costs or Costs())
 
@@ -144,7 +145,7 @@ def _why_not(rows: Scored, name: str) -> str:
 
 def _known(name: str, task: str) -> None:
     if name not in METRICS or task not in METRICS[name].tasks:
-        raise SettingsError(f'No metric {name!r} for a {task} task. Metrics: {", ".join(metric_names(task))}.')
+        raise SettingsError(f'No {task} metric {name!r}. Metrics: {", ".join(metric_names(task))}.')
 
 def measure(rows: Scored, # made by `scored`
             names: list[str], # which metrics
@@ -172,16 +173,16 @@ MISSING = '(missing)'
 
 def _quarters(values: pd.Series) -> pd.Series:
     edges = np.unique(np.quantile(values[np.isfinite(values)], [0, .25, .5, .75, 1], method='nearest'))
-    names = [f'{"over "*(i > 0)}{low:g} to {high:g}' for i, (low, high) in enumerate(zip(edges[:-1], edges[1:]))]
+    names = [f'{"over "*(low > edges[0])}{low:g} to {high:g}' for low, high in zip(edges[:-1], edges[1:])]
     return pd.cut(values, edges, labels=names, include_lowest=True)
 
 def grouped(values, # a column
             ) -> pd.Series: # of text, one group a row
-    "A column as groups: text as it is, many numbers cut at their quartiles, missing values a group of their own."
+    "A column as groups: text as it is, many numbers cut at their quartiles, missing values their own group."
     values = pd.Series(values).reset_index(drop=True)
     many = values.nunique() > 12 and pd.api.types.is_numeric_dtype(values)
     if many: values = _quarters(values.astype('float64'))
-    text = values.map(lambda v: repr(str(v)) if str(v) == MISSING else str(v), na_action='ignore').astype(object)
+    text = values.map(str, na_action='ignore').astype(object).replace(MISSING, repr(MISSING))
     return text.where(values.notna(), MISSING)
 
 def _smallest(rows: Scored, name: str) -> tuple[int, str]:
@@ -212,7 +213,7 @@ def by_group(task: str, y, scores, # as for `evaluate`
              ) -> pd.DataFrame: # group, n, metric, status, value, low, high, reason
     "Each group's metrics with their intervals, one row a group and metric."
     rows, labels = scored(task, y, scores, threshold=threshold, classes=classes, costs=costs), grouped(groups)
-    if len(labels) != len(rows.y): raise SettingsError(f'{len(rows.y):,} labels and {len(labels):,} groups came.')
+    if len(labels) != len(rows.y): raise SettingsError(f'{len(rows.y)} labels and {len(labels)} groups came.')
     names, least, how = list(names or metric_names(task)), (min_group, min_positive), (level, resamples, seed)
     table = []
     for group in sorted(labels.unique(), key=lambda g: (g == MISSING, g)):
@@ -237,12 +238,12 @@ def disparity(groups: pd.DataFrame, # made by `by_group`
     gaps = []
     for name in metrics:
         rows = groups[(groups.metric == name) & (groups.status == 'ok')]
-        if len(rows) < 2: return Estimate.undefined(metric, f'{len(rows)} groups are estimable; a difference needs two')
+        if len(rows) < 2: return Estimate.undefined(metric, f'{len(rows)} estimable groups; a difference needs two')
         gaps += _pairs(rows, len(metrics)*math.comb(len(rows), 2), level)
     left = groups[groups.metric.isin(metrics) & (groups.status != 'ok')].group.nunique()
-    low, high = max(0., max(g.low for g in gaps)), max(g.high for g in gaps)
-    value, note = max(g.value for g in gaps), f'groups left out as not estimable: {left}' if left else ''
-    return Estimate(metric=metric, value=value, low=low, high=high, n=int(rows.n.sum()), level=level, reason=note)
+    value, low, high = (max(getattr(g, end) for g in gaps) for end in ('value', 'low', 'high'))
+    return Estimate(metric=metric, value=value, low=max(0., low), high=high, n=int(rows.n.sum()), level=level,
+                    reason=f'groups left out as not estimable: {left}' if left else '')
 
 def _pairs(rows: pd.DataFrame, comparisons: int, level: float) -> list[Estimate]:
     "Every difference between two groups, both ways round, with intervals that hold together."
@@ -273,8 +274,9 @@ def difference(task: str, y, scores_a, scores_b, # the same rows, scored by two 
             for s, t in zip((scores_a, scores_b), thresholds))
     why = _why_not(a, metric) or _why_not(b, metric)
     if why: return Estimate.undefined(metric, why, len(a.y))
+    alike = METRICS[metric].needs == 'decision' and (a.decisions == b.decisions).all()
     if metric == 'roc_auc': gap = delong_difference(a.y, a.scores, b.scores, level=level)[0]
-    elif METRICS[metric].needs == 'decision' and np.array_equal(a.decisions, b.decisions): gap = _alike(a, metric, level)
+    elif alike: gap = _alike(a, metric, level)
     else:
         form, values = 'mean' if metric == 'cost' else metric, [_values(r, metric) for r in (a, b)]
         gap = paired(form, a.y, *values, level=level, resamples=resamples, seed=seed)
@@ -287,5 +289,6 @@ def _values(rows: Scored, metric: str) -> np.ndarray:
 def _signed(gap: Estimate, metric: str) -> Estimate:
     "The difference under the metric's name, turned round where smaller is better."
     ends = (gap.value, gap.low, gap.high)
-    if METRICS[metric].greater_is_better is False: ends = (None if v is None else 0.-v for v in (gap.value, gap.high, gap.low))
+    if METRICS[metric].greater_is_better is False:
+        ends = (None if v is None else 0.-v for v in (gap.value, gap.high, gap.low))
     return gap.model_copy(update=dict(zip(('value', 'low', 'high'), ends)) | {'metric': metric})

@@ -6,24 +6,23 @@
 from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
 
 import numpy as np
 from scipy.optimize import brentq
 from scipy.special import ndtr, ndtri
 from scipy.stats import rankdata
 
-from .core import DataError, Estimate, SettingsError
+from .core import Estimate, SettingsError
+from .weighting import CELLS, Statistic, cells, lacking, numbers, subtract, unusable, weighted
 
 # %% auto #0
-__all__ = ['LACKING', 'WEIGHTED', 'CELLS', 'BLOCK', 'DRAWS', 'FEWEST', 'wilson', 'square_and_add', 'newcombe', 'holm',
-           'benjamini_hochberg', 'numbers', 'unusable', 'lacking', 'Statistic', 'weighted', 'cells', 'resampled_counts',
-           'left_out', 'bca', 'intervals', 'bootstrap', 'difference', 'subtract', 'auc_shares', 'newcombe_auc',
-           'delong', 'delong_difference']
+__all__ = ['BLOCK', 'DRAWS', 'FEWEST', 'wilson', 'square_and_add', 'newcombe', 'holm', 'benjamini_hochberg', 'resampled_counts',
+           'left_out', 'bca', 'intervals', 'bootstrap', 'difference', 'auc_shares', 'newcombe_auc', 'delong',
+           'delong_difference']
 
 # %% ../nbs/00e_statistics.ipynb #06fee224
 def _z(level: float) -> float:
-    if not 0 < level < 1: raise SettingsError(f'A confidence level lies between 0 and 1; {level!r} came. Use 0.95.')
+    if not 0 < level < 1: raise SettingsError(f'A level such as 0.95 lies between 0 and 1; {level!r} came.')
     return float(ndtri((1+level)/2))
 
 def wilson(successes: float, # how many of them
@@ -93,173 +92,12 @@ def benjamini_hochberg(p, # p-values
     return adjusted
 
 # %% ../nbs/00e_statistics.ipynb #7e77cb51
-def numbers(values, # a Series, list or array
-            ) -> np.ndarray: # floats, missing as NaN
-    "Values as floats; a DataError when they are not numbers."
-    try:
-        if hasattr(values, 'to_numpy') and getattr(values, 'ndim', 1) == 1:
-            return values.to_numpy(dtype=float, na_value=np.nan)
-        return np.asarray(values, dtype=float)
-    except (TypeError, ValueError):
-        raise DataError('Labels and scores are measured as numbers; these are not. Encode the labels first.') from None
-
-def unusable(y_true: np.ndarray, *scores: np.ndarray) -> str: # '' when they can be measured
-    "Why these rows cannot be measured."
-    if not len(y_true): return 'no rows'
-    for what, x in (('label', y_true), *(('score', s) for s in scores)):
-        if len(x) != len(y_true):
-            raise SettingsError(f'{len(y_true):,} labels and {len(x):,} scores came. Each row needs one of both.')
-        bad = int((~np.isfinite(x)).reshape(len(x), -1).any(axis=1).sum())
-        if bad: return f'{bad:,} of {len(x):,} {what}s are missing or infinite'
-    return ''
-
-def _two_classes(y, s):
-    if s.ndim == 2: return '' if set(y) == set(range(s.shape[1])) else 'rows of every class the model knows are needed'
-    return '' if y.min() < y.max() else f'all labels are {y[0]:g}: two classes are needed'
-def _a_positive(y, s): return '' if (y == 1).any() else 'no positive label'
-def _a_probability(y, s):
-    if s.ndim == 2 and y.min() < 0: return 'a label is of a class that the model does not know'
-    return '' if ((s >= 0) & (s <= 1)).all() else 'scores outside 0 to 1 are not probabilities'
-
-LACKING = {   # metric → what it lacks, in words, or ''
-    'roc_auc': _two_classes, 'average_precision': _a_positive, 'recall': _a_positive,
-    'balanced_accuracy': lambda y, s: '' if y.min() < y.max() else 'two classes are needed',
-    'precision': lambda y, s: '' if (s == 1).any() else 'no positive decision',
-    'f1': lambda y, s: '' if max(y.max(), s.max()) == 1 else 'no positive label and no positive decision',
-    'false_positive_rate': lambda y, s: '' if (y == 0).any() else 'no negative label',
-    'log_loss': _a_probability, 'brier': _a_probability, 'calibration_error': _a_probability,
-    'r2': lambda y, s: '' if y.min() < y.max() else 'the labels do not vary'}
-
-def lacking(metric: str, y_true: np.ndarray, y_score: np.ndarray) -> str: # '' when nothing is lacking
-    "What a metric needs and these usable rows do not have."
-    return LACKING[metric](y_true, y_score) if metric in LACKING else ''
-
-# %% ../nbs/00e_statistics.ipynb #7fe186ab
-class Statistic(NamedTuple):
-    "A metric as a function of weights (b × rows) → values (b); NaN where a resample leaves it undefined."
-    value: Callable[[np.ndarray], np.ndarray]
-    distance: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None # norms: a bound on how far two weights' values differ
-    least: float = -math.inf # nothing lower is possible
-
-def _of_sums(columns: list[np.ndarray], combine: Callable) -> Statistic:
-    "A metric that is a function of weighted sums of columns."
-    matrix = np.column_stack([np.asarray(c, dtype=float) for c in columns])
-    def value(weights):
-        with np.errstate(divide='ignore', invalid='ignore'): return combine(*(weights.astype(float)@matrix).T)
-    return Statistic(value)
-
-def _mean(values) -> Statistic: return _of_sums([np.ones(len(values)), values], lambda n, total: total/n)
-
-def _confusion(combine: Callable) -> Callable[[np.ndarray, np.ndarray], Statistic]:
-    parts = [(1, 1), (0, 1), (1, 0), (0, 0)]   # true and false positives, false and true negatives
-    return lambda y, d: _of_sums([(y == true)&(d == said) for true, said in parts], combine)
-
-def _log_loss(y, p) -> Statistic:
-    eps = np.finfo(float).eps
-    p = p[np.arange(len(y)), y.astype(int)] if p.ndim == 2 else np.where(y == 1, p, 1-p)
-    return _mean(-np.log(np.clip(p, eps, 1-eps)))
-
-def _by_class(share: Callable, *, others: bool=False) -> Callable[[np.ndarray, np.ndarray], Statistic]:
-    "The mean over classes of a share of (hits, labels, decisions); of those only decided for too, if `others`."
-    def form(y, d):
-        classes = np.unique(np.r_[y, d] if others else y)
-        columns = [column for c in classes for column in ((y == c)&(d == c), y == c, d == c)]
-        return _of_sums(columns, lambda *s: np.mean([share(*s[i:i+3]) for i in range(0, len(s), 3)], axis=0))
-    return form
-
-def _r2(y, p) -> Statistic:
-    z = (y-y.mean())/(np.abs(y-y.mean()).max() or 1)
-    error = (y-p)/(np.abs(y-y.mean()).max() or 1)
-    def r2(n, e, s, q):
-        spread = q-s*s/n
-        return np.where(spread > 1e-12*n, 1-e/np.where(spread > 0, spread, 1), np.nan)
-    return _of_sums([np.ones(len(y)), error**2, z, z**2], r2)
-
-# %% ../nbs/00e_statistics.ipynb #f0dcdc07
-def _calibration_error(y, p) -> Statistic:
-    bins = np.minimum((p*10).astype(int), 9)
-    matrix = np.column_stack([np.ones(len(y)), (bins[:, None] == np.arange(10))*(p-y)[:, None]])
-    def gaps(weights):
-        sums = weights.astype(float)@matrix
-        return sums[:, 1:]/sums[:, :1]
-    def distance(weights, own): return np.abs(gaps(weights)-gaps(own)).sum(axis=1)
-    return Statistic(lambda weights: np.abs(gaps(weights)).sum(axis=1), distance, 0.)
-
-def _running(weights: np.ndarray) -> np.ndarray:
-    "Running sums with a zero before them; 32-bit where the weights are counts."
-    kind = np.int32 if weights.dtype.kind in 'ub' or weights.dtype.kind == 'i' else float
-    sums = np.zeros((len(weights), weights.shape[1]+1), dtype=kind)
-    np.cumsum(weights, axis=1, dtype=kind, out=sums[:, 1:])
-    return sums
-
-def _roc_auc(y, s) -> Statistic:
-    if s.ndim == 2:
-        parts = [_roc_auc((y == c).astype(float), s[:, c]) for c in range(s.shape[1])]
-        return Statistic(lambda weights: np.mean([p.value(weights) for p in parts], axis=0))
-    positive, negative = np.flatnonzero(y == 1), np.flatnonzero(y == 0)
-    negative = negative[np.argsort(s[negative], kind='stable')]
-    below, upto = (np.searchsorted(s[negative], s[positive], side) for side in ('left', 'right'))
-    def value(weights):
-        w, sums = weights[:, positive].astype(float), _running(weights[:, negative])
-        pairs = np.einsum('bi,bi->b', w, sums[:, below])+np.einsum('bi,bi->b', w, sums[:, upto])
-        with np.errstate(divide='ignore', invalid='ignore'): return pairs/(2*w.sum(axis=1)*sums[:, -1])
-    return Statistic(value)
-
-def _average_precision(y, s) -> Statistic:
-    order = np.argsort(-s, kind='stable')
-    positive = order[y[order] == 1]
-    ends, hits = (np.searchsorted(-s[rows], -s[positive], 'right') for rows in (order, positive))
-    def value(weights):
-        w, above, found = weights[:, positive], _running(weights[:, order]), _running(weights[:, positive])
-        precision = found[:, hits]/np.maximum(above[:, ends], 1e-9)
-        with np.errstate(invalid='ignore'): return np.einsum('bi,bi->b', w, precision)/found[:, -1]
-    return Statistic(value)
-
-# %% ../nbs/00e_statistics.ipynb #afb74098
-WEIGHTED: dict[str, Callable[[np.ndarray, np.ndarray], Statistic]] = {   # (labels, scores or decisions) → Statistic
-    'roc_auc': _roc_auc, 'average_precision': _average_precision, 'log_loss': _log_loss,
-    'brier': lambda y, p: _mean((p-y)**2), 'calibration_error': _calibration_error,
-    'mean': lambda y, values: _mean(values), 'accuracy': lambda y, d: _mean(y == d),
-    'balanced_accuracy': _by_class(lambda hits, labels, said: hits/labels),
-    'f1_macro': _by_class(lambda hits, labels, said: 2*hits/(labels+said), others=True),
-    'precision': _confusion(lambda tp, fp, fn, tn: tp/(tp+fp)),
-    'recall': _confusion(lambda tp, fp, fn, tn: tp/(tp+fn)),
-    'f1': _confusion(lambda tp, fp, fn, tn: 2*tp/(2*tp+fp+fn)),
-    'false_positive_rate': _confusion(lambda tp, fp, fn, tn: fp/(fp+tn)),
-    'selection_rate': lambda y, d: _mean(d == 1),
-    'rmse': lambda y, p: _of_sums([np.ones(len(y)), (y-p)**2], lambda n, e: np.sqrt(e/n)),
-    'mae': lambda y, p: _mean(np.abs(y-p)), 'r2': _r2}
-
-def weighted(metric: str | Callable, # a name of WEIGHTED, or a function of (labels, scores)
-             y_true: np.ndarray, y_score: np.ndarray) -> Statistic:
-    "A metric of these rows as a function of their weights; your own function is called line by line, slower."
-    if isinstance(metric, str) and metric not in WEIGHTED:
-        raise SettingsError(f'No metric {metric!r}. Use one of {", ".join(WEIGHTED)}, or a function of labels and scores.')
-    if isinstance(metric, str): return WEIGHTED[metric](y_true, y_score)
-    def one(counts):
-        rows = np.repeat(np.arange(len(counts)), counts.astype(int))
-        try: value = float(metric(y_true[rows], y_score[rows]))
-        except ValueError: return math.nan
-        return value if math.isfinite(value) else math.nan
-    return Statistic(lambda weights: np.array([one(counts) for counts in weights]))
-
-# %% ../nbs/00e_statistics.ipynb #863c2085
-CELLS = 2_000 # up to so many cells, counts are multinomial; above, Poisson
 BLOCK = 4_000_000 # counts held at a time
 DRAWS = 400_000_000 # counts drawn for one interval; resamples are cut to it above 200,000 rows
 FEWEST = 10 # rows below which no interval is resampled
 
 _poisson_cdf = np.cumsum([math.exp(-1)/math.factorial(k) for k in range(12)])
 _poisson = np.searchsorted(_poisson_cdf, (np.arange(65_536)+.5)/65_536).astype(np.uint8)
-
-def cells(y_true: np.ndarray, *scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]: # rows kept, how often each
-    "One row for each set of rows that are alike, when these are few; otherwise every row once."
-    code = np.zeros(len(y_true), dtype=np.int64)
-    for x in (y_true, *(column for s in scores for column in (s.T if s.ndim == 2 else [s]))):
-        levels, index = np.unique(x, return_inverse=True)
-        code = np.unique(code*len(levels)+index, return_inverse=True)[1]
-        if code.max(initial=0) >= CELLS: return np.arange(len(y_true)), np.ones(len(y_true), dtype=np.int64)
-    return np.unique(code, return_index=True)[1], np.bincount(code)
 
 def _blocks(total: int, width: int) -> Iterator[tuple[int, int]]:
     step = max(1, BLOCK//width)
@@ -287,7 +125,7 @@ def left_out(sizes: np.ndarray, # rows in each cell
 
 # %% ../nbs/00e_statistics.ipynb #f0b8f6c1
 def bca(value: float, replicates: np.ndarray, # the figure, and the resamples'
-        jackknife: np.ndarray, sizes: np.ndarray, # the figure with one of the rows left out; how many are such
+        jackknife: np.ndarray, sizes: np.ndarray, # the figure with a row left out, and how many such rows
         *, level: float=0.95) -> tuple[float, float]: # low, high
     "Efron's bias-corrected and accelerated interval (1987)."
     below = ((replicates < value).mean()+(replicates <= value).mean())/2
@@ -312,13 +150,15 @@ def intervals(statistics: dict[str, Statistic], # name → metric of the same ce
     n, once = int(sizes.sum()), sizes[None]
     values = {name: float(s.value(once)[0]) for name, s in statistics.items()}
     if n < FEWEST:
-        return {k: _too_few(k, v, n, level, f'{n} rows: an interval needs {FEWEST}') for k, v in values.items()}
-    resamples = max(200, min(resamples, DRAWS//len(sizes)))
+        why = f'{n} rows: an interval needs {FEWEST}'
+        return {k: _too_few(k, v, n, level, why) for k, v in values.items()}
+    wanted, resamples = resamples, min(resamples, max(200, DRAWS//len(sizes)))
     of_counts = {k: _of_counts(s, once) for k, s in statistics.items()}
     drawn = _all(resampled_counts(sizes, resamples, seed=seed), of_counts)
-    smooth = {k: s.value for k, s in statistics.items() if s.distance is None and len(sizes)*resamples < DRAWS}
+    smooth = {k: s.value for k, s in statistics.items() if s.distance is None and resamples == wanted}
     out = _all(left_out(sizes, seed=seed), smooth)
-    return {k: _interval(k, s, (values[k], drawn[k], out.get(k)), sizes, level) for k, s in statistics.items()}
+    found = {k: (values[k], drawn[k], out.get(k)) for k in statistics}
+    return {k: _interval(k, s, found[k], sizes, level) for k, s in statistics.items()}
 
 def _of_counts(statistic: Statistic, own: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
     return statistic.value if statistic.distance is None else lambda weights: statistic.distance(weights, own)
@@ -334,7 +174,7 @@ def _interval(metric, statistic, found, sizes, level) -> Estimate:
     if not math.isfinite(value) or len(kept) < .95*len(drawn):
         return _too_few(metric, value, n, level, 'too many resamples leave it undefined')
     if statistic.distance is None and kept.min() == kept.max():
-        return _too_few(metric, value, n, level, 'every resample gives the same figure: the rows have no spread')
+        return _too_few(metric, value, n, level, 'every resample gives the same figure: no spread')
     if statistic.distance is not None:
         reach, reason = float(np.quantile(kept, level)), 'interval by the triangle inequality'
         low, high = max(statistic.least, value-reach), value+reach
@@ -374,12 +214,6 @@ def difference(metric: str | Callable, # a name of WEIGHTED, or your own functio
     statistic = subtract(weighted(metric, y[rows], a[rows]), weighted(metric, y[rows], b[rows]))
     return intervals({name: statistic}, sizes, resamples=resamples, level=level, seed=seed)[name]
 
-def subtract(a: Statistic, b: Statistic) -> Statistic:
-    "The statistic a minus b of the same rows."
-    norms = a.distance and b.distance
-    return Statistic(lambda weights: a.value(weights)-b.value(weights),
-                     norms and (lambda weights, own: a.distance(weights, own)+b.distance(weights, own)))
-
 # %% ../nbs/00e_statistics.ipynb #84be7b3f
 def auc_shares(y_true: np.ndarray, # 0 and 1, both present; or class numbers
                y_score: np.ndarray, # a score a row; or one column a class
@@ -399,7 +233,7 @@ def auc_shares(y_true: np.ndarray, # 0 and 1, both present; or class numbers
 # %% ../nbs/00e_statistics.ipynb #b66983a5
 def newcombe_auc(area: float, positives: int, negatives: int, # the area and the rows of each class
                  *, level: float=0.95) -> tuple[float, float]: # low, high
-    "Newcombe's score interval of ROC AUC (2006, part 2, method 5): not empty when the classes are wholly apart."
+    "Newcombe's score interval of ROC AUC (2006, part 2, method 5), also where the classes are wholly apart."
     z, rest = _z(level), (positives+negatives)/2-1
     def beyond(t, side):
         spread = t*(1-t)*(1+rest*((1-t)/(2-t)+t/(1+t)))/(positives*negatives)
@@ -420,7 +254,7 @@ def _auc_interval(y, s, area, level, variance) -> tuple[float, float]:
 
 def delong(y_true, y_score, # 0 and 1 and a score each; or class numbers and one column of scores a class
            *, level: float=0.95) -> Estimate:
-    "ROC AUC with DeLong's variance (1988) on the logit scale; Newcombe's interval where classes are small or apart."
+    "ROC AUC with DeLong's interval (1988), on the logit scale; Newcombe's where classes are small or apart."
     y, s = numbers(y_true), numbers(y_score)
     why = unusable(y, s) or lacking('roc_auc', y, s)
     if why: return Estimate.undefined('roc_auc', why, len(y))
