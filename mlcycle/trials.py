@@ -8,14 +8,14 @@ from typing import NamedTuple
 import numpy as np, pandas as pd
 from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 from sklearn.linear_model import LogisticRegression, Ridge
-from sklearn.model_selection import GroupKFold, KFold, StratifiedKFold, TimeSeriesSplit
 from .core import Criterion, DataError, Estimate, Settings
 from .features import FeaturePlan, build_pipeline, infer_plan, read_target
+from .folds import choose_strategy, make_folds, time_order
 from .metrics import METRICS, measure, scored
 
 # %% auto #0
-__all__ = ['MOST_ROWS', 'SIZES', 'AHEAD', 'POWERS', 'simple_models', 'split_kind', 'usable_rows', 'Trial', 'make_trial',
-           'held_out_scores', 'cross_validated', 'trivial', 'extrapolate', 'learning_curve', 'farthest', 'rows_needed']
+__all__ = ['MOST_ROWS', 'SIZES', 'AHEAD', 'POWERS', 'simple_models', 'usable_rows', 'Trial', 'make_trial', 'held_out_scores',
+           'cross_validated', 'trivial', 'extrapolate', 'learning_curve', 'farthest', 'rows_needed']
 
 # %% ../nbs/00n_trials.ipynb #8cc9e5e2
 def simple_models(task: str, # binary, multiclass or regression
@@ -28,23 +28,14 @@ def simple_models(task: str, # binary, multiclass or regression
 # %% ../nbs/00n_trials.ipynb #85ccb6cc
 MOST_ROWS = 20_000   # rows looked at
 
-def split_kind(settings: Settings) -> str: # 'time', 'group' or 'random'
-    "How rows are held out: as declared, else by what the data section names."
-    declared, data = settings.data.split.strategy, settings.data
-    return declared if declared != 'auto' else 'time' if data.time else 'group' if data.group else 'random'
-
-def _needed(df: pd.DataFrame, name: str, setting: str) -> pd.Series:
-    if name in df: return df[name]
-    raise DataError(f'No column {name!r} in the data. Columns: {", ".join(map(str, df.columns[:30]))}. Fix {setting} in mlcycle.toml.')
-
-def usable_rows(df: pd.DataFrame, settings: Settings) -> pd.DataFrame: # at most MOST_ROWS, oldest first where there is a time
+def usable_rows(df: pd.DataFrame, settings: Settings) -> pd.DataFrame: # at most MOST_ROWS, oldest first where there is an order
     "Rows with an outcome, without the newest ones that will test the model, sampled."
-    outcome = _needed(df, settings.problem.target, 'problem.target')
-    rows = df[outcome.notna() & (outcome.astype(str).str.strip() != '')].reset_index(drop=True)
-    if split_kind(settings) == 'time':
-        times = pd.to_datetime(_needed(rows, settings.data.time, 'data.time'), errors='coerce', utc=True)
-        seen = round(len(rows)*(1-settings.data.split.test-settings.data.split.live))
-        rows = rows.iloc[times.argsort(kind='stable')[:max(1, seen)]].reset_index(drop=True)
+    target, split = settings.problem.target, settings.data.split
+    if target not in df: raise DataError(f'No column {target!r} in the data. Columns: {", ".join(map(str, df.columns[:30]))}. Fix problem.target in mlcycle.toml.')
+    rows = df[df[target].notna() & (df[target].astype(str).str.strip() != '')].reset_index(drop=True)
+    if len(rows) and (choice := choose_strategy(rows, settings)).strategy == 'time':
+        order, _ = time_order(rows, choice.column)
+        rows = rows.iloc[order[:max(1, round(len(rows)*(1-split.test-split.live)))]].reset_index(drop=True)
     if len(rows) <= MOST_ROWS: return rows
     chosen = np.random.default_rng(settings.project.seed).choice(len(rows), MOST_ROWS, replace=False)
     return rows.iloc[np.sort(chosen)].reset_index(drop=True)
@@ -56,6 +47,7 @@ class Trial(NamedTuple):
     y: pd.Series # encoded outcomes
     plan: FeaturePlan
     folds: list[tuple[np.ndarray, np.ndarray]] # positions: training, held out
+    split: str # how the folds were cut: 'time', 'group' or 'random'
     settings: Settings
 
     @property
@@ -71,24 +63,15 @@ class Trial(NamedTuple):
         rows = scored(self.task, self.y.iloc[positions], scores, threshold=threshold, classes=self.classes, costs=costs)
         return measure(rows, names, level=validation.level, resamples=resamples, seed=self.settings.project.seed)
 
-def _folds(rows: pd.DataFrame, y: pd.Series, settings: Settings) -> list[tuple[np.ndarray, np.ndarray]]:
-    k = min(settings.development.folds, 3 if len(rows) > 5000 else 5)
-    kind, seed = split_kind(settings), settings.project.seed
-    if kind == 'time': return list(TimeSeriesSplit(k).split(rows))
-    if kind == 'group':
-        groups = _needed(rows, settings.data.group, 'data.group').astype(str)
-        return list(GroupKFold(k, shuffle=True, random_state=seed).split(rows, groups=groups))
-    rare = y.value_counts().min() if settings.problem.task != 'regression' else 0
-    return list((StratifiedKFold if rare >= k else KFold)(k, shuffle=True, random_state=seed).split(rows, y))
-
 def make_trial(rows: pd.DataFrame, # of `usable_rows`
                settings: Settings, *, leave_out: list[str]=()) -> Trial: # columns no model may see
     "Rows with their encoded outcomes, the plan of their columns, and the folds; DataError when there are too few."
-    fewest = 2*settings.development.folds
-    if len(rows) < fewest: raise DataError(f'{len(rows)} rows have an outcome; {fewest} are the fewest that can be told apart in folds. Add rows.')
-    plan, y = infer_plan(rows, settings), read_target(rows, settings)
+    k = min(settings.development.folds, 3 if len(rows) > 5000 else 5)
+    if len(rows) < 2*k: raise DataError(f'{len(rows)} rows have an outcome; {2*k} are the fewest for {k} folds. Add rows with outcomes.')
+    y, plan = read_target(rows, settings), infer_plan(rows, settings)
     columns = [c.model_copy(update=dict(role='dropped')) if c.name in leave_out else c for c in plan.columns]
-    return Trial(rows, y, plan.model_copy(update=dict(columns=columns)), _folds(rows, y, settings), settings)
+    return Trial(rows, y, plan.model_copy(update=dict(columns=columns)), make_folds(rows, settings, k),
+                 choose_strategy(rows, settings).strategy, settings)
 
 # %% ../nbs/00n_trials.ipynb #7f5ed6ba
 def _scores(model, X: pd.DataFrame, trial: Trial) -> np.ndarray: # binary, regression: n; multiclass: n × classes
@@ -104,7 +87,7 @@ def held_out_scores(trial: Trial, name: str, # of a simple model
     (estimator, kind), random, told = simple_models(trial.task, seed)[name], np.random.default_rng(seed), []
     for train, test in trial.folds:
         n = max(2, round(share*len(train)))
-        part = train[-n:] if split_kind(trial.settings) == 'time' else random.permutation(train)[:n]
+        part = train[-n:] if trial.split == 'time' else random.permutation(train)[:n]
         if trial.task != 'regression' and trial.y.iloc[part].nunique() < 2: continue
         model = build_pipeline(trial.plan, estimator, kind=kind, seed=seed).fit(trial.rows.iloc[part], trial.y.iloc[part])
         told.append((len(part), test, _scores(model, trial.rows.iloc[test], trial)))
