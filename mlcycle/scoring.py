@@ -4,7 +4,7 @@
 
 # %% ../nbs/00i_scoring.ipynb #53bb3b8b
 from __future__ import annotations
-import io, json, os
+import io, os
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import ClassVar
@@ -21,7 +21,7 @@ from .tables import Snapshot
 __all__ = ['OURS', 'FORMULA', 'Retired', 'BrokenAnswer', 'retirement_of', 'holder', 'admit', 'new_ids', 'answers', 'event_times',
            'utc', 'stored_name', 'kept_columns', 'log_rows', 'score', 'score_with', 'formula_safe', 'write_table',
            'output_path', 'read_rows', 'score_file', 'LabelReport', 'encode_labels', 'incoming', 'find_predictions',
-           'label', 'label_file', 'logged', 'predictions', 'labelled', 'collect', 'training_rows']
+           'label', 'known_ids', 'label_file', 'logged', 'predictions', 'labelled', 'training_rows']
 
 # %% ../nbs/00i_scoring.ipynb #887a9206
 class Retired(Blocked):
@@ -271,7 +271,7 @@ def label(project: Project,
     project.must_write('labels')
     given = incoming(project, df)
     rows = find_predictions(project, given.assign(row=range(len(given))))
-    made = _known_ids(project)
+    made = known_ids(project)
     rows = rows.assign(known=rows['prediction_id'].isin(made), prediction_id=rows['prediction_id'].fillna(''), id=rows['id'].fillna(''))
     said = _compared(project, rows)
     now = pd.Timestamp(datetime.now(timezone.utc)).as_unit('us')
@@ -281,7 +281,8 @@ def label(project: Project,
     return LabelReport(rows=len(df), matched=matched, unknown=len(given)-matched, doubled=int(said['doubled'].sum()),
                        contradictory=int(said['contradictory'].sum()), missing=len(df)-len(given))
 
-def _known_ids(project: Project) -> set:
+def known_ids(project: Project) -> set[str]:
+    "The ids of every prediction that was logged."
     if not logged(project): return set()
     return set(project.tables.read('predictions', columns=['prediction_id'])['prediction_id'])
 
@@ -329,28 +330,6 @@ def labelled(project: Project, *, since: object=None, until: object=None, versio
     found = made.merge(latest, on='prediction_id', how='inner')
     task = project.settings.problem.task
     return found.astype({'label': int if task == 'binary' else float if task == 'regression' else object})
-
-# %% ../nbs/00i_scoring.ipynb #ad53895f
-def collect(project: Project, path: str | Path) -> int: # predictions that were new
-    "Bring a bundle's JSON lines home: predictions into the log, outcomes to their predictions."
-    lines = [_line(text, i, Path(path).name) for i, text in enumerate(Path(path).read_text(encoding='utf-8').splitlines()) if text.strip()]
-    made = pd.DataFrame([line for line in lines if line['kind'] == 'prediction'])
-    known = _known_ids(project)
-    fresh = made[~made['prediction_id'].isin(known)].drop_duplicates('prediction_id') if len(made) else made
-    for version, part in fresh.groupby('version') if len(fresh) else ():
-        plan = FeaturePlan.from_body(registered(project, version).body['plan'])
-        answered = part.drop(columns=['kind', 'input']).assign(at=utc(part['at'], 'at')).dropna(axis=1, how='all')
-        append(project, 'predictions', log_rows(project, pd.DataFrame(part['input'].tolist()), plan, answered))
-    outcomes = pd.DataFrame([{k: v for k, v in line.items() if k != 'kind'} for line in lines if line['kind'] == 'label'])
-    if len(outcomes): label(project, outcomes)
-    return len(fresh)
-
-def _line(text: str, i: int, name: str) -> dict:
-    try: line = json.loads(text)
-    except ValueError: line = None
-    if not isinstance(line, dict) or line.get('kind') not in ('prediction', 'label'):
-        raise DataError(f'{name}, line {i+1} is not a line that a bundle writes. Take that line out, or give the whole file that MLCYCLE_LOG named.')
-    return line
 
 # %% ../nbs/00i_scoring.ipynb #bdf6f548
 def training_rows(project: Project, info) -> pd.DataFrame | None: # None where they are gone

@@ -4,19 +4,16 @@
 
 # %% ../nbs/05a_serving.ipynb #9d2459cf
 from __future__ import annotations
-import asyncio, html, json, logging, os, sys, threading, time
+import asyncio, html, json, logging, os, sys
 from contextlib import asynccontextmanager
-from datetime import datetime, timezone
 from pathlib import Path
 import pandas as pd
 from pydantic import BaseModel
 from .access import Guard, access_for, find_token, may_listen
-from .core import Blocked, DataError, IntegrityError, MlcycleError, Project, SettingsError, digest, jsonable
-from .features import FeaturePlan
-from .inputs import BadRequest, InputColumn, Wrong, input_schema, json_schema, not_valid, read_list, read_records
-from .registry import Model, ModelVersion, loads
-from .scoring import BrokenAnswer, Retired, admit, answers, event_times, label, log_rows, new_ids, score_with, training_rows
-from .spool import gather, spool
+from .core import Blocked, DataError, MlcycleError, Project, SettingsError, jsonable
+from .inputs import BadRequest, Wrong, json_schema, not_valid, read_list, read_records
+from .scoring import BrokenAnswer, Retired, admit
+from .service import BundleService, NotLogged, ProjectService, open_service
 
 try:
     import prometheus_client as prometheus
@@ -29,160 +26,12 @@ except ImportError as error:
     raise SettingsError(f"Serving needs packages of its own ({error.name} is not here). Next: pip install 'mlcycle[serve]'") from None
 
 # %% auto #0
-__all__ = ['log', 'SETTLE', 'PROBLEMS', 'NotLogged', 'ProjectService', 'check_bundle', 'BundleService', 'check_golden',
-           'open_service', 'Problem', 'problem', 'Counters', 'create_app', 'check_media', 'told', 'read_labels',
+__all__ = ['log', 'SETTLE', 'PROBLEMS', 'Problem', 'problem', 'Counters', 'create_app', 'check_media', 'told', 'read_labels',
            'model_facts', 'document', 'docs_page', 'serve']
 
-# %% ../nbs/05a_serving.ipynb #6252c3d5
+# %% ../nbs/05a_serving.ipynb #86920349
 log = logging.getLogger('mlcycle.serving')
 
-class NotLogged(MlcycleError):
-    "The predictions could not be kept, so they were not given."
-    exit_status = 1
-
-class ProjectService:
-    "A project's version, as the ledger has it: `model` loads and follows it, `predict` and `label` work on rows."
-    kept_in = 'the table predictions, before the answer'
-    every = 1.0 # seconds between two looks at the ledger
-
-    def __init__(self, project: Project, version: str='champion'):
-        self.project, self.version, self.lock = project, version, threading.Lock()
-        self.head = self.loaded = self.gone = None
-        self.schema, self.looked = [], -self.every
-        try: self.model()
-        except Retired: pass   # it answers 410
-
-    @property
-    def name(self) -> str: return self.project.name
-
-    def model(self) -> Model:
-        "The model that answers now; Retired or Blocked where none may."
-        with self.lock:
-            if time.monotonic()-self.looked >= self.every: self._look()
-            if self.gone: raise self.gone
-            return self.loaded
-
-    def _look(self) -> None:
-        head, self.looked = self.project.ledger.head(), time.monotonic()
-        if head == self.head: return
-        try:
-            version, self.gone = admit(self.project, self.version), None
-            if self.loaded is None or self.loaded.version != version: self._load(version)
-        except Blocked as error: self.gone = error
-        self.head = head
-
-    def _load(self, version: str) -> None:
-        try: model = self.project.registry.load(version)
-        except IntegrityError as error:
-            if self.loaded is None: raise
-            admit(self.project, self.loaded.version)
-            return log.error('version %s stays, because: %s', self.loaded.version, error)
-        sample = training_rows(self.project, model.info)
-        self.plan = FeaturePlan.from_body(model.info.plan)
-        self.schema = input_schema(self.plan, self.project.settings, sample=sample)
-        self.loaded = model
-
-    def predict(self, df: pd.DataFrame) -> pd.DataFrame:
-        "Answers for rows, kept in the log first."
-        model = self.model()
-        found = score_with(self.project, model, df, log=False)
-        try: spool(self.project, 'predictions', log_rows(self.project, df, FeaturePlan.from_body(model.info.plan), found))
-        except Exception as error:   # whatever the disk said: an answer that is not kept is not given
-            raise NotLogged('The prediction could not be kept, so it is not given.') from error
-        return found
-
-    def label(self, rows: pd.DataFrame) -> dict:
-        "Keep outcomes; returns their counts."
-        with self.lock: return label(self.project, rows).body()
-
-    def settle(self) -> None:
-        "Move what the spool keeps into the table."
-        try: gather(self.project, 'predictions', key='prediction_id')
-        except Exception: log.exception('the spool could not be moved; it is tried again')   # nothing is lost: the rows stay in it
-
-# %% ../nbs/05a_serving.ipynb #ab35c20a
-def check_bundle(folder: str | Path) -> dict: # its manifest
-    "Compare every file of a bundle with the manifest; IntegrityError names the first that differs."
-    folder = Path(folder)
-    try: manifest = json.loads((folder/'manifest.json').read_text(encoding='utf-8'))
-    except (OSError, ValueError): raise SettingsError(f'{folder.name!r} is no bundle: it has no readable manifest.json. Build one: mlcycle run deployment') from None
-    for name, expected in manifest['files'].items():
-        file = (folder/name).resolve()
-        inside = file.is_relative_to(folder.resolve()) and file.is_file()
-        if not inside or digest(file.read_bytes()) != expected:
-            raise IntegrityError(f'{name} in bundle {folder.name!r} is not the file that was built. Build the bundle again: mlcycle run deployment')
-    return manifest
-
-class BundleService:
-    "A bundle's model, and a log of JSON lines: the same three verbs as a project's."
-    def __init__(self, folder: str | Path):
-        self.folder, self.lock = Path(folder), threading.Lock()
-        self.manifest = check_bundle(self.folder)
-        read = lambda name: json.loads((self.folder/name).read_text(encoding='utf-8'))
-        info = ModelVersion.from_body(read('model.json'))
-        self.name, self.loaded = self.manifest['name'], Model(info, loads((self.folder/'model.skops').read_bytes()))
-        self.schema = [InputColumn.from_body(c) for c in read('schema.json')['columns']]
-        self.time = next((c.name for c in self.schema if c.role == 'time'), '')
-        self.target = os.environ.get('MLCYCLE_LOG') or '-'
-        self.kept_in = ('lines of JSON on standard output, as durable as what collects them' if self.target == '-' else
-                        'nothing: MLCYCLE_LOG=off' if self.target == 'off' else 'a file of JSON lines, on disk before the answer')
-
-    def model(self) -> Model:
-        "The model, or Retired where `retired.json` lies in the folder."
-        notice = self.folder/'retired.json'
-        if notice.exists(): raise Retired({'at': '', 'successor': None, 'because': ''} | json.loads(notice.read_text(encoding='utf-8')) | {'version': self.loaded.version})
-        return self.loaded
-
-    def predict(self, df: pd.DataFrame) -> pd.DataFrame:
-        "Answers for rows, written as lines first."
-        model = self.model()
-        times, found = event_times(df, self.time), answers(model, df)
-        found = pd.concat([pd.DataFrame({'prediction_id': new_ids(len(df)), 'at': times, 'version': model.version}), found], axis=1)
-        inputs = jsonable(df.astype(object).to_dict('records'))
-        self._write([{'kind': 'prediction', **a, 'input': i} for a, i in zip(jsonable(found.to_dict('records')), inputs)])
-        return found
-
-    def label(self, rows: pd.DataFrame) -> dict:
-        "Write outcomes as lines; a bundle cannot know whether their predictions were made."
-        known = rows.astype(object).where(rows.notna(), None)
-        self._write([{'kind': 'label', **r} for r in jsonable(known.to_dict('records'))])
-        return {'rows': len(rows), 'note': 'kept as lines; they are matched when the log is collected into the project'}
-
-    def settle(self) -> None: "Nothing waits: the lines are where they stay."
-
-    def _write(self, lines: list[dict]) -> None:
-        text = ''.join(json.dumps(line, ensure_ascii=True)+'\n' for line in lines)
-        if self.target == 'off': return
-        try:
-            with self.lock: print(text, end='', flush=True) if self.target == '-' else _append(Path(self.target), text)
-        except OSError as error: raise NotLogged('The prediction could not be kept, so it is not given.') from error
-
-def _append(file: Path, text: str) -> None:
-    "Add whole lines to a file, on disk when this returns."
-    handle = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-    try:
-        rest = text.encode()
-        while rest: rest = rest[os.write(handle, rest):]
-        os.fsync(handle)
-    finally: os.close(handle)
-
-def check_golden(folder: str | Path, *, tolerance: float=1e-9) -> int: # how many pairs were reproduced
-    "Score a bundle's golden inputs again, through the same reader as a request; IntegrityError at the first that differs."
-    service, golden = BundleService(folder), json.loads((Path(folder)/'golden.json').read_text(encoding='utf-8'))
-    rows = read_records(json.dumps(golden['inputs']).encode(), service.schema)
-    for i, (found, wanted) in enumerate(zip(jsonable(answers(service.loaded, rows).to_dict('records')), golden['outputs'], strict=True)):
-        for name, value in wanted.items():
-            same = abs(found[name]-value) <= tolerance if isinstance(value, float) else found[name] == value
-            if not same: raise IntegrityError(f'Golden pair {i}: {name} is {found[name]!r}, expected {value!r}. This environment is not the one that was approved.')
-    return len(golden['outputs'])
-
-# %% ../nbs/05a_serving.ipynb #33e6cbda
-def open_service(source: Project | str | Path, version: str='champion') -> ProjectService | BundleService:
-    "What a project or a bundle's folder can be served by."
-    if not isinstance(source, Project) and (Path(source)/'manifest.json').is_file(): return BundleService(source)
-    return ProjectService(source if isinstance(source, Project) else Project(source), version)
-
-# %% ../nbs/05a_serving.ipynb #86920349
 class Problem(BaseModel):
     "What an error looks like."
     code: str
