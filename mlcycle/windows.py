@@ -8,14 +8,16 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 import pandas as pd
+from pydantic import Field
 
 from .alarms import Finding
-from .core import Criterion, Estimate, Frame, MissingEvidence, Project, Record, Result, digest, judge, missing_evidence
+from .core import Criterion, Estimate, Frame, Project, Result, judge, missing_evidence
 from .drift import Tolerance, drift
 from .features import FeaturePlan
 from .metrics import METRICS, by_group, default_metric, disparity, evaluate, metric_names
 from .profile import ColumnProfile, Profile, load_profile, profile, quantile, save_profile
-from .scoring import stored_name
+from .registry import ModelVersion
+from .scoring import stored_name, training_rows
 from .statistics import square_and_add
 from .tables import Snapshot
 from .values import clean_dates, clean_numbers, clean_text, clean_truths
@@ -80,12 +82,17 @@ def _training_profile(project: Project, model: dict, plan: FeaturePlan) -> Profi
     for entry in reversed(project.ledger.entries('window', str(model['version']))):
         if entry.body['trained_on'] == model['data'] and (kept := load_profile(profiles_folder(project), entry.body['reference'])) is not None:
             return Profile(rows=kept.rows, columns={k: v for k, v in kept.columns.items() if k != 'score'})
-    table = project.settings.monitoring.reference
-    snapshots = [Snapshot.from_body(e.body) for e in project.ledger.entries('snapshot', table)]
-    fitting = [s for s in snapshots if table != 'train' or s.hash == model['data']] or snapshots
-    if not fitting: raise missing_evidence('snapshot', 'data', table)
-    rows = project.tables.read(fitting[-1])
+    rows = _reference_rows(project, model)
     return profile(as_read(rows, plan, watched_columns(project, plan)))
+
+def _reference_rows(project: Project, model: dict) -> pd.DataFrame:
+    "The rows that a version was trained on; the newest table of that name where they are gone or another table is asked for."
+    table = project.settings.monitoring.reference
+    rows = training_rows(project, ModelVersion.from_body(model)) if table == 'train' else None
+    if rows is not None: return rows
+    entry = project.ledger.last('snapshot', table)
+    if entry is None: raise missing_evidence('snapshot', 'data', table)
+    return project.tables.read(Snapshot.from_body(entry.body))
 
 # %% ../nbs/06d_windows.ipynb #190739a2
 def watch(project: Project, version: str) -> Watch:
@@ -118,14 +125,14 @@ class Window(Result):
     complete: bool # whether its time is over
     status: str # 'ok', 'too few' or 'no data'
     future: int = 0 # rows dated after they were looked at
-    quality: Frame = None # column, missing then and now, infinite, outside the range, unseen levels
-    drift: Frame = None # see mlcycle.drift
+    quality: Frame = Field(default_factory=pd.DataFrame) # column, missing then and now, infinite, outside the range, unseen levels
+    drift: Frame = Field(default_factory=pd.DataFrame) # see mlcycle.drift
     performance: dict[str, Estimate] = {}
     change: Estimate | None = None # main metric here minus its value on `compared_with`
     compared_with: str = '' # 'sealed test set' or 'cross-validation'
-    by_group: Frame = None # attribute, group, n, metric, status, value, low, high, reason
+    by_group: Frame = Field(default_factory=pd.DataFrame) # attribute, group, n, metric, status, value, low, high, reason
     disparities: dict[str, Estimate] = {} # largest difference between groups, by metric and attribute
-    traffic: Frame = None # day, rows
+    traffic: Frame = Field(default_factory=pd.DataFrame) # day, rows
     trained_on: str = '' # content hash of the training snapshot
     reference: str = '' # hash of the reference's profile
     profile: str = '' # hash of this window's profile
