@@ -82,7 +82,7 @@ def scored(task: str, # binary, multiclass or regression
         labels = _class_numbers(y, s, classes)
         return Scored(task, labels, s, s.argmax(axis=1).astype(float), costs or Costs())
     if task == 'binary' and s.ndim == 2 and s.shape[1] == 2: s = s[:, 1]
-    if s.ndim != 1: raise SettingsError(f'A {task} model has one score a row; these have the shape {s.shape}.')
+    if s.ndim != 1: raise SettingsError(f'A {task} model has one score a row, not the shape {s.shape}.')
     y = numbers(y)
     if task == 'binary' and not np.isin(y[np.isfinite(y)], (0, 1)).all():
         raise DataError('Binary labels are 0 and 1, the positive class 1; others came. Encode them first.')
@@ -173,7 +173,8 @@ MISSING = '(missing)'
 
 def _quarters(values: pd.Series) -> pd.Series:
     edges = np.unique(np.quantile(values[np.isfinite(values)], [0, .25, .5, .75, 1], method='nearest'))
-    names = [f'{"over "*(low > edges[0])}{low:g} to {high:g}' for low, high in zip(edges[:-1], edges[1:])]
+    names = [f'{low:g} to {high:g}' for low, high in zip(edges[:-1], edges[1:])]
+    names[1:] = [f'over {name}' for name in names[1:]]
     return pd.cut(values, edges, labels=names, include_lowest=True)
 
 def grouped(values, # a column
@@ -217,8 +218,9 @@ def by_group(task: str, y, scores, # as for `evaluate`
     names, least, how = list(names or metric_names(task)), (min_group, min_positive), (level, resamples, seed)
     table = []
     for group in sorted(labels.unique(), key=lambda g: (g == MISSING, g)):
-        found = _of_group(rows.rows((labels == group).to_numpy()), names, least, how)
-        table += [(group, e.n, m, e.status, e.value, e.low, e.high, e.reason) for m, e in found.items()]
+        own = rows.rows((labels == group).to_numpy())
+        table += [(group, len(own.y), m, e.status, e.value, e.low, e.high, e.reason)
+                  for m, e in _of_group(own, names, least, how).items()]
     return pd.DataFrame(table, columns=['group', 'n', 'metric', 'status', 'value', 'low', 'high', 'reason'])
 
 # %% ../nbs/00f_metrics.ipynb #f8e553b8
@@ -238,7 +240,7 @@ def disparity(groups: pd.DataFrame, # made by `by_group`
     gaps = []
     for name in metrics:
         rows = groups[(groups.metric == name) & (groups.status == 'ok')]
-        if len(rows) < 2: return Estimate.undefined(metric, f'{len(rows)} estimable groups; a difference needs two')
+        if len(rows) < 2: return Estimate.undefined(metric, f'{len(rows)} groups are estimable, two are needed')
         gaps += _pairs(rows, len(metrics)*math.comb(len(rows), 2), level)
     left = groups[groups.metric.isin(metrics) & (groups.status != 'ok')].group.nunique()
     value, low, high = (max(getattr(g, end) for g in gaps) for end in ('value', 'low', 'high'))
