@@ -70,7 +70,7 @@ def choose_strategy(df: pd.DataFrame, # rows in order
     if timed: return Choice(strategy='time', column=timed, reasons=[f'predictions are made over time ({timed}): trained on the past, tested on what came after'])
     groups, why = row_groups(df, settings)
     if data.group or (data.id and groups is not None and 'repeats' in why): return Choice(strategy='group', column=data.group or data.id, reasons=[why])
-    if order := order_matters(df[settings.problem.target]): return Choice(strategy='time', reasons=[order])
+    if order := order_matters(df, settings.problem.target): return Choice(strategy='time', reasons=[order, *doubts(df, settings)])
     if groups is not None: return Choice(strategy='group', reasons=[f'{why}: such rows stay on one side, otherwise random', *doubts(df, settings)])
     return Choice(strategy='random', reasons=[f'no time column, no groups, {why}', *doubts(df, settings)])
 
@@ -85,21 +85,39 @@ def doubts(df: pd.DataFrame, settings: Settings) -> list[str]:
     if settings.data.time or not dates: return []
     return [f'{", ".join(map(repr, dates))} looks like a time: if the prediction is made then, set data.time and rows are split by it']
 
-def order_matters(y: pd.Series) -> str: # the reason, or ''
-    "Whether outcomes resemble their neighbour's far more than chance allows, without the rows simply being sorted by them."
-    y = y.dropna()
+def order_matters(df: pd.DataFrame, # rows in order
+                  target: str, # the column of the outcome
+                  ) -> str: # the reason, or ''
+    "Whether outcomes resemble their neighbour's far more than chance allows, though the rows are not simply sorted."
+    df = df[df[target].notna()]
+    y = df[target]
     if len(y) < 200 or y.nunique() < 2: return ''
     number = pd.api.types.is_numeric_dtype(y) and y.nunique() > 20
+    block = _blocks(df.drop(columns=target))
     x = (y.rank() if number else pd.Series(pd.factorize(y)[0])).to_numpy(dtype=float)
-    if number:
-        if (np.diff(x) >= 0).mean() > 0.99 or (np.diff(x) <= 0).mean() > 0.99: return ''
-        excess = float(np.corrcoef(x[:-1], x[1:])[0, 1])
-    else:
-        same, chance = (x[1:] == x[:-1]).mean(), ((np.bincount(x.astype(int))/len(x))**2).sum()
-        if same > 0.99: return ''
-        excess = float((same-chance)/(1-chance))
+    excess = _resemblance_of_numbers(x, block) if number else _resemblance(x, block)
     if excess < max(0.3, 5/np.sqrt(len(x))) or not _every_part_has_all(x, number): return ''
     return f'no time column, but each outcome resembles the one before it ({excess:.0%} beyond chance): the order of the rows is kept as time'
+
+def _blocks(df: pd.DataFrame) -> np.ndarray: # a number a row
+    "The blocks of a table that is sorted by some of its text columns; one block where it is not."
+    block = np.zeros(len(df), dtype=np.int64)
+    for column in df.columns:
+        if pd.api.types.is_numeric_dtype(df[column]) or pd.api.types.is_datetime64_any_dtype(df[column]): continue
+        codes, levels = pd.factorize(df[column])
+        if 2 <= len(levels) <= 50 and (np.diff(codes) != 0).sum() < 2*len(levels): block = block*64+codes
+    return pd.factorize(block)[0]
+
+def _resemblance_of_numbers(x: np.ndarray, block: np.ndarray) -> float: # correlation with the value before, inside blocks
+    if max((np.diff(x) >= 0).mean(), (np.diff(x) <= 0).mean()) > 0.99: return 0.0
+    x = x-(np.bincount(block, weights=x)/np.bincount(block))[block]
+    return float(np.corrcoef(x[:-1], x[1:])[0, 1]) if x.std() > 0 else 0.0
+
+def _resemblance(x: np.ndarray, block: np.ndarray) -> float: # 0 as by chance, 1 always the same as the one before
+    table = pd.crosstab(block, x).to_numpy()
+    chance = ((table/table.sum(axis=1, keepdims=True))**2).sum(axis=1) @ table.sum(axis=1)/len(x)
+    same = (x[1:] == x[:-1]).mean()
+    return 0.0 if same > 0.99 or chance > 0.99 else float((same-chance)/(1-chance))
 
 def _every_part_has_all(x: np.ndarray, number: bool) -> bool:
     return number or all(len(np.unique(part)) == len(np.unique(x)) for part in np.array_split(x, 5))

@@ -141,7 +141,7 @@ def pure_value(values: pd.Series, # a column of few values
     codes, rate = _codes(values), y.mean()
     if not 2 <= codes.max()+1 <= 30: return None
     counts, ones = np.bincount(codes), np.bincount(codes, weights=y)
-    never = ((ones == 0) & (counts*rate >= 20)) | ((ones == counts) & (counts*(1-rate) >= 20))
+    never = (counts >= 0.005*len(y)) & (((ones == 0) & (counts*rate >= 20)) | ((ones == counts) & (counts*(1-rate) >= 20)))
     if not never.any(): return None
     return Suspect(values.name, 'pure value', 'possible', f'in {int(counts[never].sum()):,} rows with {int(never.sum())} of its values the outcome is always the same')
 
