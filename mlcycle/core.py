@@ -128,10 +128,14 @@ def html_table(df, *, # a DataFrame
                ) -> str: # an HTML table
     "A DataFrame as an escaped table, its index left out."
     head = ''.join(f'<th>{escaped(c)}</th>' for c in df.columns)
-    body = ''.join('<tr>'+''.join(f'<td>{escaped(v)}</td>' for v in r)+'</tr>' for r in df.head(limit).itertuples(index=False))
+    body = ''.join('<tr>'+''.join(map(_cell, r))+'</tr>' for r in df.head(limit).itertuples(index=False))
     note = f'<p>{limit} of {len(df):,} rows</p>' if len(df) > limit else ''
     title = f'<caption style="text-align:left">{escaped(caption)}</caption>' if caption else ''
     return f'<table class="mlcycle">{title}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{note}'
+
+def _cell(value: object) -> str: # numbers to the right, words to the left
+    side = 'right' if hasattr(value, '__float__') else 'left'
+    return f'<td style="text-align:{side}">{escaped(value)}</td>'
 
 # %% ../nbs/00_core.ipynb #296fd38a
 def _to_frame(value: object):

@@ -61,8 +61,10 @@ def read_notebook(path: str | Path): # nbformat's NotebookNode
         raise DataError(f'{path.name} is not a notebook: {where}. Mend it or copy the step anew with mlcycle new.') from None
 
 def _visible(content):
-    "The notebook without cells tagged 'hide' and without the parameters that were injected."
+    "The notebook without cells tagged 'hide'; warnings stay in the executed notebook, which lies beside the page."
     content.cells = [c for c in content.cells if not {'hide', 'remove-cell'} & set(c.metadata.get('tags', []))]
+    for cell in content.cells:
+        if 'outputs' in cell: cell.outputs = [o for o in cell.outputs if o.get('name') != 'stderr']
     return content
 
 def _without_scripts(body: str) -> str:
