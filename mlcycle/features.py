@@ -9,6 +9,7 @@ __all__ = ['MANY', 'DATE', 'FEW', 'ENCODERS', 'ColumnPlan', 'FeaturePlan', 'colu
 
 # %% ../nbs/00h_features.ipynb #3fd873e8
 import re
+import warnings
 from typing import Literal
 
 import numpy as np
@@ -300,6 +301,7 @@ def clean_names(columns: list) -> list[tuple[str, str]]: # (clean name, raw name
 
 # %% ../nbs/00h_features.ipynb #9e5441d7
 FEW = 4   # levels up to which a tree is given mere codes
+warnings.filterwarnings('ignore', message='`TargetEncoder.shuffle`', category=FutureWarning)   # a splitter could not be saved
 
 def build_pipeline(plan: FeaturePlan, # what to do with every column
                    estimator: BaseEstimator, # the model; a clone of it goes into the pipeline
