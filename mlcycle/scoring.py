@@ -12,10 +12,8 @@ import numpy as np
 import pandas as pd
 from .core import Blocked, DataError, IntegrityError, MlcycleError, Project, Result, SettingsError, shown, write_atomic
 from .features import FeaturePlan, clean_text
-from .gates import check, registered
+from .gates import check, check_all, registered
 from .ledger import ROLES, Ledger, roles, versions
-from .spool import append, gather
-from .tables import Snapshot
 
 # %% auto #0
 __all__ = ['OURS', 'FORMULA', 'Retired', 'BrokenAnswer', 'retirement_of', 'holder', 'admit', 'new_ids', 'answers', 'event_times',
@@ -53,8 +51,10 @@ def holder(project: Project, role: str) -> str: # its version
     gone = retirement_of(project.ledger, last[-1]) if last else None
     if gone: raise Retired(gone)
     newest = versions(project.ledger)
-    command = f'mlcycle promote {newest[-1]} --to {role}' if newest else 'mlcycle run development'
-    raise Blocked(f'{project.name!r} has no {role}, so nothing may answer. Next: {command}')
+    closed = [a for a in check_all(project, newest[-1]) if a.answer != 'pass'] if newest and role == 'champion' else []
+    waits = f"; version {newest[-1]} waits ({'; '.join(f'{a.name}: {a.answer}, {a.why}' for a in closed)})" if closed else ''
+    command = closed[0].command if closed else f'mlcycle promote {newest[-1]} --to {role}' if newest else 'mlcycle run development'
+    raise Blocked(f'{project.name!r} has no {role}, so nothing may answer{waits}. Next: {command}')
 
 def admit(project: Project, # whose ledger decides
           version: str='champion', # a version number or a role
@@ -143,6 +143,7 @@ def score(project: Project, df: pd.DataFrame, *,
 
 def score_with(project: Project, model, df: pd.DataFrame, *, at: object=None, log: bool=True) -> pd.DataFrame:
     "Scores by a model already loaded and admitted, as `score` returns them."
+    from mlcycle.spool import append   # it brings PyArrow, which a served bundle does without
     times, found = event_times(df, project.settings.data.time, at=at), answers(model, df)
     found.insert(0, 'prediction_id', new_ids(len(df)))
     found.insert(1, 'at', times)
@@ -268,6 +269,7 @@ def label(project: Project,
           df: pd.DataFrame, # columns prediction_id (or the one of data.id), label [, at: when the outcome was known]
           ) -> LabelReport:
     "Keep outcomes that came later, durably; returns how many met a prediction and how many say something new."
+    from mlcycle.spool import append
     project.must_write('labels')
     given = incoming(project, df)
     rows = find_predictions(project, given.assign(row=range(len(given))))
@@ -308,6 +310,7 @@ def label_file(project: Project, path: str | Path) -> LabelReport:
 # %% ../nbs/00i_scoring.ipynb #c6eee883
 def logged(project: Project) -> bool:
     "Whether anything was ever predicted; what a server has kept lately is moved into the table first."
+    from mlcycle.spool import gather
     gather(project, 'predictions', key='prediction_id')
     return project.tables.exists('predictions')
 
@@ -334,6 +337,7 @@ def labelled(project: Project, *, since: object=None, until: object=None, versio
 # %% ../nbs/00i_scoring.ipynb #bdf6f548
 def training_rows(project: Project, info) -> pd.DataFrame | None: # None where they are gone
     "The rows that a version was trained on, verified by their hash."
+    from mlcycle.tables import Snapshot
     found = next((e for e in reversed(project.ledger.entries('snapshot')) if e.body.get('hash') == info.data), None)
     if found is None: return None
     try: return project.tables.read(Snapshot.from_body(found.body))
