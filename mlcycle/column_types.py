@@ -97,7 +97,7 @@ def _infinite(values):
 def _parsed(texts: Texts, rest, decimal: str): # (values or None, note, (None, None, '', findings) or None)
     "Values of what is marked, or the doubt that leaves them text."
     open_to_doubt = lambda kind, text: (None, '', (None, None, '', [_finding(texts, rest, kind, text)]))
-    plain, thousands = texts.matches(NUMBER), texts.matches(THOUSANDS)
+    plain = texts.matches(NUMBER)
     if (texts.matches(IDENTIFIER) & rest).any() and (plain | ~rest).all():
         return open_to_doubt('identifier', 'leading zeros or more than 15 digits: kept as text, to the last character')
     if decimal == ',' and (texts.matches(COMMA) | ~rest).all(): return _floats(texts, rest, '.', ','), 'decimal comma', None
@@ -106,7 +106,7 @@ def _parsed(texts: Texts, rest, decimal: str): # (values or None, note, (None, N
         if powers.any() and (texts.matches('^[0-9]+([eE][0-9]{1,2})?$') | ~rest).all():
             return open_to_doubt('identifier', 'whole numbers and codes such as 1e5: kept as text; declare number in data.types if they are numbers')
         return _plain_numbers(texts, rest), '' if decimal == '.' else 'decimal point', None
-    if (plain | thousands | ~rest).all():
+    if (plain | texts.matches(THOUSANDS) | ~rest).all():
         if (texts.matches(r',[0-9]{3},|,[0-9]{3}\.') & rest).any(): return _floats(texts, rest, ',', '.'), 'thousands comma', None
         return open_to_doubt('comma', 'a comma that divides thousands or decimals: kept as text; set decimal of the source')
     return None, '', None

@@ -255,7 +255,7 @@ class DataReport(Result):
     findings: Frame # kind, column, count, rows, text
     suspects: Frame # column, evidence, strength, why
     plan: FeaturePlan
-    schema_json: str # a pandera schema
+    checks: str # a pandera schema as JSON
     snapshots: dict[str, str] # table → hash of its content
 
     @property
@@ -276,7 +276,7 @@ def check_schema(df: pd.DataFrame, # later rows
                  ) -> None:
     "Raise one DataError that lists every column, check and count in which rows deviate from the report."
     import pandera.pandas as pa
-    schema = pa.DataFrameSchema.from_json(report.schema_json)
+    schema = pa.DataFrameSchema.from_json(report.checks)
     hidden = {c.name for c in report.plan.columns if c.role in ('id', 'protected-only')}
     lines = [f'{c!r}: is a date, came {_kind(df[c])}' for c, s in schema.columns.items() if s.dtype is None and c in df and _kind(df[c]) != 'date']
     try: schema.validate(_canonical(df), lazy=True)
@@ -314,12 +314,12 @@ def prepare_data(project: Project) -> DataReport:
     suspects = leakage_suspects(train, target, settings, seed=settings.project.seed)
     treatments = decide([*row_wise, *propose_treatments(train, settings, readings), *_leak_proposals(suspects)], settings)
     plan = _plan(train, df, settings, treatments)
-    findings = [*(f for r in readings for f in r.findings), *find(train, settings, suspects), *_split_findings(advice), *_changes(project, df)]
+    findings = [*_reader_findings(readings, treatments), *find(train, settings, suspects), *_split_findings(advice), *_changes(project, df)]
     schema = infer_schema(df, plan)
     written = write_split(project, df, parts)
     hashes = {s.table: s.hash for s in written}
     report = DataReport(rows=len(df), columns=list(df.columns), readings=[r.model_copy(update={'findings': []}) for r in readings], joins=joins,
-                        treatments=treatments, findings=findings_table(findings), suspects=suspects, plan=plan, schema_json=schema, snapshots=hashes)
+                        treatments=treatments, findings=findings_table(findings), suspects=suspects, plan=plan, checks=schema, snapshots=hashes)
     for snapshot in written: project.record(snapshot, subject=snapshot.table)
     project.record(advice.model_copy(update={'snapshots': hashes}))
     project.record(report)
@@ -332,6 +332,11 @@ def _plan(train: pd.DataFrame, df: pd.DataFrame, settings: Settings, treatments:
     open_ = {r.column for r in treatments.itertuples() if r.action == 'strip' and r.status != 'applied'}
     columns = [c.model_copy(update={'strip': False}) if c.name in open_ else c for c in plan.columns]
     return plan.model_copy(update={'columns': columns, 'classes': class_names(df[settings.problem.target], settings)})
+
+def _reader_findings(readings: list[Reading], treatments: pd.DataFrame) -> list[Finding]:
+    "What the reader found, without the tokens that are among the treatments."
+    treated = set(treatments.column[treatments.action == 'missing_token'])
+    return [f for r in readings for f in r.findings if not (f.kind in ('possible missing', 'missing token') and f.column in treated)]
 
 def _split_findings(advice) -> list[Finding]:
     return [Finding(kind='split', text=r) for r in advice.reasons[1:]]

@@ -96,7 +96,7 @@ def order_matters(df: pd.DataFrame, # rows in order
     block = _blocks(df.drop(columns=target))
     x = (y.rank() if number else pd.Series(pd.factorize(y)[0])).to_numpy(dtype=float)
     excess = _resemblance_of_numbers(x, block) if number else _resemblance(x, block)
-    if excess < max(0.3, 5/np.sqrt(len(x))) or not _every_part_has_all(x, number): return ''
+    if excess < max(0.3, 5/np.sqrt(len(x))) or not _alike_throughout(x, number): return ''
     return f'no time column, but each outcome resembles the one before it ({excess:.0%} beyond chance): the order of the rows is kept as time'
 
 def _blocks(df: pd.DataFrame) -> np.ndarray: # a number a row
@@ -119,8 +119,12 @@ def _resemblance(x: np.ndarray, block: np.ndarray) -> float: # 0 as by chance, 1
     same = (x[1:] == x[:-1]).mean()
     return 0.0 if same > 0.99 or chance > 0.99 else float((same-chance)/(1-chance))
 
-def _every_part_has_all(x: np.ndarray, number: bool) -> bool:
-    return number or all(len(np.unique(part)) == len(np.unique(x)) for part in np.array_split(x, 5))
+def _alike_throughout(x: np.ndarray, number: bool) -> bool:
+    "Whether every fifth of the rows holds every class in something like its share; a file laid out in blocks does not."
+    if number: return True
+    shares = np.array([np.bincount(part.astype(int), minlength=int(x.max())+1)/len(part) for part in np.array_split(x, 5)])
+    overall = np.bincount(x.astype(int))/len(x)
+    return bool(((shares > overall/3) & (shares < overall*3+1e-9)).all())
 
 # %% ../nbs/00l_folds.ipynb #1360c56f
 def time_order(df: pd.DataFrame, column: str) -> tuple[np.ndarray, np.ndarray]: # positions from old to new; a rank of the moment for each of them

@@ -72,13 +72,15 @@ def sums(df: pd.DataFrame, # features
     Z = (X[:, keep]-X[:, keep].mean(axis=0))/X[:, keep].std(axis=0)
     coefficients, fit = _fitted(Z, y-y.mean())
     if fit < 0.99: return []
+    names, scale = list(numbers), X[:, keep].std(axis=0)
     share = np.abs(coefficients)/np.abs(coefficients).max()
-    used = [k for k in np.argsort(-share) if share[k] > 0.01]
-    while len(used) > 2 and _fitted(Z[:, used[:-1]], y-y.mean())[1] > fit-1e-4: used.pop()
-    names = [list(numbers)[keep[k]] for k in used]
-    exact = _fitted(Z[:, used], y-y.mean())[1] > 1-1e-9
-    why = f'{" + ".join(names)}: a weighted sum of these {"is the target, exactly" if exact else f"gives {fit:.1%} of its variance"}'
-    return [Suspect(n, 'sum', 'certain' if exact else 'strong', why) for n in names] if len(used) > 1 else []
+    used = [k for k in np.argsort(-share) if share[k] > 0.001]
+    if not (exact := _fitted(Z[:, used], y-y.mean())[1] > 1-1e-9):   # nearly: only what is added or taken away as it is
+        used = [k for k in used if abs(abs(coefficients[k]/scale[k])-1) < 0.2]
+    if len(used) < 2 or (fit := _fitted(Z[:, used], y-y.mean())[1]) < 0.98: return []
+    listed = ' + '.join(names[keep[k]] for k in used)
+    why = f'{listed}: a weighted sum of these {"is the target, exactly" if exact else f"gives {fit:.1%} of its variance"}'
+    return [Suspect(names[keep[k]], 'sum', 'certain' if exact else 'strong', why) for k in used]
 
 def _fitted(Z: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, float]: # coefficients, share of variance
     coefficients = np.linalg.lstsq(Z, y, rcond=None)[0]

@@ -151,11 +151,12 @@ def csv_table(content: bytes, # UTF-8 text
 def _whole(content: bytes, pc, options: dict):
     "Read with blocks that hold the longest record."
     import pyarrow as pa
-    for size in (1 << 24, min(max(len(content)+1, 1 << 24), 2**31-1)):
-        try: return pc.read_csv(pa.BufferReader(content), read_options=pc.ReadOptions(autogenerate_column_names=True, block_size=size), **options)
-        except pa.ArrowInvalid as error:
-            if 'block' not in str(error) or size > 1 << 24: raise
-    raise DataError('a record is longer than two gigabytes')
+    content = content if content.endswith((b'\n', b'\r')) else content+b'\n'
+    def read(size): return pc.read_csv(pa.BufferReader(content), read_options=pc.ReadOptions(autogenerate_column_names=True, block_size=size), **options)
+    try: return read(1 << 24)
+    except pa.ArrowInvalid as error:
+        if 'straddling' not in str(error) and 'block size' not in str(error): raise
+    return read(min(len(content)+1, 2**31-1))
 
 def _header(content: bytes, separator: str, name: str) -> list[str]:
     try: return next(r for r in _records(content, separator) if r)

@@ -55,6 +55,7 @@ def _table(content: bytes, # as read
     separator = source.separator or sniff_separator(content[:2**18].decode('utf-8', 'ignore'))
     if len(separator) != 1: raise SettingsError(f'{name}: the separator is one character, not {separator!r}. Mend separator of the source.')
     facts = {'format': kind, 'encoding': encoding, 'separator': separator}
+    if separator == ',' and b'"' not in content: facts['decimal'] = '.'   # no value can hold a comma
     return csv_table(content, separator, name=name), facts, said
 
 def _with(read: tuple, **facts) -> tuple: # (table, facts, findings)
@@ -73,7 +74,7 @@ def _understand(parts: list, # of (table, facts, findings), all of one source
     except pa.ArrowException as error: raise DataError(f'{source.name}: the files do not agree on types: {str(error)[:200]}. Make them the same.') from None
     said = [f for _, _, fs in parts for f in fs]
     is_csv = facts['format'] == 'csv'
-    decimal = source.decimal or (detect_decimal(table) if is_csv else '.')
+    decimal = source.decimal or ('.' if not is_csv or all('decimal' in f for _, f, _ in parts) else detect_decimal(table))
     if is_csv: facts = {**facts, 'decimal': decimal}
     if is_csv and (facts['separator'], decimal) != (source.separator or ',', source.decimal or '.'): said.append(_dialect(facts))
     rules = Rules(missing=source.missing, text=source.text, types=types, decimal=decimal, numbers=is_csv)

@@ -30,7 +30,7 @@ class SplitAdvice(Result):
 
     @property
     def headline(self) -> str:
-        sizes = ', '.join(f'{n:,} {part}' for part, n in self.rows.items())
+        sizes = ', '.join(f'{self.rows[part]:,} {part}' for part in ('train', 'test', 'live', 'left out') if part in self.rows)
         return f'Split by {self.strategy}{" ("+self.column+")" if self.column else ""}: {sizes}. {self.reason[:1].upper()+self.reason[1:]}.'
 
 # %% ../nbs/02a_split.ipynb #f7f8419e
