@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from .calibration import Calibration, Threshold, choose_curve, choose_threshold, cross_fitted
-from .core import (DataError, Estimate, Frame, Project, Result, SettingsError, Settings, digest, escaped, estimates_table,
+from .core import (Estimate, Frame, Project, Result, Settings, SettingsError, escaped, estimates_table,
                           html_pairs, html_table)
 from .features import Calibrated, FeaturePlan, build_pipeline, infer_plan, read_target
 from .folds import make_folds
@@ -52,8 +52,9 @@ class Leaderboard(Result):
         return f'{self.chosen.capitalize()}: {self.metric} {self.metrics[self.metric].text}, registered as version {self.version}'
 
     def _repr_html_(self) -> str:
-        said = {'Why': self.why, 'Better than a dummy by': self.beats_dummy, 'Parameters': self.parameters, 'Calibration': self.calibration,
-                'Threshold': self.threshold, 'Budget': self.budget, **{f'Note {i+1}': n for i, n in enumerate(self.notes)}}
+        said = {'Why': self.why, 'Better than a dummy by': self.beats_dummy, 'Parameters': self.parameters,
+                'Calibration': self.calibration, 'Threshold': self.threshold, 'Budget': self.budget,
+                **{f'Note {i+1}': n for i, n in enumerate(self.notes)}}
         parts = [f'<h4>{escaped(self.headline)}</h4>', html_pairs({k: v for k, v in said.items() if v is not None}),
                  html_table(self.rows, caption=f'Leaderboard by {self.metric}'),
                  estimates_table(self.metrics, caption='The chosen model on rows it had not seen'),
@@ -63,7 +64,8 @@ class Leaderboard(Result):
     def plot(self): # a matplotlib Figure
         "The leaderboard's intervals, the learning curve, and what each threshold costs."
         import matplotlib.pyplot as plt
-        fig, axes = plt.subplots(1, 3 if self.threshold else 2, figsize=(13 if self.threshold else 9, 3.6), layout='constrained')
+        n = 3 if self.threshold else 2
+        fig, axes = plt.subplots(1, n, figsize=(4.4*n, 3.6), layout='constrained')
         _plot_rows(axes[0], self.rows, self.metric)
         _plot_learning(axes[1], self.learning, self.metric)
         if self.threshold: _plot_threshold(axes[2], self.threshold)
@@ -93,7 +95,9 @@ def _plot_threshold(ax, threshold: Threshold) -> None:
 def training_rows(project: Project, train: pd.DataFrame | None) -> tuple[pd.DataFrame, str]: # rows, hash of their content
     "The rows to learn from: those given, or the newest recorded snapshot of `train`."
     from mlcycle.tables import Snapshot, content_hash, to_arrow
-    if train is not None: return train.reset_index(drop=True), content_hash(to_arrow(train.reset_index(drop=True)))
+    if train is not None:
+        train = train.reset_index(drop=True)
+        return train, content_hash(to_arrow(train))
     snapshot = project.require(Snapshot, subject='train')
     return project.tables.read(snapshot), snapshot.hash
 
@@ -101,14 +105,16 @@ def recorded_plan(project: Project, rows: pd.DataFrame) -> FeaturePlan:
     "The plan that the data stage recorded, if it is for this target and these columns; else one made from the rows."
     entry = project.ledger.last('schema')
     plan = FeaturePlan.from_body(entry.body['plan']) if entry is not None and entry.body.get('plan') else None
-    fits = plan and (plan.target, plan.task) == (project.settings.problem.target, project.settings.problem.task)
+    problem = project.settings.problem
+    fits = plan and (plan.target, plan.task) == (problem.target, problem.task)
     return plan if fits and set(plan.inputs) <= set(rows.columns) else infer_plan(rows, project.settings)
 
 def make_bench(project: Project, plan: FeaturePlan, rows: pd.DataFrame, y: pd.Series) -> Bench:
     "Rows cut into folds as the split asks; of very many rows a seeded part, in their order."
     settings, seed = project.settings, project.settings.project.seed
     metric = settings.development.metric or default_metric(plan.task)
-    if METRICS[metric].greater_is_better is None: raise SettingsError(f'development.metric: {metric} has no better side, so nothing can be chosen by it.')
+    if METRICS[metric].greater_is_better is None:
+        raise SettingsError(f'development.metric: {metric} has no better side, so nothing can be chosen by it.')
     if len(rows) > settings.development.max_rows:
         keep = np.sort(np.random.default_rng(seed).choice(len(rows), settings.development.max_rows, replace=False))
         rows, y = rows.iloc[keep].reset_index(drop=True), y.iloc[keep].reset_index(drop=True)
@@ -121,37 +127,40 @@ RESAMPLES = 1000 # for the board's intervals
 
 def _entrants(bench: Bench, hunt: Hunt) -> list[Outcome]: # best first
     "The complete trials that go on the board."
-    complete = sorted((o for o in hunt.outcomes if o.scores is not None), key=lambda o: -bench.sign*np.mean(o.trial.scores))
+    complete = [o for o in hunt.outcomes if o.scores is not None]
+    complete.sort(key=lambda o: -bench.sign*np.mean(o.trial.scores))
     first = {o.trial.algorithm: o.trial.number for o in reversed(complete)}
     return [o for i, o in enumerate(complete) if i < SHOWN or o.trial.number in first.values()]
 
-def _measured(bench: Bench, scores: np.ndarray, names: list[str] | None, **how) -> dict[str, Estimate]:
-    return evaluate(bench.task, bench.y[bench.covered], scores, names=names, classes=bench.classes or None, costs=bench.costs,
-                    seed=bench.seed, **how)
+def _how(bench: Bench) -> dict:
+    return {'classes': bench.classes or None, 'costs': bench.costs, 'resamples': RESAMPLES, 'seed': bench.seed}
 
 def _gap(bench: Bench, best: Outcome, other: Outcome) -> Estimate:
-    return difference(bench.task, bench.y[bench.covered], best.scores, other.scores, bench.metric, classes=bench.classes or None,
-                      costs=bench.costs, resamples=RESAMPLES, seed=bench.seed)
+    return difference(bench.task, bench.y[bench.covered], best.scores, other.scores, bench.metric, **_how(bench))
 
 def _board(bench: Bench, entrants: list[Outcome]) -> pd.DataFrame: # one row a trial, best first
     "Each trial's metric and its distance to the best; tied unless the whole interval lies behind."
-    best, rows = entrants[0], []
+    y, best, rows = bench.y[bench.covered], entrants[0], []
     for o in entrants:
-        own, gap = _measured(bench, o.scores, [bench.metric], resamples=RESAMPLES)[bench.metric], _gap(bench, best, o)
+        own = evaluate(bench.task, y, o.scores, names=[bench.metric], **_how(bench))[bench.metric]
+        gap = _gap(bench, best, o)
         tied = o is best or gap.status != 'ok' or gap.low <= 0
-        rows.append((o.trial.number, o.trial.algorithm, _shown(o.trial.parameters), own.status, own.value, own.low, own.high, own.n, gap.value, gap.low, gap.high, tied))
-    names = ['trial', 'algorithm', 'parameters', 'status', 'value', 'low', 'high', 'n', 'behind', 'behind_low', 'behind_high', 'tied']
-    return pd.DataFrame(rows, columns=names)
+        rows.append({'trial': o.trial.number, 'algorithm': o.trial.algorithm, 'parameters': _shown(o.trial.parameters),
+                     'status': own.status, 'value': own.value, 'low': own.low, 'high': own.high, 'n': own.n,
+                     'behind': gap.value, 'behind_low': gap.low, 'behind_high': gap.high, 'tied': tied})
+    return pd.DataFrame(rows)
 
-def _choose(entrants: list[Outcome], board: pd.DataFrame, known: dict) -> tuple[Outcome, str]: # the outcome, and why
+def _choose(entrants: list[Outcome], board: pd.DataFrame, known: dict) -> tuple[Outcome, str]: # and why
     "The simplest of the tied trials."
-    tied = [o for o, t in zip(entrants, board.tied) if t and o.trial.algorithm != 'dummy']
-    real = tied or [o for o in entrants if o.trial.algorithm != 'dummy'][:1]
-    chosen = min(real, key=lambda o: (ORDER.index(o.trial.algorithm), known[o.trial.algorithm].size(o.trial.parameters)))
-    best, others = entrants[0], [_named(o) for o in tied if o is not chosen]
-    if chosen is best: why = f'{_named(best)} is best' + (f'; as good as {", ".join(others)} by these rows, and simpler' if others else '; no other ties with it')
-    else: why = f'{_named(chosen)} is the simplest of {len(tied)} that these rows cannot tell from the best, {_named(best)}'
-    return chosen, why
+    def size(o: Outcome) -> tuple: return ORDER.index(o.trial.algorithm), known[o.trial.algorithm].size(o.trial.parameters)
+    real = [o for o in entrants if o.trial.algorithm != 'dummy']
+    tied = [o for o, t in zip(entrants, board.tied) if t and o in real] or real[:1]
+    chosen, best = min(tied, key=size), entrants[0]
+    others = ', '.join(_named(o) for o in tied if o is not chosen)
+    if chosen is not best:
+        return chosen, f'{_named(chosen)} is the simplest of {len(tied)} that these rows cannot tell from the best, {_named(best)}'
+    if others: return chosen, f'{_named(best)} is best, and simpler than {others}, which these rows cannot tell from it'
+    return chosen, f'{_named(best)} is best, and no other trial ties with it'
 
 def _shown(parameters: dict) -> str: return ', '.join(f'{k}={v:.4g}' for k, v in parameters.items())
 
@@ -160,19 +169,17 @@ def _named(o: Outcome) -> str: return f'{o.trial.algorithm} (trial {o.trial.numb
 # %% ../nbs/03_development.ipynb #01c45cd1
 def _finish(bench: Bench, chosen: Outcome, settings: Settings) -> tuple: # calibration, threshold, metrics
     "What is decided from the chosen trial's predictions of unseen rows."
-    scores, y = chosen.scores, bench.y[bench.covered]
-    if bench.regression: return None, None, _measured(bench, scores, None, resamples=RESAMPLES)
-    p = scores if bench.task == 'multiclass' else np.column_stack([1-scores, scores])
-    y = np.searchsorted(bench.classes, y)
+    scores, true = chosen.scores, bench.y[bench.covered]
+    if bench.regression: return None, None, evaluate(bench.task, true, scores, **_how(bench))
+    y, p = np.searchsorted(bench.classes, true), scores if scores.ndim == 2 else np.column_stack([1-scores, scores])
     parts, ordered = [np.searchsorted(bench.covered, held) for _, held in bench.folds], in_order(bench.folds)
     calibration = choose_curve(y, p, parts=parts, ordered=ordered) if settings.development.calibrate else None
     if calibration and calibration.curve: p = cross_fitted(y, p, parts, method=calibration.method, ordered=ordered)
     rows = ~np.isnan(p[:, 0])
     final = p[rows] if bench.task == 'multiclass' else p[rows, 1]
     threshold = choose_threshold(y[rows], final, settings.problem.costs) if bench.task == 'binary' else None
-    metrics = evaluate(bench.task, bench.y[bench.covered][rows], final, classes=bench.classes or None, costs=bench.costs,
-                       threshold=threshold.value if threshold else None, resamples=RESAMPLES, seed=bench.seed)
-    return calibration, threshold, metrics
+    cut = threshold.value if threshold else None
+    return calibration, threshold, evaluate(bench.task, true[rows], final, threshold=cut, **_how(bench))
 
 def in_order(folds: list) -> bool:
     "Whether no fold is fitted on rows that it or a later fold predicts."
@@ -188,21 +195,21 @@ def _learning(bench: Bench, estimator, kind: str) -> pd.DataFrame: # rows, and t
         model = build_pipeline(bench.plan, estimator, kind=kind, seed=bench.seed)
         return bench.predict(model.fit(bench.X.iloc[part], bench.y[part]), bench.X.iloc[held])
     with side_by_side() as every: found = list(every(one, parts))
-    measured = [evaluate(bench.task, bench.y[held], scores, names=[bench.metric], classes=bench.classes or None, costs=bench.costs,
-                         resamples=RESAMPLES, seed=bench.seed)[bench.metric] for scores in found]
+    measured = [evaluate(bench.task, bench.y[held], scores, names=[bench.metric], **_how(bench))[bench.metric]
+                for scores in found]
     rows = [(len(p), e.status, e.value, e.low, e.high) for p, e in zip(parts, measured)]
     return pd.DataFrame(rows, columns=['rows', 'status', 'value', 'low', 'high'])
 
 def typical_rows(X: pd.DataFrame) -> pd.DataFrame: # three rows of the same columns and types
     "Made-up rows from each column's own quartiles or most frequent values: an example of the input that is nobody's."
-    made = {}
-    for name in X.columns:
-        values = X[name].dropna()
-        if not len(values): made[name] = X[name].head(3)
-        elif pd.api.types.is_bool_dtype(values) or not (pd.api.types.is_numeric_dtype(values) or pd.api.types.is_datetime64_any_dtype(values)):
-            made[name] = pd.Series((list(values.value_counts().index[:3])*3)[:3], dtype=X[name].dtype)
-        else: made[name] = values.sort_values().iloc[[len(values)//4, len(values)//2, 3*len(values)//4]].reset_index(drop=True)
-    return pd.DataFrame({name: v.reset_index(drop=True) for name, v in made.items()}, columns=X.columns)
+    return pd.DataFrame({name: _typical(X[name]) for name in X.columns}, columns=X.columns)
+
+def _typical(values: pd.Series) -> pd.Series: # three of them
+    types, known = pd.api.types, values.dropna()
+    if not len(known): return values.head(3).reset_index(drop=True)
+    ordered = types.is_datetime64_any_dtype(known) or (types.is_numeric_dtype(known) and not types.is_bool_dtype(known))
+    if not ordered: return pd.Series((list(known.value_counts().index[:3])*3)[:3], dtype=values.dtype)
+    return known.sort_values().iloc[[len(known)//4, len(known)//2, 3*len(known)//4]].reset_index(drop=True)
 
 # %% ../nbs/03_development.ipynb #92aecc35
 def develop(project: Project,
@@ -253,9 +260,9 @@ def _over_dummy(bench: Bench, chosen: Outcome, entrants: list[Outcome]) -> Estim
 
 def _all_trials(hunt: Hunt) -> pd.DataFrame: # one row a trial, in order
     "Every trial: its mean score on the folds it reached, and how it ended."
-    rows = [(t.number, t.algorithm, _shown(t.parameters), len(t.scores), float(np.mean(t.scores)) if t.scores else None, t.state, t.reason)
-            for t, _ in hunt.outcomes]
-    return pd.DataFrame(rows, columns=['trial', 'algorithm', 'parameters', 'folds', 'mean_score', 'state', 'reason'])
+    return pd.DataFrame([{'trial': t.number, 'algorithm': t.algorithm, 'parameters': _shown(t.parameters),
+                          'folds': len(t.scores), 'mean_score': float(np.mean(t.scores)) if t.scores else None,
+                          'state': t.state, 'reason': t.reason} for t, _ in hunt.outcomes])
 
 def _notes(bench: Bench, hunt: Hunt, board: pd.DataFrame, rows: int) -> list[str]:
     "What a reader has to know before quoting a figure."
@@ -263,10 +270,12 @@ def _notes(bench: Bench, hunt: Hunt, board: pd.DataFrame, rows: int) -> list[str
             'The search was interrupted by a person; what was done was kept.': hunt.interrupted,
             'The dummy ties with the best: nothing here is shown to be better than always the same answer.':
                 bool(board.tied[board.algorithm == 'dummy'].any()),
-            f'The search looked at {len(bench.y):,} of {rows:,} rows, drawn at random; the model is fitted on all.': len(bench.y) < rows,
-            f'The oldest {len(bench.y)-len(bench.covered):,} rows are in no fold to be predicted: folds are in order of time.':
+            f'The search looked at {len(bench.y):,} of {rows:,} rows, drawn at random; the model is fitted on all.':
+                len(bench.y) < rows,
+            f'{len(bench.y)-len(bench.covered):,} rows are the past that the first fold learns from; nothing is measured on them.':
                 len(bench.covered) < len(bench.y),
-            'The figures of the best of many trials are a little too good; validation on the test set is the one to quote.': len(board) > 3}
+            'The best of many trials looks a little too good; the figure to quote is validation\'s, on the test set.':
+                len(board) > 3}
     return [text for text, holds in said.items() if holds]
 
 def _spent(bench: Bench, hunt: Hunt, rows: int, started: float) -> dict:

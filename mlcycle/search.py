@@ -20,8 +20,8 @@ import numpy as np
 import pandas as pd
 from sklearn.base import BaseEstimator, clone
 from sklearn.dummy import DummyClassifier, DummyRegressor
-from sklearn.ensemble import (HistGradientBoostingClassifier, HistGradientBoostingRegressor, RandomForestClassifier,
-                              RandomForestRegressor)
+from sklearn.ensemble import (HistGradientBoostingClassifier, HistGradientBoostingRegressor,
+                              RandomForestClassifier, RandomForestRegressor)
 from sklearn.linear_model import LogisticRegression, Ridge
 from threadpoolctl import threadpool_limits
 
@@ -69,8 +69,8 @@ def _forest_space(t, rows: int) -> dict:
             'max_features': t.suggest_float('max_features', .15, 1.)}
 
 CANDIDATES = {c.name: c for c in (
-    Candidate(name='dummy', title='always the same answer', kind='tree', make=_dummy, space=lambda t, rows: {}, first={},
-              size=lambda p: 0),
+    Candidate(name='dummy', title='always the same answer', kind='tree', make=_dummy, space=lambda t, rows: {},
+              first={}, size=lambda p: 0),
     Candidate(name='linear', title='linear model', kind='linear', make=_linear, first={'penalty': 1.},
               space=lambda t, rows: {'penalty': t.suggest_float('penalty', 1e-3, 1e3, log=True)},
               size=lambda p: -p['penalty']),
@@ -101,8 +101,8 @@ def _extra_space(leaves: str, smallest: str) -> Callable:
 
 def _extra(name: str, title: str, make: Callable, leaves: str, smallest: str) -> Candidate:
     first = {'learning_rate': .1, 'n_estimators': 100, leaves: 31, smallest: 20, 'reg_lambda': .001}
-    return Candidate(name=name, title=title, kind='tree', make=make, space=_extra_space(leaves, smallest), first=first,
-                     size=lambda p: p['n_estimators']*p[leaves], package=name)
+    return Candidate(name=name, title=title, kind='tree', make=make, space=_extra_space(leaves, smallest),
+                     first=first, size=lambda p: p['n_estimators']*p[leaves], package=name)
 
 EXTRA = {c.name: c for c in (_extra('lightgbm', 'LightGBM', _lightgbm, 'num_leaves', 'min_child_samples'),
                              _extra('xgboost', 'XGBoost', _xgboost, 'max_leaves', 'min_child_weight'))}
@@ -111,13 +111,14 @@ ORDER = [*list(CANDIDATES)[:3], *EXTRA, 'forest']   # from simple to large
 def candidates(settings: Settings) -> list[Candidate]: # from simple to large; a dummy is always among them
     "The candidates that a project asks for, or all that come with the plain installation."
     known, asked = {**CANDIDATES, **EXTRA}, settings.development.candidates or list(CANDIDATES)
+    def wrong(why: str) -> SettingsError: return SettingsError(f'development.candidates: {why}')
     for name in asked:
-        if name not in known: raise SettingsError(f'development.candidates: no algorithm {name!r}. Allowed: {", ".join(ORDER)}.')
+        if name not in known: raise wrong(f'no algorithm {name!r}. Allowed: {", ".join(ORDER)}.')
         if known[name].package and find_spec(known[name].package) is None:
-            raise SettingsError(f"development.candidates: {name} is not installed. pip install 'mlcycle[boost]'")
+            raise wrong(f"{name} is not installed. pip install 'mlcycle[boost]'")
     if 'xgboost' in asked and settings.problem.task == 'multiclass':
-        raise SettingsError('development.candidates: xgboost is not used for more than two classes here. Use lightgbm or boosting.')
-    if not set(asked) - {'dummy'}: raise SettingsError('development.candidates: name at least one algorithm besides dummy.')
+        raise wrong('xgboost is not used for more than two classes here. Use lightgbm or boosting.')
+    if not set(asked) - {'dummy'}: raise wrong('name at least one algorithm besides dummy.')
     return [known[n] for n in ORDER if n in {'dummy', *asked}]
 
 # %% ../nbs/03a_search.ipynb #2675142c
@@ -135,7 +136,8 @@ class Bench:
         self.task, self.regression = plan.task, plan.task == 'regression'
         self.classes = [] if self.regression else list(np.unique(self.y))
         self.folds = [(np.asarray(fit), np.asarray(held)) for fit, held in folds if self._telling(fit, held)]
-        if not self.folds: raise DataError('No fold has two outcomes on both of its sides. More rows, or fewer development.folds, are needed.')
+        if not self.folds: raise DataError('No fold has two outcomes on both of its sides. More rows, or fewer '
+                                           'development.folds, are needed.')
         self.sign = 1 if METRICS[metric].greater_is_better else -1
         self._encoded = {}
 
@@ -162,7 +164,7 @@ class Bench:
         "The metric of some rows' predictions."
         rows = scored(self.task, self.y[held], scores, classes=self.classes or None, costs=self.costs)
         values = rows.decisions if METRICS[self.metric].needs == 'decision' else rows.scores
-        if self.metric == 'cost': return evaluate(self.task, self.y[held], scores, names=['cost'], costs=self.costs)['cost'].value
+        if self.metric == 'cost': return float(evaluate(*rows[:3], names=['cost'], costs=self.costs)['cost'].value)
         if why := lacking(self.metric, rows.y, values): raise ValueError(f'{self.metric}: {why}')
         return float(weighted(self.metric, rows.y, values).value(np.ones((1, len(held))))[0])
 
@@ -201,7 +203,8 @@ def cross_validate(bench: Bench, candidate: Candidate, parameters: dict,
                    stop: Callable=lambda scores: '', # asked after each pair of folds: a reason to stop, or ''
                    ) -> Outcome:
     "Fit on every fold and predict the rest."
-    started, model, scores, reason = time.monotonic(), candidate.make(bench.regression, parameters, bench.seed), [], ''
+    started, scores, reason = time.monotonic(), [], ''
+    model = candidate.make(bench.regression, parameters, bench.seed)
     out = np.full((len(bench.y), len(bench.classes)) if bench.task == 'multiclass' else len(bench.y), np.nan)
     encoded = bench.encoded(candidate.kind)
     def one(i: int) -> None:
@@ -299,7 +302,8 @@ def _behind(bench: Bench, scores: list[float], best: list[float]) -> bool:
 def _next(bench: Bench, candidates: list[Candidate], outcomes: list[Outcome]) -> Candidate | None:
     "Whose turn it is: the candidate with the fewest trials among those still in the running."
     tried = {c.name: sum(o.trial.algorithm == c.name for o in outcomes) for c in candidates}
-    running = [c for c in candidates if not tried[c.name] or (c.first and not _lost(bench, outcomes, c.name, tried[c.name]))]
+    running = [c for c in candidates
+               if not tried[c.name] or (c.first and not _lost(bench, outcomes, c.name, tried[c.name]))]
     return min(running, key=lambda c: tried[c.name], default=None)
 
 def _lost(bench: Bench, outcomes: list[Outcome], algorithm: str, tried: int) -> bool:
@@ -314,11 +318,24 @@ def _lost(bench: Bench, outcomes: list[Outcome], algorithm: str, tried: int) -> 
 def progress(total: int, # trials
              *, quiet: bool=False, # never shown
              ) -> Iterator[Callable]: # called with each finished trial
-    "A bar on standard error while somebody watches a terminal."
+    "A bar on a terminal, one line of text in a notebook, nothing where nobody watches."
+    if 'ipykernel' in sys.modules and not quiet:
+        yield _line_in_notebook(total)
+        return
     from tqdm import tqdm
-    hidden = quiet or not sys.stderr.isatty()
-    with tqdm(total=total, disable=hidden, leave=False, unit='trial', desc='development') as bar:
+    with tqdm(total=total, disable=quiet or not sys.stderr.isatty(), leave=False, unit='trial') as bar:
         def advance(trial: Trial) -> None:
-            bar.set_postfix_str(f'{trial.algorithm} {np.mean(trial.scores):.4f}' if trial.scores else trial.algorithm)
+            bar.set_postfix_str(_said(trial))
             bar.update()
         yield advance
+
+def _said(trial: Trial) -> str:
+    return f'{trial.algorithm} {np.mean(trial.scores):.4f}' if trial.scores else f'{trial.algorithm} {trial.state}'
+
+def _line_in_notebook(total: int) -> Callable:
+    "A line that is written over; as plain text it reads the same in a saved notebook."
+    from IPython.display import display
+    line = display({'text/plain': f'{total} trials at most'}, raw=True, display_id=True)
+    def advance(trial: Trial) -> None:
+        if line: line.update({'text/plain': f'{trial.number+1} of at most {total} trials, the last: {_said(trial)}'}, raw=True)
+    return advance
