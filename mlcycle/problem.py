@@ -272,10 +272,11 @@ def _verdict(tried: dict, rare: tuple[int, int]) -> tuple[str, list[str]]:
     if estimate.status != 'ok': return 'cannot tell', [f'{estimate.metric} is {estimate.text}']
     if rare[0] < rare[1]: return 'get more data', [f'the rarest outcome has {rare[0]} rows; {rare[1]} are the fewest (validation.min_group)']
     if len(killed): return 'no-go', [f'the kill criterion holds: {c}' for c in killed.criterion]
-    if len(goals) and (goals.now == 'pass').all(): return 'go', [f'a simple model meets {c}' for c in goals.criterion]
+    if goals.empty: return 'cannot tell', ['every success criterion is about groups, which validation compares']
+    if (goals.now == 'pass').all(): return 'go', [f'a simple model meets {c}' for c in goals.criterion]
     unmet = [f'{g.criterion}: {g.now} now, {g.ahead} at ten times the rows' for g in goals[goals.now != 'pass'].itertuples()]
     if needed: return 'get more data', [*unmet, f'the learning curve reaches the target at about {needed:,} rows']
-    return 'cannot tell', unmet or ['every success criterion is about groups, which validation compares']
+    return 'cannot tell', unmet
 
 # %% ../nbs/01_problem.ipynb #c427cbb1
 def small_groups(df: pd.DataFrame, settings: Settings, longest: int=40) -> pd.DataFrame: # attribute, group, rows, status

@@ -8,10 +8,12 @@ from typing import NamedTuple
 import numpy as np, pandas as pd
 from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 from sklearn.linear_model import LogisticRegression, Ridge
+from threadpoolctl import threadpool_limits
 from .core import Criterion, DataError, Estimate, Settings
 from .features import FeaturePlan, build_pipeline, infer_plan, read_target
 from .folds import choose_strategy, make_folds, time_order
 from .metrics import METRICS, measure, scored
+from .statistics import square_and_add
 
 # %% auto #0
 __all__ = ['MOST_ROWS', 'SIZES', 'AHEAD', 'POWERS', 'simple_models', 'usable_rows', 'Trial', 'make_trial', 'held_out_scores',
@@ -89,16 +91,18 @@ def held_out_scores(trial: Trial, name: str, # of a simple model
         n = max(2, round(share*len(train)))
         part = train[-n:] if trial.split == 'time' else random.permutation(train)[:n]
         if trial.task != 'regression' and trial.y.iloc[part].nunique() < 2: continue
-        model = build_pipeline(trial.plan, estimator, kind=kind, seed=seed).fit(trial.rows.iloc[part], trial.y.iloc[part])
-        told.append((len(part), test, _scores(model, trial.rows.iloc[test], trial)))
+        with threadpool_limits(1):   # so little work is slower on two threads than on one
+            model = build_pipeline(trial.plan, estimator, kind=kind, seed=seed).fit(trial.rows.iloc[part], trial.y.iloc[part])
+            told.append((len(part), test, _scores(model, trial.rows.iloc[test], trial)))
     return told
 
 def cross_validated(trial: Trial, name: str, # of a simple model
                     metrics: list[str]) -> dict[str, Estimate]: # by name
-    "A simple model's metrics over all held-out rows together."
+    "A simple model's metrics, averaged over the folds; scores of different folds are never ranked against each other."
     folds = held_out_scores(trial, name)
+    found, sizes = [trial.measure(held, scores, metrics) for _, held, scores in folds], np.array([len(held) for _, held, _ in folds])
     if not folds: return {m: Estimate.undefined(m, 'no fold holds two outcomes to learn from') for m in metrics}
-    return trial.measure(np.concatenate([held for _, held, _ in folds]), np.concatenate([s for *_, s in folds]), metrics)
+    return {m: square_and_add([e[m] for e in found], list(sizes/sizes.sum()), metric=m) for m in metrics}
 
 def trivial(trial: Trial, metrics: list[str]) -> dict[str, Estimate]: # by name
     "The metrics of a model without any input: it always says the share of each class, or the mean."
