@@ -11,6 +11,7 @@ __all__ = ['TOKENS', 'NUMBER', 'COMMA', 'THOUSANDS', 'IDENTIFIER', 'POWER', 'INF
 import re
 from collections import Counter
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 from .core import DataError, Record
 from .reading import Conversion, Finding, shortened
@@ -42,12 +43,18 @@ class Texts:
     trimmed: Any # the same without white space at both ends
     counts: Any # how often each occurs
 
+    @cached_property
+    def few(self) -> list[str] | None: # the trimmed values where they are few: Python is then faster than starting Arrow
+        return self.trimmed.to_pylist() if len(self.trimmed) < 50 else None
+
     def matches(self, pattern: str): # booleans, one a distinct value
-        import pyarrow.compute as pc
+        import numpy as np, pyarrow.compute as pc
+        if self.few is not None: return np.array([bool(re.search(pattern, v)) for v in self.few])
         return pc.match_substring_regex(self.trimmed, pattern).to_numpy(zero_copy_only=False)
 
     def among(self, tokens): # booleans, one a distinct value
-        import pyarrow as pa, pyarrow.compute as pc
+        import numpy as np, pyarrow as pa, pyarrow.compute as pc
+        if self.few is not None: return np.array([v in tokens for v in self.few])
         return pc.is_in(self.trimmed, pa.array(list(tokens), pa.string())).to_numpy(zero_copy_only=False)
 
     def rows(self, mask) -> list[int]:

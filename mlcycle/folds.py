@@ -32,7 +32,7 @@ def _groups(values: pd.Series) -> np.ndarray: # a missing group is a group of it
     return codes
 
 def near_duplicates(df: pd.DataFrame, settings: Settings) -> np.ndarray: # a number a row, equal for rows that are all but equal
-    "Rows that agree in three digits of every number and in the letters of every text; id, times and target are not looked at."
+    "Rows that agree in four digits of every number and in the letters of every text; id, times and target are not looked at."
     data = settings.data
     columns = [c for c in df.columns if c not in {data.id, data.time, data.label_time, settings.problem.target, *data.drop}]
     hashes = np.zeros(len(df), dtype=np.uint64)
@@ -45,7 +45,7 @@ def _rounded(values: pd.Series) -> np.ndarray:
     if pd.api.types.is_datetime64_any_dtype(values): return values.astype('int64').to_numpy()
     if pd.api.types.is_numeric_dtype(values):
         x = np.nan_to_num(values.to_numpy(dtype=float, na_value=np.nan), nan=-1.5e300, posinf=1.5e300, neginf=-1.4e300)
-        size = 10.0**(np.floor(np.log10(np.where(x == 0, 1, np.abs(x))))-2)
+        size = 10.0**(np.floor(np.log10(np.where(x == 0, 1, np.abs(x))))-3)
         return np.round(x/size)*size
     codes, levels = pd.factorize(values)
     tidy = np.array([*(' '.join(str(v).split()).casefold() for v in levels), ''], dtype=object)

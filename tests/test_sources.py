@@ -160,7 +160,7 @@ def test_parquet_round_trip_damaged_and_misnamed(tmp_path):
     buffer = io.BytesIO(); FRAME.assign(n=[5, 1, 3]).set_index('n').to_parquet(buffer); content = buffer.getvalue()
     df, reading = read_file(content)
     assert set(df.columns) == {'n', 'f', 't', 'd', 'b'} and isinstance(df.index, pd.RangeIndex) and df.t.tolist()[:2] == ['00123', 'NA']
-    for bad in (content[:-10], content[:len(content)//2], content[:-30]+bytes(22)+content[-8:], content[:40]):
+    for bad in (content[:-10], content[:len(content)//2], content[:-400]+bytes(392)+content[-8:], content[:40]):
         (tmp_path/'x.parquet').write_bytes(bad)
         refused(tmp_path/'x.parquet', 'x.parquet')
     (tmp_path/'y.parquet').write_text('a,b\n1,2\n'); refused(tmp_path/'y.parquet', 'y.parquet', 'parquet')
