@@ -66,7 +66,7 @@ class Evidence:
         if kind == 'model': return self.model
         if kind in OF_VERSION: return self.project.ledger.last(kind, self.version) if self.version else None
         found = self.all_before_model(kind) if kind in OF_DATA else self.project.ledger.entries(kind)
-        if kind == 'leaderboard': found = [e for e in found if self.version in _named(e.body)]
+        if kind == 'leaderboard': found = [e for e in found if str(e.body.get('version')) == self.version]
         return found[-1] if found else None
 
     def all(self, kind: str) -> list[Entry]: # in order
@@ -81,8 +81,6 @@ class Evidence:
     def missing(self, what: str, kind: str) -> dict: # a block
         "The placeholder with the command that leaves a kind of evidence."
         return missing(what, command_for(kind, self.version or 'VERSION'))
-
-def _named(body: dict) -> list[str]: return [str(v) for v in body.values() if isinstance(v, (str, int))]
 
 # %% ../nbs/00o_documents.ipynb #77f96f5d
 def pairs_of(evidence: Evidence, what: str, kind: str,
@@ -119,7 +117,7 @@ def figures_of(evidence: Evidence, what: str, kind: str, field: str) -> list[dic
     if found is None: return [evidence.missing(what, kind)]
     if 'status' in found: found = {found.get('metric') or field: found}
     if not found: return [dict(text=f'{what}: none.', source=source(entry))]
-    return [dict(title=what, columns=['metric', 'value', 'interval', 'n', 'status', 'from'],
+    return [dict(title=what, columns=['metric', 'value', 'interval', 'n', 'status', 'read from'],
                  rows=[_figure(k, e, entry) for k, e in found.items()], source=source(entry))]
 
 def each_of(evidence: Evidence, what: str, kind: str,
@@ -129,7 +127,7 @@ def each_of(evidence: Evidence, what: str, kind: str,
     entries = evidence.all(kind)[-newest:]
     if not entries: return [evidence.missing(what, kind)]
     rows = [[*(shown(field_of(e.body, path)) for path in fields.values()), source(e)] for e in entries]
-    return [dict(title=what, columns=[*fields, 'from'], rows=rows, source=source(entries[-1]))]
+    return [dict(title=what, columns=[*fields, 'read from'], rows=rows, source=source(entries[-1]))]
 
 # %% ../nbs/00o_documents.ipynb #efafaba0
 class Document(Result):

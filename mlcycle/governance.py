@@ -9,7 +9,7 @@ from collections.abc import Callable
 from datetime import datetime, time, timezone
 from functools import partial
 from typing import ClassVar
-from .core import (Blocked, Criterion, MissingEvidence, Project, Result, SettingsError, label, missing_evidence, shown)
+from .core import (Blocked, Criterion, Estimate, MissingEvidence, Project, Result, SettingsError, label, missing_evidence, shown)
 from .documents import (Document, Evidence, by_hand, document_sections, each_of, figures_of, missing, one_line, pairs_of,
                                plain_name, source, table_of)
 from .gates import approval_digest, field_of, person, required_signatures, signatures
@@ -88,6 +88,10 @@ def _objection_to_version(project: Project, model: Entry, version: str) -> Block
     limit, age = project.settings.retraining.max_age_days, datetime.now(timezone.utc)-datetime.fromisoformat(model.at)
     if age.days > limit:
         return Blocked(f'Version {version} is {age.days} days old, retraining.max_age_days is {limit:g}: it has expired. Train another: mlcycle retrain')
+    was = any(e.body['role'] == 'champion' for e in project.ledger.entries('promotion', version))
+    now = champion(project.ledger)
+    if was and now not in (None, version):
+        return Blocked(f'Version {version} was replaced as champion by version {now}. To go back to it: mlcycle rollback')
     validation = project.ledger.last('validation', version)
     if validation is None: return missing_evidence('validation', 'validation', version)
     if validation.body.get('model_hash', model.body['hash']) != model.body['hash']:
@@ -105,18 +109,21 @@ def moment(at: str, # '2026-05-01' or an ISO date and time; without a zone it is
     return when.replace(tzinfo=timezone.utc) if when.tzinfo is None else when.astimezone(timezone.utc)
 
 def history(project: Project, at: str | None=None, # only who held a role at this date
-            ) -> list[dict]: # {version, role, from, to, by, because, entry}, in the order of the ledger
-    "Who held which role from when to when, who decided it and why, and the entry that says so."
+            ) -> list[dict]: # {version, role, from, to, by, because, entry, evidence}, in the order of the ledger
+    "Who held which role from when to when, who decided it and why, the entry that says so and the entries its gates looked at."
     rows = []
     for entry in project.ledger.entries(ROLE_KINDS):
         version, role = str(entry.body['version']), entry.body.get('role') if entry.kind == 'promotion' else None
         for row in rows:
             if row['to'] is None and (row['version'] == version or row['role'] == role): row['to'] = entry.at
         if role: rows.append({'version': version, 'role': role, 'from': entry.at, 'to': None, 'by': entry.body.get('by') or entry.actor,
-                              'because': entry.body.get('because', ''), 'entry': entry.seq})
+                              'because': entry.body.get('because', ''), 'entry': entry.seq, 'evidence': _evidence_of(entry)})
     if at is None: return rows
     when = moment(at)
     return [r for r in rows if moment(r['from']) <= when and (r['to'] is None or moment(r['to']) > when)]
+
+def _evidence_of(promotion: Entry) -> list[int]:
+    return sorted({seq for entries in (promotion.body.get('gates') or {}).values() for seq in entries})
 
 # %% ../nbs/08_governance.ipynb #60418945
 def audit(project: Project, heads: list[tuple[int, str]]=(), # (sequence number, hash) pairs kept elsewhere
@@ -146,7 +153,7 @@ def _approvals(evidence: Evidence) -> list[dict]:
     today = lambda e: 'counts' if e.seq in counting else 'void: something else was signed'
     rows = [[e.body['by'], e.body['because'], today(e), source(e)] for e in given]
     lost = [evidence.missing(f'{needed-len(counting)} of {needed} signatures', 'approval')] if len(counting) < needed else []
-    return [dict(title='Approvals', columns=['by', 'because', 'today', 'from'], rows=rows, source=source(given[-1])), *lost]
+    return [dict(title='Approvals', columns=['by', 'because', 'today', 'read from'], rows=rows, source=source(given[-1])), *lost]
 
 def _held(evidence: Evidence) -> list[dict]:
     held = [r for r in history(evidence.project) if r['version'] == evidence.version]
@@ -154,18 +161,30 @@ def _held(evidence: Evidence) -> list[dict]:
     rows = [[r['role'], r['from'][:10], r['to'][:10] if r['to'] else 'today', r['by'], r['because'], f"entry {r['entry']}"] for r in held]
     return [dict(title='Roles', columns=['role', 'from', 'to', 'by', 'because', 'entry'], rows=rows, source=rows[-1][-1])]
 
+def _windows(evidence: Evidence) -> list[dict]: # the newest entry of each window
+    newest = {(e.body.get('from'), e.body.get('to')): e for e in evidence.all('window')}
+    if not newest: return [evidence.missing('monitored windows', 'window')]
+    rows = [[str(e.body.get('from'))[:10], str(e.body.get('to'))[:10], shown(e.body.get('rows')), shown(e.body.get('labelled')),
+             _main_figure(e.body), source(e)] for e in list(newest.values())[-20:]]
+    return [dict(title='Monitored windows', columns=['from', 'to', 'rows', 'labelled', 'performance', 'read from'], rows=rows, source=rows[-1][-1])]
+
+def _main_figure(body: dict) -> str: # of a window
+    found = [Estimate.from_body(e) for e in (body.get('performance') or {}).values()]
+    first = next((e for e in found if e.metric == (body.get('change') or {}).get('metric')), found[0] if found else None)
+    return f'{first.metric} {first.text}' if first else shown(body.get('status'))
+
 def _snapshots(evidence: Evidence) -> list[dict]:
     last = {e.subject: e for e in evidence.all_before_model('snapshot')}
     if not last: return [evidence.missing('data snapshots', 'snapshot')]
     rows = [[k, f"{e.body['rows']:,}", shown(e.body['version']), e.body['hash'][:16], source(e)] for k, e in last.items()]
-    return [dict(title='Data', columns=['table', 'rows', 'version', 'hash', 'from'], rows=rows, source=rows[-1][-1])]
+    return [dict(title='Data', columns=['table', 'rows', 'version', 'hash', 'read from'], rows=rows, source=rows[-1][-1])]
 
 # %% ../nbs/08_governance.ipynb #7c2e2890
 PARTS: dict[str, tuple] = {   # name → form, what it is, kind of entry, fields
     'identity': (pairs_of, 'Model', 'model', {'version': 'version', 'algorithm': 'algorithm', 'author': 'author', 'made': 'created?',
         'sha256 of the model file': 'hash', 'training data': 'data?', 'threshold': 'threshold?', 'classes': 'classes?'}),
     'inputs': (pairs_of, 'Inputs', 'model', {'columns': 'columns'}),
-    'parameters': (pairs_of, 'Parameters', 'model', {'parameters': 'parameters'}),
+    'parameters': (pairs_of, 'Parameters', 'model', {'parameters': 'parameters?', 'settings digest': 'settings_digest?'}),
     'purpose': (pairs_of, 'Purpose', 'problem', {'objective': 'objective', 'decision supported': 'decision', 'owner': 'owner',
         'stakeholders': 'stakeholders', 'intended use': 'intended_use', 'target': 'target', 'task': 'task', 'costs of errors': 'costs'}),
     'limits': (pairs_of, 'Not to be used for', 'problem', {'out of scope': 'out_of_scope'}),
@@ -177,29 +196,33 @@ PARTS: dict[str, tuple] = {   # name → form, what it is, kind of entry, fields
     'groups': (table_of, 'Smallest groups in the data', 'feasibility', 'groups'),
     'treatments': (table_of, 'Cleaning', 'schema', 'treatments'),
     'findings': (table_of, 'Findings in the data', 'schema', 'findings'),
+    'suspects': (table_of, 'Columns that may give the outcome away', 'schema', 'suspects'),
     'split': (pairs_of, 'Split', 'split', {'strategy': 'strategy', 'reason': 'reason', 'rows': 'rows?'}),
     'candidates': (table_of, 'Candidates compared', 'leaderboard', 'rows'),
-    'choice': (pairs_of, 'Choice', 'leaderboard', {'chosen': 'chosen', 'why': 'why'}),
+    'choice': (pairs_of, 'Choice', 'leaderboard', {'chosen': 'chosen', 'why': 'why', 'notes': 'notes?', 'budget': 'budget?'}),
+    'beats_dummy': (figures_of, 'Better than always the same answer', 'leaderboard', 'beats_dummy'),
     'cross_validated': (figures_of, 'Cross-validated on training data', 'model', 'metrics'),
-    'verdict': (pairs_of, 'Validation', 'validation', {'verdict': 'verdict', 'looks at the test set': 'looks', 'test data': 'test?'}),
+    'verdict': (pairs_of, 'Validation', 'validation', {'verdict': 'verdict', 'why': 'why?', 'looks at the test set': 'looks',
+        'sha256 of the test data': 'test_hash?', 'notes': 'notes?'}),
     'performance': (figures_of, 'On the sealed test set', 'validation', 'metrics'),
     'verdicts': (table_of, 'Verdict on each criterion', 'validation', 'verdicts'),
     'calibration': (table_of, 'Calibration', 'validation', 'calibration'),
     'overfit': (figures_of, 'Gap to training data', 'validation', 'overfit'),
     'by_group': (table_of, 'By group', 'validation', 'by_group'),
     'disparities': (figures_of, 'Largest differences between groups', 'validation', 'disparities'),
+    'slices': (table_of, 'Where it is worst', 'validation', 'slices'),
     'robustness': (table_of, 'Robustness', 'validation', 'robustness'),
     'importance': (table_of, 'What the results depend on', 'validation', 'importance'),
     'overrides': (each_of, 'Gates passed by override', 'override', {'gate': 'gate', 'by': 'by', 'because': 'because'}),
     'refusals': (each_of, 'Approvals refused', 'refusal', {'by': 'by', 'why': 'why'}),
-    'bundle': (pairs_of, 'Deployment bundle', 'bundle', {'digest': 'digest'}),
-    'windows': (each_of, 'Monitored windows', 'window', {'from': 'from', 'to': 'to', 'rows': 'rows', 'labelled': 'labelled'}),
-    'alarms': (each_of, 'Alarms', 'alarm', {'kind': 'kind', 'column': 'column', 'state': 'state'}),
+    'bundle': (pairs_of, 'Deployment bundle', 'bundle', {'name': 'name?', 'digest': 'digest', 'golden pairs reproduced': 'golden?'}),
+    'alarms': (each_of, 'Alarms', 'alarm', {'kind': 'kind', 'column': 'column', 'since': 'since', 'state': 'state', 'why': 'why'}),
     'decisions': (each_of, 'Retraining decisions', 'decision', {'action': 'action', 'reasons': 'reasons'}),
     'comparison': (pairs_of, 'Compared with the champion', 'comparison', {'champion': 'champion', 'promotable': 'promotable', 'why': 'why?'}),
-    'retirement': (pairs_of, 'Retirement', 'retirement', {'successor': 'successor', 'because': 'because'})}
-CODED = {'criteria': _criteria, 'undeclared': _undeclared, 'approvals': _approvals, 'roles': _held, 'snapshots': _snapshots}
-EVENTS = ('overrides', 'refusals', 'alarms', 'comparison', 'retirement')   # what may rightly not have happened
+    'gain': (figures_of, 'Gain over the champion, on the same rows', 'comparison', 'gain'),
+    'retirement': (pairs_of, 'Retirement', 'retirement', {'successor': 'successor?', 'because': 'because', 'by': 'by?'})}
+CODED = {'criteria': _criteria, 'undeclared': _undeclared, 'approvals': _approvals, 'roles': _held, 'snapshots': _snapshots, 'windows': _windows}
+EVENTS = ('overrides', 'refusals', 'alarms', 'comparison', 'gain', 'retirement')   # what may rightly not have happened
 
 def part(name: str, evidence: Evidence) -> list[dict]: # blocks
     "One part of a card; an event that has not happened is said, not missed."
@@ -213,13 +236,13 @@ def part(name: str, evidence: Evidence) -> list[dict]: # blocks
 VIEWS: dict[str, dict[str, list]] = {   # view → section → parts, placeholders, or functions of the evidence
     'model': {
         'Model': ['identity', 'roles'], 'Intended use': ['purpose', 'limits', 'undeclared'], 'Risk class': ['risk'],
-        'Criteria': ['criteria'], 'Data': ['snapshots', 'split', 'treatments', 'findings', 'groups'],
+        'Criteria': ['criteria'], 'Data': ['snapshots', 'split', 'treatments', 'findings', 'suspects', 'groups'],
         'Feasibility': ['feasibility', 'baselines'],
-        'Development': ['choice', 'candidates', 'cross_validated', 'parameters', 'inputs'],
-        'Validation': ['verdict', 'performance', 'verdicts', 'calibration', 'overfit', 'robustness'],
+        'Development': ['choice', 'candidates', 'beats_dummy', 'cross_validated', 'parameters', 'inputs'],
+        'Validation': ['verdict', 'performance', 'verdicts', 'calibration', 'overfit', 'robustness', 'slices'],
         'Groups': ['protected', 'by_group', 'disparities'], 'Explanation': ['importance'],
         'Decisions by people': ['approvals', 'overrides', 'refusals'], 'Deployment': ['bundle'],
-        'Monitoring': ['windows', 'alarms'], 'Retraining': ['decisions', 'comparison'], 'Retirement': ['retirement']},
+        'Monitoring': ['windows', 'alarms'], 'Retraining': ['decisions', 'comparison', 'gain'], 'Retirement': ['retirement']},
     'annex-iv': {
         '1. General description of the AI system': ['purpose', 'undeclared', 'identity', 'inputs', 'bundle',
             by_hand('interaction with other hardware and software'), by_hand('instructions for use')],
@@ -238,10 +261,10 @@ VIEWS: dict[str, dict[str, list]] = {   # view → section → parts, placeholde
         'Model and inventory': ['identity', 'roles'], 'Materiality: exposure and purpose': ['risk', 'purpose', 'undeclared'],
         'Model development and use': ['limits', 'snapshots', 'split', 'treatments', 'choice', 'candidates', 'parameters', 'inputs'],
         'Model validation': ['verdict', 'performance', 'verdicts', 'calibration', 'overfit', 'robustness', 'by_group', 'importance'],
-        'Ongoing monitoring and outcomes analysis': ['windows', 'alarms', 'decisions', 'comparison'],
+        'Ongoing monitoring and outcomes analysis': ['windows', 'alarms', 'decisions', 'comparison', 'gain'],
         'Governance and controls': ['approvals', 'overrides', 'refusals', 'retirement', by_hand('policies, roles and internal audit')],
         'Vendor and other third-party products': [by_hand('third-party models, data and parameters')]},
-    'nist-ai-rmf': {
+    'nist-rmf': {
         'GOVERN: who is accountable, who decided': ['approvals', 'overrides', 'refusals', 'roles',
             by_hand('policies, and training of the people involved')],
         'MAP: context, purpose, impact': ['purpose', 'limits', 'undeclared', 'risk', 'protected', 'snapshots', 'feasibility', 'groups'],
@@ -306,7 +329,7 @@ def _version_for(project: Project, version: str | None) -> str | None:
     raise SettingsError(f'No model version {one_line(version, 100)!r}. Versions: {", ".join(known) or "none yet, mlcycle run development makes one"}.')
 
 def card(project: Project, version: str | None=None, # default: the champion, else the newest
-         *, view: str='model', # model, annex-iv, sr-26-2, nist-ai-rmf or plain
+         *, view: str='model', # model, annex-iv, sr-26-2, nist-rmf or plain
          ) -> Card: # recorded when it differs from the last one
     "A model version's document, made of evidence alone; what is missing is said where it is missed, and counted in front."
     if view not in VIEWS: raise SettingsError(f'No view {view!r}. Views: {", ".join(VIEWS)}.')

@@ -40,6 +40,7 @@ def validate(project, version='1', verdict='pass', value=0.84, hash='a'*64, **mo
     return project.ledger.append(stage='validation', kind='validation', subject=version, body=body, actor='night')
 
 def promote(project, version, role='champion', **more):
+    "As `mlcycle.registry.promote` records it, its gates aside."
     return project.ledger.append(stage='governance', kind='promotion', subject=version, actor='Grace',
                                  body=dict(version=version, role=role, because='gates open', previous=None, **more))
 
@@ -91,6 +92,13 @@ def test_expired(tmp_path, monkeypatch):
     register(project), validate(project)
     monkeypatch.setattr(governance, 'datetime', InTwoDays)
     refused(project, 'expired.*mlcycle retrain')
+
+def test_superseded(project):
+    register(project, '2', hash='b'*64)
+    promote(project, '1'), promote(project, '2')
+    refused(project, 'replaced as champion by version 2.*mlcycle rollback')
+    promote(project, '1', rollback=True)
+    assert approve(project, '1', by='Grace', because='Back in office.').version == '1'
 
 def test_second_time_has_no_effect(project):
     first = approve(project, '1', by='Grace', because='Good.')
@@ -230,7 +238,7 @@ def test_a_card_does_not_take_evidence_of_another_version(project):
     assert card(project).version == '1' and champion(project.ledger) == '1'
 
 def test_unknown_version_and_view(project):
-    with pytest.raises(SettingsError, match='Views: model, annex-iv, sr-26-2, nist-ai-rmf, plain'): card(project, view='pdf')
+    with pytest.raises(SettingsError, match='Views: model, annex-iv, sr-26-2, nist-rmf, plain'): card(project, view='pdf')
     with pytest.raises(SettingsError, match='Versions: 1'): card(project, '<b>9</b>')
 
 def test_views_claim_nothing(project):
@@ -250,11 +258,15 @@ def test_history_tells_who_was_what_when(project):
     rows = history(project)
     assert [(r['version'], r['role'], r['by']) for r in rows] == [('1', 'champion', 'Grace'), ('2', 'challenger', 'Grace'), ('2', 'champion', 'Katherine')]
     assert rows[0]['to'] == rows[2]['from'] == rows[1]['to'] and rows[2]['to'] is None
-    assert set(rows[0]) == {'version', 'role', 'from', 'to', 'by', 'because', 'entry'}
+    assert set(rows[0]) >= {'version', 'role', 'from', 'to', 'by', 'because', 'entry'}
     at = lambda when: [(r['version'], r['role']) for r in history(project, when)]
     assert at(rows[0]['from']) == [('1', 'champion')] and at(rows[2]['from']) == [('2', 'champion')]
     assert at(rows[2]['from'][:10]) == [('2', 'champion')] and at('2000-01-01') == []   # a bare date: the end of that day
     assert json.loads(json.dumps(rows)) == rows
+
+def test_history_names_the_evidence_of_the_gates(project):
+    promote(project, '1', gates=dict(validated=[2], signed=[5, 4]))
+    assert history(project)[0]['evidence'] == [2, 4, 5]
 
 @pytest.mark.parametrize('when', ['yesterday', '2026-13-01', '', '12/05/2026'])
 def test_history_refuses_what_is_no_date(project, when):
