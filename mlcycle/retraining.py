@@ -10,15 +10,15 @@ from typing import ClassVar, Literal
 import numpy as np
 import pandas as pd
 
-from .core import (Blocked, Criterion, DataError, Estimate, MissingEvidence, Project, Record, Result, SettingsError, judge,
-                          shown)
+from .core import (Blocked, Criterion, DataError, Estimate, MissingEvidence, Project, Result, SettingsError,
+                          judge, shown)
 from .features import FeaturePlan, encode_target
 from .gates import registered
 from .ledger import ROLES, retired, roles, versions
 from .metrics import by_group, default_metric, difference, disparity, evaluate
 from .recent import ChallengerRows, Recent, challenger_rows, recent, shortage, unseen
 from .registry import Model, ModelVersion
-from .scoring import labelled, logged
+from .scoring import labelled, logged, stored_name
 
 # %% auto #0
 __all__ = ['CAUSES', 'Verdict', 'newest_outcomes', 'realised', 'main_metric', 'Decision', 'open_alarms', 'broken_promises',
@@ -26,7 +26,7 @@ __all__ = ['CAUSES', 'Verdict', 'newest_outcomes', 'realised', 'main_metric', 'D
 
 # %% ../nbs/07_retraining.ipynb #158ee201
 def newest_outcomes(project: Project, version: str) -> pd.DataFrame: # predictions with `label`, oldest first
-    "A version's newest predictions whose outcome is known: a window of them, and at least `retraining.min_rows`."
+    "A version's newest predictions with outcomes: a window of them, and at least `retraining.min_rows`."
     if not (project.tables.exists('labels') and logged(project)): return pd.DataFrame({'label': [], 'at': []})
     known = labelled(project, version=version)
     if not len(known): return known
@@ -35,9 +35,9 @@ def newest_outcomes(project: Project, version: str) -> pd.DataFrame: # predictio
     return known.tail(max(in_window, project.settings.retraining.min_rows)).reset_index(drop=True)
 
 def _how(project: Project, info: ModelVersion) -> dict:
-    settings = project.settings
+    settings, validation = project.settings, project.settings.validation
     return dict(threshold=info.threshold, classes=info.classes or None, costs=settings.problem.costs,
-                level=settings.validation.level, resamples=settings.validation.resamples, seed=settings.project.seed)
+                level=validation.level, resamples=validation.resamples, seed=settings.project.seed)
 
 def _scores(info: ModelVersion, known: pd.DataFrame) -> np.ndarray:
     if info.task == 'multiclass': return known[[f'score_{c}' for c in info.classes]].to_numpy(float)
@@ -47,22 +47,23 @@ def realised(project: Project, version: str,
              known: pd.DataFrame, # from `newest_outcomes`
              ) -> dict[str, Estimate]: # by criterion, in its own words, and the main metric by its name
     "The criteria's figures, and the main metric, on production's own outcomes."
-    info, settings, needed = project.registry.info(version), project.settings, project.settings.monitoring.min_rows
-    wanted = {c.text: c for c in [*settings.problem.success, *settings.problem.kill]}
+    info, problem, needed = project.registry.info(version), project.settings.problem, project.settings.monitoring.min_rows
+    wanted, main = {c.text: c for c in [*problem.success, *problem.kill]}, main_metric(project)
     if len(known) < needed:
         why = f'{len(known)} outcomes are known, {needed} are needed'
-        return {name: Estimate.undefined(name, why, len(known), 'too few') for name in [*wanted, main_metric(project)]}
+        return {name: Estimate.undefined(name, why, len(known), 'too few') for name in [*wanted, main]}
     found = evaluate(info.task, known['label'], _scores(info, known), **_how(project, info))
-    figures = {text: _asked_for(project, info, known, c) if c.group_by else found[c.metric] for text, c in wanted.items()}
-    return figures | {main_metric(project): found[main_metric(project)]}
+    groups = {text: _between_groups(project, info, known, c) for text, c in wanted.items() if c.group_by}
+    return {text: found[c.metric] for text, c in wanted.items()} | groups | {main: found[main]}
 
-def _asked_for(project: Project, info: ModelVersion, known: pd.DataFrame, criterion: Criterion) -> Estimate:
+def _between_groups(project: Project, info: ModelVersion, known: pd.DataFrame, criterion: Criterion) -> Estimate:
     "The largest difference between groups, where the log has the attribute."
-    if criterion.group_by not in known: return Estimate.undefined(criterion.metric, f'{criterion.group_by} is not in the log')
-    validation = project.settings.validation
-    table = by_group(info.task, known['label'], _scores(info, known), known[criterion.group_by], names=[criterion.metric],
-                     min_group=validation.min_group, min_positive=validation.min_positive, **_how(project, info))
-    return disparity(table, criterion.metric, level=validation.level)
+    column, metric, validation = stored_name(criterion.group_by), criterion.metric, project.settings.validation
+    if column not in known: return Estimate.undefined(metric, f'{criterion.group_by} is not in the log')
+    least = dict(min_group=validation.min_group, min_positive=validation.min_positive)
+    table = by_group(info.task, known['label'], _scores(info, known), known[column], names=[metric], **least,
+                     **_how(project, info))
+    return disparity(table, metric, level=validation.level)
 
 def main_metric(project: Project) -> str: # a name
     "The metric that models are compared by."
@@ -87,10 +88,10 @@ class Decision(Result):
     @property
     def headline(self) -> str: return f'{self.action.capitalize()}: {"; ".join(self.reasons)}'
 
-def _age(project: Project, version: str, now: datetime) -> tuple[float, str]: # days, and the reason if that is too many
-    entry = registered(project, version)
-    days, limit = (now-datetime.fromisoformat(entry.body.get('created') or entry.at)).total_seconds()/86400, project.settings.retraining.max_age_days
-    return days, f'version {version} is {days:.0f} days old, retraining.max_age_days is {limit:g}' if days > limit else ''
+def _age(project: Project, version: str, now: datetime) -> tuple[float, str]: # days; the reason if too many
+    entry, limit = registered(project, version), project.settings.retraining.max_age_days
+    days = (now-datetime.fromisoformat(entry.body.get('created') or entry.at)).total_seconds()/86400
+    return days, f'version {version} is {days:.0f} days old, max_age_days is {limit:g}' if days > limit else ''
 
 def open_alarms(project: Project, version: str) -> list[dict]: # their newest bodies
     "A version's alarms that nobody has answered and no window has ended."
@@ -98,11 +99,11 @@ def open_alarms(project: Project, version: str) -> list[dict]: # their newest bo
     return [a for a in newest.values() if str(a.get('version')) == version and a.get('state') == 'raised']
 
 def _named(alarm: dict) -> str:
-    column = f' of {alarm["column"]!r}' if alarm.get('column') else ''
-    return f'{alarm["kind"]} alarm{column} since {str(alarm.get("since"))[:10]}: {alarm.get("why") or "no reason given"}'
+    column, since = f' of {alarm["column"]!r}' if alarm.get('column') else '', str(alarm.get('since'))[:10]
+    return f'{alarm["kind"]} alarm{column} since {since}: {alarm.get("why") or "no reason given"}'
 
-def _thresholds(project: Project, version: str) -> dict[str, float | None]: # criterion → what 'baseline' stands for
-    "The baselines that validation compared the version with."
+def _thresholds(project: Project, version: str) -> dict[str, float | None]: # criterion → a number
+    "What 'baseline' stood for when the version was validated."
     entry = project.ledger.last('validation', version)
     table = (entry.body.get('verdicts') or {}) if entry else {}
     rows = [dict(zip(table['columns'], r)) for r in table.get('data', [])] if 'columns' in table else []
@@ -125,17 +126,18 @@ def _waiting(project: Project, version: str) -> str:
         entry = project.ledger.last('comparison', v)
         served = [e for e in project.ledger.entries('promotion', v) if e.body['role'] == 'champion']
         if entry and entry.body['champion'] == version and entry.body['promotable'] and not served:
-            return f'version {v} already waits, and is {entry.body["verdict"]}: mlcycle approve {v} --as NAME --because TEXT'
+            return f'version {v} already waits, and is {entry.body["verdict"]}: mlcycle promote {v} --to champion'
     return ''
 
 def _hindrance(project: Project, version: str, known: Recent) -> str: # '' when nothing stands against it
     "What stands against a retraining that is due."
-    waiting, lack, last = _waiting(project, version), shortage(project, known), project.ledger.last('challenger_rows')
+    waiting, lack = _waiting(project, version), shortage(project, known)
     if waiting or lack: return waiting or f'{lack}; bring outcomes: mlcycle label FILE'
-    new, needed = len(known.rows)-(last.body['known'] if last else 0), project.settings.retraining.min_rows
-    if last and new < needed:
-        return f'the last challenger was trained on these rows on {last.at[:10]}; {max(new, 0):,} outcomes are new, {needed:,} are needed'
-    return ''
+    last, needed = project.ledger.last('challenger_rows'), project.settings.retraining.min_rows
+    new = len(known.rows)-(last.body['known'] if last else 0)
+    if last is None or new >= needed: return ''
+    return (f'the last challenger was trained on {last.at[:10]}; {max(new, 0):,} outcomes have come since, '
+            f'{needed:,} are needed')
 
 def decide(project: Project,
            *, now: datetime | None=None, # when it is asked; default: now
@@ -143,24 +145,24 @@ def decide(project: Project,
     "Retrain or do nothing, with the reasons, recorded."
     project.must_write('decision')
     version = roles(project.ledger)['champion']
-    if version is None: decision = Decision(action='nothing', reasons=['no version is champion; mlcycle run development makes one'])
-    else: decision = _weigh(project, version, now or datetime.now(timezone.utc))
+    none = Decision(action='nothing', reasons=['no version is champion; mlcycle run development makes one'])
+    decision = none if version is None else _weigh(project, version, now or datetime.now(timezone.utc))
     project.record(decision, subject=version or '')
     return decision
 
 def _weigh(project: Project, version: str, now: datetime) -> Decision:
-    days, old = _age(project, version, now)
-    alarms, figures = open_alarms(project, version), realised(project, version, newest_outcomes(project, version))
+    (days, old), alarms = _age(project, version, now), open_alarms(project, version)
+    figures = realised(project, version, newest_outcomes(project, version))
     counting = [a for a in alarms if a['kind'] in CAUSES]
     causes = [old]*bool(old)+[_named(a) for a in counting]+broken_promises(project, version, figures)
     notes = [f'{_named(a)} (retraining would not cure it)' for a in alarms if a['kind'] not in CAUSES]
     main, known = figures[main_metric(project)], recent(project)
     if main.status != 'ok': notes.append(f'{main.metric} on production rows: {main.text}')
     against = _hindrance(project, version, known) if causes else ''
-    quiet = [f'version {version} is {days:.0f} days old, no alarm that counts is open, and no criterion is shown to fail']
-    return Decision(action='retrain' if causes and not against else 'nothing', reasons=causes+[f'but {against}']*bool(against) or quiet,
-                    notes=notes, version=version, age_days=round(days, 2), outcomes=len(known.rows),
-                    alarms=[str(a['id']) for a in counting], performance=figures)
+    quiet = f'version {version} is {days:.0f} days old, no alarm that counts is open, no criterion is shown to fail'
+    return Decision(action='retrain' if causes and not against else 'nothing', notes=notes, version=version,
+                    reasons=causes+[f'but {against}']*bool(against) or [quiet], age_days=round(days, 2),
+                    outcomes=len(known.rows), alarms=[str(a['id']) for a in counting], performance=figures)
 
 # %% ../nbs/07_retraining.ipynb #e232ebcf
 Verdict = Literal['better', 'not worse', 'worse', 'undetermined']
@@ -187,7 +189,8 @@ class Comparison(Result):
     champion_metrics: dict[str, Estimate] = {}
 
     @property
-    def headline(self) -> str: return f'Version {self.challenger} against {self.champion}: {self.verdict}. {self.why}'
+    def headline(self) -> str:
+        return f'Version {self.challenger} against {self.champion}: {self.verdict}. {self.why}'
 
 def read_verdict(gain: Estimate, # of the challenger over the champion
                  margin: float=0., # what it may be worse by
@@ -200,57 +203,64 @@ def read_verdict(gain: Estimate, # of the challenger over the champion
 
 # %% ../nbs/07_retraining.ipynb #5754843f
 def _same_question(a: ModelVersion, b: ModelVersion) -> None:
-    asked = [(p.target, p.task, sorted(p.classes)) for p in (FeaturePlan.from_body(m.plan) for m in (a, b))]
-    if asked[0] != asked[1]:
-        raise DataError(f'versions {a.version} and {b.version} answer different questions: {shown(asked[0])} and {shown(asked[1])}')
+    plans = [FeaturePlan.from_body(m.plan) for m in (a, b)]
+    one, other = ([p.target, p.task, *(p.classes if p.task == 'binary' else sorted(p.classes))] for p in plans)
+    if one != other:
+        raise DataError(f'versions {a.version} and {b.version} answer different questions, {shown(one)} and {shown(other)}')
 
 def _aligned(model: Model, rows: pd.DataFrame, classes: list) -> np.ndarray:
     "Scores, the columns of several classes in one order."
-    found = model.scores(rows)
-    return found if model.task != 'multiclass' else found[:, [list(map(str, model.info.classes)).index(c) for c in classes]]
+    found, own = model.scores(rows), [str(c) for c in model.info.classes]
+    return found if model.task != 'multiclass' else found[:, [own.index(c) for c in classes]]
 
 def _facts(project: Project, challenger: Model, champion: Model) -> dict:
     "Everything of a comparison that comes from the rows; an error says why there is nothing."
     _same_question(challenger.info, champion.info)
     found, source = unseen(project, challenger.info, champion.info)
     n, needed, metric = len(found.rows), project.settings.monitoring.min_rows, main_metric(project)
-    if n < needed: raise DataError(f'{n:,} rows with outcomes that neither version was trained on, {needed:,} are needed')
+    if n < needed: raise DataError(f'{n:,} rows with outcomes are new to both versions, {needed:,} are needed')
     classes = [str(c) for c in challenger.info.classes] if challenger.task == 'multiclass' else None
     y = encode_target(found.rows[project.settings.problem.target], FeaturePlan.from_body(challenger.info.plan))
     scores = [_aligned(m, found.rows, classes) for m in (challenger, champion)]
-    how = _how(project, challenger.info) | {'classes': classes}
-    limits = [m.info.threshold for m in (challenger, champion)]
+    how, limits = _how(project, challenger.info) | {'classes': classes}, (challenger.info.threshold, champion.info.threshold)
     measured = [evaluate(challenger.task, y, s, **how | {'threshold': t}) for s, t in zip(scores, limits)]
     del how['threshold']
-    gain = difference(challenger.task, y, *scores, metric, thresholds=tuple(limits), **how)
-    at = found.keys['at'].dropna()
-    return dict(gain=gain, rows=n, source=source, since=at.min().isoformat() if len(at) else '', until=at.max().isoformat() if len(at) else '',
-                challenger_metrics=measured[0], champion_metrics=measured[1])
+    gain = difference(challenger.task, y, *scores, metric, thresholds=limits, **how)
+    return dict(gain=gain, rows=n, source=source, challenger_metrics=measured[0], champion_metrics=measured[1],
+                **_span(found.keys['at'].dropna()))
+
+def _span(at: pd.Series) -> dict:
+    return dict(since=at.min().isoformat(), until=at.max().isoformat()) if len(at) else {}
 
 def _sentence(facts: dict, verdict: str, metric: str, margin: float) -> str:
     gain = facts['gain']
     if gain.status != 'ok': return gain.reason[:1].upper()+gain.reason[1:]
     more = f', and at most {margin:g} worse was allowed' if margin and verdict == 'not worse' else ''
-    unsure = '; more outcomes, or a margin in retraining.non_inferiority, may decide' if verdict == 'undetermined' else ''
+    unsure = '; more outcomes, or a margin in retraining.non_inferiority, may decide'*(verdict == 'undetermined')
     return f'{metric} differs by {gain.text} on {facts["rows"]:,} {facts["source"]} rows{more}{unsure}.'
+
+def _named_pair(project: Project, challenger: str, champion: str) -> tuple[str, str]:
+    "Two different version numbers, neither of them out of the game."
+    held = roles(project.ledger)
+    new, old = (held[v] if v in ROLES else v for v in (challenger, champion))
+    if old is None: raise Blocked('No version is champion to compare with. Next: mlcycle promote MODEL_VERSION --to champion')
+    if new in (None, old): raise SettingsError(f'Name a challenger other than the champion, version {old}. See mlcycle history.')
+    if new in retired(project.ledger): raise Blocked(f'Version {new} is retired and takes no role. See mlcycle history.')
+    return new, old
 
 def compare(project: Project, challenger: str, # a version
             champion: str='champion', # a version or a role
             ) -> Comparison:
     "Both versions on the same rows that neither was trained on, by the interval of the difference; recorded."
     project.must_write('comparison')
-    held = roles(project.ledger)
-    challenger, champion = (held[v] if v in ROLES else str(v) for v in (str(challenger), champion))
-    if champion is None: raise Blocked(f'No version is champion to compare with. Next: mlcycle promote {challenger} --to champion')
-    if challenger is None or challenger == champion: raise SettingsError(f'Name a challenger other than the champion, version {champion}. See mlcycle history.')
-    if challenger in retired(project.ledger): raise Blocked(f'Version {challenger} is retired and can take no role. See mlcycle history.')
+    challenger, champion = _named_pair(project, str(challenger), str(champion))
     new, old = (project.registry.load(registered(project, v).subject) for v in (challenger, champion))
     metric, margin = main_metric(project), project.settings.retraining.non_inferiority
     try: facts = _facts(project, new, old)
     except (DataError, MissingEvidence) as error: facts = dict(gain=Estimate.undefined(metric, str(error)))
     verdict = read_verdict(facts['gain'], margin)
-    found = Comparison(challenger=challenger, champion=champion, model_hash=new.info.hash, champion_hash=old.info.hash, metric=metric,
-                       verdict=verdict, promotable=verdict in ('better', 'not worse'), margin=margin,
+    found = Comparison(challenger=challenger, champion=champion, model_hash=new.info.hash, champion_hash=old.info.hash,
+                       metric=metric, verdict=verdict, promotable=verdict in ('better', 'not worse'), margin=margin,
                        why=_sentence(facts, verdict, metric, margin), **facts)
     project.record(found, subject=challenger)
     return found
