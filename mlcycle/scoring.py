@@ -144,7 +144,7 @@ def score(project: Project, df: pd.DataFrame, *,
 def score_with(project: Project, model, df: pd.DataFrame, *, at: object=None, log: bool=True) -> pd.DataFrame:
     "Scores by a model already loaded and admitted, as `score` returns them."
     from mlcycle.spool import append   # it brings PyArrow, which a served bundle does without
-    times, found = event_times(df, project.settings.data.time, at=at), answers(model, df)
+    found, times = answers(model, df), event_times(df, project.settings.data.time, at=at)
     found.insert(0, 'prediction_id', new_ids(len(df)))
     found.insert(1, 'at', times)
     found.insert(2, 'version', str(model.version))

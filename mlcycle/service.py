@@ -123,7 +123,7 @@ class BundleService:
     def predict(self, df: pd.DataFrame) -> pd.DataFrame:
         "Answers for rows, written as lines first."
         model = self.model()
-        times, found = event_times(df, self.time), answers(model, df)
+        found, times = answers(model, df), event_times(df, self.time)
         found = pd.concat([pd.DataFrame({'prediction_id': new_ids(len(df)), 'at': times, 'version': model.version}), found], axis=1)
         inputs = jsonable(df.astype(object).to_dict('records'))
         self._write([{'kind': 'prediction', **a, 'input': i} for a, i in zip(jsonable(found.to_dict('records')), inputs)])
