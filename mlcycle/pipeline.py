@@ -4,7 +4,7 @@
 
 # %% ../nbs/11_pipeline.ipynb #af9ee69b
 from __future__ import annotations
-import ast, fcntl, io, json, keyword, os, signal, threading, time, tokenize, uuid
+import ast, fcntl, io, json, keyword, os, subprocess, threading, time, tokenize, uuid
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
@@ -15,9 +15,9 @@ from .gates import check_all
 from .ledger import champion, roles, versions
 
 # %% auto #0
-__all__ = ['TYPES', 'WORK_SAYS_NO', 'MARK', 'EVERYTHING', 'STEPS', 'GIVEN', 'Parameter', 'parameters_of', 'check_parameters',
-           'Execution', 'run_notebook', 'Step', 'fingerprint', 'step_file', 'code_of', 'StepOutcome', 'Run', 'run',
-           'last_end', 'one_at_a_time', 'clean_up', 'status']
+__all__ = ['TYPES', 'WORK_SAYS_NO', 'MARK', 'EVERYTHING', 'STEPS', 'DERIVED', 'GIVEN', 'Parameter', 'parameters_of',
+           'check_parameters', 'Execution', 'run_notebook', 'Step', 'fingerprint', 'step_file', 'code_of',
+           'StepOutcome', 'Run', 'run', 'last_end', 'one_at_a_time', 'clean_up', 'status']
 
 # %% ../nbs/11_pipeline.ipynb #c140efe7
 class Parameter(Record):
@@ -105,9 +105,11 @@ def _papermill(source: Path, working: Path, parameters: dict, cwd: Path) -> Base
     import logging, papermill
     from jupyter_client.manager import AsyncKernelManager
     logging.getLogger('papermill').setLevel(logging.ERROR)
-    files_not_ports = type('FileKernelManager', (AsyncKernelManager,), {'transport': 'ipc'})   # no race for ports, nobody else can connect
+    class FilesNotPorts(AsyncKernelManager):   # no race for ports, nobody else can connect
+        transport = 'ipc'
+        async def start_kernel(self, **options): return await super().start_kernel(**options, stderr=subprocess.DEVNULL)
     try: papermill.execute_notebook(str(source), str(working), parameters=parameters, cwd=str(cwd), progress_bar=False,
-                                    kernel_name='python3', language='python', log_output=False, start_timeout=120, kernel_manager_class=files_not_ports)
+                                    kernel_name='python3', language='python', log_output=False, start_timeout=120, kernel_manager_class=FilesNotPorts)
     except Exception as error: return error
     return None
 
@@ -211,9 +213,9 @@ STEPS = {s.stage: s for s in (
     Step(stage='development', notebook='03_development.ipynb', settings=('development', 'problem.costs', 'project.seed', 'project.author'),
          evidence=('schema', 'split', 'snapshot:train')),
     Step(stage='validation', notebook='04_validation.ipynb', settings=('validation', 'problem', 'data.protected'),
-         evidence=('model', 'feasibility', 'snapshot:test')),
+         evidence=('unvalidated', 'feasibility', 'snapshot:test')),
     Step(stage='deployment', notebook='05_deployment.ipynb', settings=('deployment', 'gates', 'governance'),
-         evidence=('model', 'validation', 'approval', 'override', 'comparison', 'promotion', 'retirement')),
+         evidence=('standing',)),
     Step(stage='monitoring', notebook='06_monitoring.ipynb', settings=('monitoring', 'validation', 'data.protected'),
          evidence=('promotion', 'retirement', 'snapshot:train', 'snapshot:live'), tables=('predictions', 'labels')),
     Step(stage='retraining', notebook='07_retraining.ipynb', settings=('retraining', 'problem'),
@@ -251,9 +253,24 @@ def _sources_digest(project: Project) -> str:
 
 def _evidence_digest(project: Project, kind: str) -> str:
     "The content of the newest entry of a kind for each subject, or of one subject as in 'snapshot:train'."
+    if kind in DERIVED: return DERIVED[kind](project)
     kind, _, subject = kind.partition(':')
     newest = {e.subject: e.body for e in project.ledger.entries(kind, subject or None)}
     return digest(newest) if newest else ''
+
+def _unvalidated(project: Project) -> str:
+    "The newest version while the sealed test set has not judged its bytes; the loop validates its challengers itself."
+    version = (versions(project.ledger) or [''])[-1]
+    found, model = project.ledger.last('validation', version), project.ledger.last('model', version)
+    return '' if not model or (found and found.body.get('model_hash') == model.body['hash']) else version
+
+def _standing(project: Project) -> str:
+    "The version that answers, or the newest while none does, and what its gates say."
+    version = champion(project.ledger) or (versions(project.ledger) or [''])[-1]
+    answers = [(g.name, g.answer) for before in ('promotion', 'deployment') for g in check_all(project, version, before=before)] if version else []
+    return digest([version, champion(project.ledger), project.ledger.last('model', version).body['hash'] if version else '', answers])
+
+DERIVED = {'unvalidated': _unvalidated, 'standing': _standing}   # evidence that is read off several entries
 
 def _table_digest(project: Project, name: str) -> str:
     "The newest commit of a Delta table on disk, without opening it."

@@ -37,7 +37,7 @@ class RetirementPlan(Result):
         ready = 'nothing stands in the way' if not self.obstacles else '; '.join(self.obstacles)
         return f'Retiring version {self.version}: {len(self.dependents)} dependents, {rows:,} rows to delete, {ready}'
 
-def plan_retirement(project: Project, version: str | None=None, # default: the newest that is not champion, else the champion
+def plan_retirement(project: Project, version: str | None=None, # default: the one before the champion, else the champion
                     *, successor: str | None=None, # the version that answers instead; default: the champion
                     ) -> RetirementPlan:
     "Who depends on a version, what would be archived, deleted and kept, and what stands in the way."
@@ -51,8 +51,9 @@ def plan_retirement(project: Project, version: str | None=None, # default: the n
 
 def _chosen(project: Project, version: str | None) -> str | None:
     if version is not None: return registered(project, version).subject
-    alive = [v for v in versions(project.ledger) if v not in retired(project.ledger)]
-    return next((v for v in reversed(alive) if v != champion(project.ledger)), alive[-1] if alive else None)
+    alive, now = [v for v in versions(project.ledger) if v not in retired(project.ledger)], champion(project.ledger)
+    if now not in alive: return alive[-1] if alive else None
+    return (alive[:alive.index(now)] or [now])[-1]
 
 def _frame(rows: list[tuple]) -> pd.DataFrame: return pd.DataFrame(rows, columns=['what', 'detail'], dtype=object)
 
