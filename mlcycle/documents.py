@@ -92,8 +92,12 @@ def pairs_of(evidence: Evidence, what: str, kind: str,
     values = {name: field_of(entry.body, path.rstrip('?')) for name, path in fields.items()}
     empty = [name for name, v in values.items() if v in (None, '', [], {})]
     lost = [evidence.missing(f'{what}: {name}', kind) for name in empty if not fields[name].endswith('?')]
-    told = [[k, shown(v)] for k, v in values.items() if k not in empty]
+    told = [[k, _told(v)] for k, v in values.items() if k not in empty]
     return ([dict(title=what, pairs=told, source=source(entry))] if told else [])+lost
+
+def _told(value: object) -> str: # sentences are set apart by semicolons, words by commas
+    sentences = isinstance(value, list) and any(' ' in str(v) for v in value)
+    return '; '.join(map(shown, value)) if sentences else shown(value)
 
 def table_of(evidence: Evidence, what: str, kind: str, field: str, longest: int=50) -> list[dict]: # one block
     "A table that an entry holds."
@@ -172,8 +176,9 @@ def document_sections(evidence: Evidence,
 # %% ../nbs/00o_documents.ipynb #ea690687
 def _readable(value: object) -> str: return one_line(shown(value), 1000)
 
-def _markdown(value: object) -> str:
-    return re.sub(r'([\\`*_{}\[\]()#+!|~])', r'\\\1', html.escape(_readable(value), quote=False))
+def _markdown(value: object) -> str: # safe wherever it stands, also at the beginning of a line
+    text = re.sub(r'([\\`*_\[\]|~$])', r'\\\1', html.escape(_readable(value), quote=False))
+    return re.sub(r'^(?=[#+=-] )', r'\\', text)
 
 def _block_markdown(block: dict) -> str:
     if 'missing' in block: return f"\n> **{_markdown(block['missing'])}**"
@@ -189,7 +194,7 @@ TEMPLATE = """{% macro cells(tag, line) %}<tr>{% for v in line %}<{{ tag }}>{{ v
 {% for name in document.order %}<h2>{{ name|readable }}</h2>
 {% for b in document.sections[name] %}{% if b.missing %}<p class="missing"><strong>{{ b.missing|readable }}</strong></p>
 {% elif b.text %}<p>{{ b.text|readable }}{% if b.source %} <small>({{ b.source }})</small>{% endif %}</p>
-{% else %}<h3>{{ b.title|readable }} <small>({{ b.source }})</small></h3><table class="mlcycle">
+{% else %}<h3>{{ b.title|readable }} <small>({{ b.source }})</small></h3><table class="{{ 'mlcycle' if b.columns else 'mlcycle pairs' }}">
 {% if b.columns %}{{ cells('th', b.columns) }}{% for row in b.rows %}{{ cells('td', row) }}{% endfor %}
 {% else %}{% for k, v in b.pairs %}<tr><th>{{ k|readable }}</th><td>{{ v|readable }}</td></tr>{% endfor %}{% endif %}
 </table>{% endif %}{% endfor %}{% endfor %}"""
@@ -197,7 +202,7 @@ PAGE = """<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>{{ d
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'"><style>
 body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;overflow-wrap:anywhere}
 table{border-collapse:collapse}th,td{border:1px solid #bbb;padding:.2rem .5rem;text-align:left;vertical-align:top}
-.missing{border-left:.3rem solid #b30000;padding-left:.6rem}small{color:#555;font-weight:normal}</style></head>
+table.pairs th{min-width:9rem;max-width:20rem}.missing{border-left:.3rem solid #b30000;padding-left:.6rem}small{color:#555;font-weight:normal}</style></head>
 <body>"""+TEMPLATE+'</body></html>'
 
 def _template(text: str):

@@ -16,8 +16,8 @@ from .gates import approval_digest, field_of, person, required_signatures, signa
 from .ledger import ROLE_KINDS, Audit, Entry, champion, kept_heads, retired, versions
 
 # %% auto #0
-__all__ = ['PARTS', 'CODED', 'EVENTS', 'VIEWS', 'WORDS', 'VERDICTS', 'Approval', 'Refusal', 'approve', 'moment', 'history',
-           'audit', 'part', 'Card', 'card']
+__all__ = ['PARTS', 'CODED', 'EVENTS', 'VIEWS', 'WORDS', 'VERDICTS', 'GROUP_WORDS', 'Approval', 'Refusal', 'approve', 'moment',
+           'history', 'audit', 'part', 'Card', 'card']
 
 # %% ../nbs/08_governance.ipynb #15402f6e
 class Approval(Result):
@@ -164,14 +164,18 @@ def _held(evidence: Evidence) -> list[dict]:
 def _windows(evidence: Evidence) -> list[dict]: # the newest entry of each window
     newest = {(e.body.get('from'), e.body.get('to')): e for e in evidence.all('window')}
     if not newest: return [evidence.missing('monitored windows', 'window')]
+    validation = evidence.last('validation')
+    metric = validation.body.get('metric') if validation else None
     rows = [[str(e.body.get('from'))[:10], str(e.body.get('to'))[:10], shown(e.body.get('rows')), shown(e.body.get('labelled')),
-             _main_figure(e.body), source(e)] for e in list(newest.values())[-20:]]
+             _figure(e.body, metric), source(e)] for e in list(newest.values())[-20:]]
     return [dict(title='Monitored windows', columns=['from', 'to', 'rows', 'labelled', 'performance', 'read from'], rows=rows, source=rows[-1][-1])]
 
-def _main_figure(body: dict) -> str: # of a window
-    found = [Estimate.from_body(e) for e in (body.get('performance') or {}).values()]
-    first = next((e for e in found if e.metric == (body.get('change') or {}).get('metric')), found[0] if found else None)
-    return f'{first.metric} {first.text}' if first else shown(body.get('status'))
+def _figure(window: dict, metric: str | None) -> str:
+    "The metric that validation judged by, in one window, or why there is none."
+    found = window.get('performance') or {}
+    if not found: return shown(window.get('status'))
+    estimate = Estimate.from_body(found.get(metric) or next(iter(found.values())))
+    return f'{estimate.metric} {estimate.text}'
 
 def _snapshots(evidence: Evidence) -> list[dict]:
     last = {e.subject: e for e in evidence.all_before_model('snapshot')}
@@ -185,8 +189,8 @@ PARTS: dict[str, tuple] = {   # name → form, what it is, kind of entry, fields
         'sha256 of the model file': 'hash', 'training data': 'data?', 'threshold': 'threshold?', 'classes': 'classes?'}),
     'inputs': (pairs_of, 'Inputs', 'model', {'columns': 'columns'}),
     'parameters': (pairs_of, 'Parameters', 'model', {'parameters': 'parameters?', 'settings digest': 'settings_digest?'}),
-    'purpose': (pairs_of, 'Purpose', 'problem', {'objective': 'objective', 'decision supported': 'decision', 'owner': 'owner',
-        'stakeholders': 'stakeholders', 'intended use': 'intended_use', 'target': 'target', 'task': 'task', 'costs of errors': 'costs'}),
+    'purpose': (pairs_of, 'Purpose', 'problem', {'objective': 'objective?', 'decision supported': 'decision?', 'owner': 'owner?',
+        'stakeholders': 'stakeholders?', 'intended use': 'intended_use?', 'target': 'target', 'task': 'task', 'costs of errors': 'costs'}),
     'limits': (pairs_of, 'Not to be used for', 'problem', {'out of scope': 'out_of_scope'}),
     'risk': (pairs_of, 'Risk class', 'problem', {'EU AI Act, indicated': 'risk.eu_ai_act', 'SR 26-2 tier, indicated': 'risk.sr_26_2',
         'reasons': 'risk.reasons?', 'unanswered': 'risk.unanswered?', 'dates': 'risk.duties', 'caution': 'risk.caution'}),
@@ -295,6 +299,22 @@ def _how_well(evidence: Evidence) -> list[dict]:
     lines = [VERDICTS.get(entry.body.get('verdict'), VERDICTS['undetermined']), *(_sentence(k, e) for k, e in told.items())]
     return [dict(text=line, source=source(entry)) for line in lines]
 
+GROUP_WORDS = {   # metric → what its largest difference between groups says
+    'accuracy': 'Of 100 decisions, {value} more are right in one group by {attribute} than in another (the data allow for {low} to {high}).',
+    'recall': 'Of 100 cases that it should flag, it finds {value} more in one group by {attribute} than in another (the data allow for {low} to {high}).',
+    'selection_rate': 'Of 100 cases, it flags {value} more in one group by {attribute} than in another (the data allow for {low} to {high}).'}
+
+def _how_fair(evidence: Evidence) -> list[dict]: # keys of disparities: 'attribute: metric'
+    entry = evidence.last('validation')
+    found = field_of(entry.body, 'disparities') if entry else None
+    if not found: return [evidence.missing('whether it works as well for every group', 'validation')]
+    parts = [(*key.rpartition(': ')[::2], Estimate.from_body(e)) for key, e in found.items()]
+    return [dict(text=_difference(attribute, metric, e), source=source(entry)) for attribute, metric, e in parts if metric in GROUP_WORDS]
+
+def _difference(attribute: str, metric: str, e: Estimate) -> str:
+    if e.status != 'ok': return f'How far groups by {attribute} differ in {metric} could not be measured: {e.reason}.'
+    return GROUP_WORDS[metric].format(attribute=attribute, **{k: f'{100*getattr(e, k):.0f}' for k in ('value', 'low', 'high')})
+
 def _in_words(sentence: str, what: str, *paths: str) -> Callable[[Evidence], list[dict]]: # of the problem card
     def told(evidence: Evidence) -> list[dict]:
         entry = evidence.last('problem')
@@ -307,7 +327,7 @@ VIEWS['plain'] = {
     'What it is for': [_in_words('{}', 'what it is for', 'objective'),
                        _in_words('It helps with this decision: {}', 'the decision it helps with', 'decision')],
     'What it must not be used for': [_in_words('{}', 'what it must not be used for', 'out_of_scope')],
-    'How well it works': [_how_well], 'Whether it works as well for everybody': ['by_group'],
+    'How well it works': [_how_well], 'Whether it works as well for everybody': [_how_fair],
     'Who is responsible': [_in_words('{} answers for it.', 'who answers for it', 'owner'), 'approvals', 'roles'],
     'Whether it still works': ['windows', 'alarms'],
     'How risky it is': [_in_words('The answers given indicate {} under the EU AI Act. {}', 'its risk class', 'risk.eu_ai_act', 'risk.caution')],

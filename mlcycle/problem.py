@@ -7,7 +7,7 @@ from __future__ import annotations
 import difflib
 from typing import TYPE_CHECKING, ClassVar, Literal
 from .core import (Criterion, DataError, Estimate, Frame, Project, Record, Result, Settings, SettingsError, digest, judge,
-                          label, shown)
+                          shown)
 if TYPE_CHECKING:
     import pandas as pd
     from mlcycle.trials import Trial
@@ -166,12 +166,12 @@ class ProblemCard(Result):
         count = 'no gaps' if not self.gaps else '1 gap' if len(self.gaps) == 1 else f'{len(self.gaps)} gaps'
         return f'Problem card of {self.name}, version {self.version}: {count}; {self.risk.text}.'
 
-GAPS = {   # field → why it is missed
-    'objective': 'what shall become better', 'decision': 'which decision the prediction supports',
-    'owner': 'who answers for the model', 'author': 'who builds it, so that somebody else can approve',
-    'stakeholders': 'who is affected', 'intended_use': 'what the model may be used for',
-    'out_of_scope': 'what it must not be used for', 'kill': 'the line at which the work stops',
-    'protected': 'the attributes for which groups are compared'}
+GAPS = {   # field → what nobody has said when it is empty
+    'objective': 'objective: what shall become better', 'decision': 'decision: what the prediction is used to decide',
+    'owner': 'owner: who answers for the model', 'author': 'author: who builds it, so that somebody else can approve',
+    'stakeholders': 'stakeholders: who is affected', 'intended_use': 'intended use: what the model may be used for',
+    'out_of_scope': 'out of scope: what it must not be used for', 'kill': 'kill criteria: the line at which the work stops',
+    'protected': 'protected attributes: between which groups it is compared'}
 
 def _declared(settings: Settings) -> dict:
     problem, project = settings.problem, settings.project
@@ -182,12 +182,11 @@ def _declared(settings: Settings) -> dict:
                 questionnaire=check_answers(problem.questionnaire))
 
 def _gaps(declared: dict, risk: RiskClass) -> list[str]:
-    gaps = [f'{label(k)} is not declared: {why}' for k, why in GAPS.items() if not declared[k]]
-    if not declared['success_declared']:
-        gaps.append(f'Success criteria are not declared: the default holds, {declared["success"][0].text}')
+    gaps = [what for field, what in GAPS.items() if not declared[field]]
+    if not declared['success_declared']: gaps.append(f'success criteria: the default holds, {declared["success"][0].text}')
     if declared['task'] == 'binary' and declared['costs'] == dict(false_positive=1.0, false_negative=1.0):
-        gaps.append('Costs of errors are not declared: a false alarm and a miss count the same')
-    if risk.unanswered: gaps.append(f'{len(risk.unanswered)} of {len(QUESTIONS)} risk questions are unanswered: {", ".join(risk.unanswered)}')
+        gaps.append('costs of errors: a false alarm and a miss count the same')
+    if risk.unanswered: gaps.append(f'risk questions: {len(risk.unanswered)} of {len(QUESTIONS)} unanswered ({", ".join(risk.unanswered)})')
     return gaps
 
 # %% ../nbs/01_problem.ipynb #a8678769

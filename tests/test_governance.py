@@ -222,6 +222,13 @@ def test_undefined_figures_say_why(project):
     assert 'undefined: one class only' in card(project, '1').to_html()
     assert 'could not be measured: one class only' in card(project, '1', view='plain').to_html()
 
+def test_the_plain_view_tells_differences_between_groups_in_words(project):
+    gap = lambda metric, **more: dict(metric=metric, status='ok', value=.1, low=.02, high=.2, n=900, level=.95, reason='') | more
+    validate(project, disparities={'sex: recall': gap('recall'), '{0} <b>: accuracy': gap('accuracy', status='undefined', value=None, low=None, high=None, reason='one group')})
+    texts = [b['text'] for b in card(project, '1', view='plain').sections['Whether it works as well for everybody']]
+    assert 'finds 10 more in one group by sex than in another (the data allow for 2 to 20).' in ' '.join(texts)
+    assert any('{0} <b>' in t and 'could not be measured: one group' in t for t in texts)
+
 def test_same_evidence_same_card_recorded_once(project):
     first = card(project, '1')
     assert card(project, '1') == first and len(project.ledger.entries('card')) == 1

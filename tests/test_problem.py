@@ -74,7 +74,7 @@ def test_nothing_is_invented(tmp_path):
     card = seal_problem(make(tmp_path/'p'))
     assert card.objective == card.decision == card.owner == '' and card.stakeholders == [] and not card.success_declared
     assert [c.text for c in card.success] == ['roc_auc >= baseline'] and card.kill == []
-    for word in ('Objective', 'Decision', 'Owner', 'Stakeholders', 'Out of scope', 'Kill', 'Protected', 'Success', 'Costs', 'risk questions'):
+    for word in ('objective', 'decision', 'owner', 'stakeholders', 'out of scope', 'kill', 'protected', 'success', 'costs', 'risk questions'):
         assert any(word in gap for gap in card.gaps), word
 
 @pytest.mark.parametrize('task,default', [('binary', 'roc_auc >= baseline'), ('multiclass', 'log_loss <= baseline'), ('regression', 'rmse <= baseline')])
