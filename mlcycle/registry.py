@@ -130,10 +130,9 @@ class Registry:
 
     def client(self):
         "An MLflow client on the project's store; MLflow's own telemetry is off."
-        os.environ.update(MLFLOW_DISABLE_TELEMETRY='true', DO_NOT_TRACK='1')
-        import logging
+        os.environ.update(MLFLOW_DISABLE_TELEMETRY='true', DO_NOT_TRACK='1', MLFLOW_LOGGING_LEVEL='ERROR')
+        import logging, mlflow
         for noisy in ('mlflow', 'alembic'): logging.getLogger(noisy).setLevel(logging.ERROR)
-        import mlflow
         self.project.store.mkdir(parents=True, exist_ok=True)
         mlflow.set_tracking_uri(self.tracking)
         mlflow.set_registry_uri(self.tracking)
