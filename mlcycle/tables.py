@@ -4,15 +4,20 @@
 
 # %% ../nbs/00b_tables.ipynb #1d7496d3
 from __future__ import annotations
-import hashlib, re, shutil
-from typing import ClassVar, Literal
+import fcntl, hashlib, json, os, re, secrets, shutil
+from contextlib import contextmanager
+from pathlib import Path
+from typing import ClassVar, Iterator, Literal
+from urllib.parse import unquote, urlsplit
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
-from .core import DataError, IntegrityError, MissingEvidence, Project, Result, SettingsError, shown
+from .core import DataError, IntegrityError, MissingEvidence, Project, Result, SettingsError, digest, shown, sync_folder
 
 # %% auto #0
-__all__ = ['ORDER', 'HASH', 'Where', 'OPERATORS', 'canonical_type', 'to_arrow', 'content_hash', 'Snapshot', 'holds', 'Tables']
+__all__ = ['NULLABLE', 'ORDER', 'NAME', 'Where', 'OPERATORS', 'HASH', 'COMMIT', 'RULES', 'UNFIT', 'canonical_type', 'to_arrow',
+           'to_frame', 'content_hash', 'stored_names', 'condition', 'Snapshot', 'Tables']
 
 # %% ../nbs/00b_tables.ipynb #774d5bfc
 def canonical_type(kind: pa.DataType) -> pa.DataType: # the type a column is stored with
@@ -26,39 +31,55 @@ def canonical_type(kind: pa.DataType) -> pa.DataType: # the type a column is sto
     return pa.string()
 
 def to_arrow(df: pd.DataFrame) -> pa.Table: # canonical types, rows in order
-    "A DataFrame as an Arrow table of canonical types; a column of mixed values becomes text."
+    "A DataFrame as an Arrow table of canonical types; DataError names a column that cannot be one."
     columns = {}
     for position, name in enumerate(df.columns):
         if not isinstance(name, str) or name in columns:
             raise DataError(f'Column names must be text and different, came {name!r} at position {position+1}. Rename it.')
-        columns[name] = _column(df.iloc[:, position])
+        try: columns[name] = _column(name, df.iloc[:, position])
+        except UnicodeEncodeError:
+            raise DataError(f'Column {name!r} (position {position+1}) holds text that is not valid Unicode. Read the file with its encoding.') from None
+    if not columns: raise DataError('A table needs at least one column, came none.')
     return pa.table(columns)
 
-def _column(values: pd.Series) -> pa.Array:
-    try: array = pa.array(values, from_pandas=True)
-    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError):
-        array = pa.array([None if pd.isna(v) else str(v) for v in values], type=pa.string())
-    array = array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
-    return array.cast(canonical_type(array.type), safe=False)
+def _column(name: str, values: pd.Series) -> pa.Array:
+    name.encode()   # a name that is not Unicode is refused here
+    try:
+        array = pa.array(values, from_pandas=True)
+        array = array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
+        return array.cast(canonical_type(array.type), safe=not pa.types.is_timestamp(array.type))   # only nanoseconds may go
+    except (pa.ArrowException, OverflowError):
+        return pa.array([None if pd.api.types.is_scalar(v) and pd.isna(v) else str(v) for v in values], type=pa.string())
 
+# %% ../nbs/00b_tables.ipynb #a6e0a654
+NULLABLE = {pa.int64(): pd.Int64Dtype(), pa.bool_(): pd.BooleanDtype()}
+
+def to_frame(table: pa.Table) -> pd.DataFrame:
+    "An Arrow table as a DataFrame: text as `str`, whole numbers and booleans with missing values as `Int64` and `boolean`."
+    df = table.to_pandas()
+    for name, column in zip(table.column_names, table.columns):
+        if column.type in NULLABLE and column.null_count: df[name] = column.to_pandas(types_mapper=NULLABLE.get)
+    return df
+
+# %% ../nbs/00b_tables.ipynb #6a2e80bb
 def content_hash(table: pa.Table) -> str: # 64 hexadecimal digits
     "SHA-256 of names, types, values and order; independent of how the table is cut into chunks."
     found = hashlib.sha256()
     for name, column in zip(table.column_names, table.columns):
         column = column.cast(canonical_type(column.type), safe=False)
-        found.update(f'{len(name.encode())}:{name}:{column.type}:{len(column)}:'.encode())
+        found.update(f'{len(name.encode())}:{name}:{column.type}:{len(column)}:{column.null_count}:'.encode())
         for part in _bytes_of(column): found.update(part)
     return found.hexdigest()
 
 def _bytes_of(column: pa.ChunkedArray) -> list[bytes]:
     "Where values are missing, then the values with the missing ones filled in."
-    missing = column.is_null().to_numpy(zero_copy_only=False) if column.null_count else b''
+    missing = column.is_null().to_numpy(zero_copy_only=False).tobytes() if column.null_count else b''
     if pa.types.is_string(column.type):
         text = column.fill_null('').cast(pa.large_string())
         joined = pa.concat_arrays(text.chunks) if text.num_chunks else pa.array([], pa.large_string())
-        return [bytes(missing), pc.binary_length(joined).to_numpy(zero_copy_only=False).tobytes(), _text_bytes(joined)]
+        return [missing, pc.binary_length(joined).to_numpy(zero_copy_only=False).tobytes(), _text_bytes(joined)]
     numbers = column.cast(pa.int64()) if pa.types.is_timestamp(column.type) or pa.types.is_boolean(column.type) else column
-    return [bytes(missing), numbers.fill_null(0).to_numpy().tobytes()]
+    return [missing, numbers.fill_null(0).to_numpy().tobytes()]
 
 def _text_bytes(joined: pa.Array) -> bytes:
     _, offsets, data = joined.buffers()
@@ -66,7 +87,53 @@ def _text_bytes(joined: pa.Array) -> bytes:
     ends = memoryview(offsets).cast('q')
     return bytes(memoryview(data)[ends[joined.offset]:ends[joined.offset+len(joined)]])
 
-# %% ../nbs/00b_tables.ipynb #a6e0a654
+# %% ../nbs/00b_tables.ipynb #9aed1eb4
+ORDER = '__mlcycle_row'   # keeps the order of rows; never shown
+NAME = 'mlcycle.name'     # beside a column: what it is called
+
+def stored_names(names: list[str], # what the columns are called
+                 there: dict[str, str]={}, # columns that the table has already
+                 ) -> dict[str, str]: # name → name in the files
+    "Each column's name in the files: its own where every reader of Delta tables takes it, else a digest of it."
+    found, taken = {}, {ORDER, *(s.casefold() for s in there.values())}
+    for name in names:
+        plain = re.fullmatch(r'[^\W\d]\w{0,99}', name) and name.casefold() not in taken
+        stored = there.get(name) or (name if plain else f'column_{digest(name)[:16]}')
+        while stored.casefold() in taken and name not in there: stored += '_'
+        found[name] = stored
+        taken.add(stored.casefold())
+    return found
+
+# %% ../nbs/00b_tables.ipynb #0e280646
+Where = list[tuple]   # [('column', '=', value), …]
+OPERATORS = {'=': pc.equal, '!=': pc.not_equal, '<': pc.less, '<=': pc.less_equal, '>': pc.greater, '>=': pc.greater_equal}
+
+def condition(where: Where, # all must hold; a missing value fulfils nothing
+              schema: pa.Schema, # of the table asked
+              names: dict[str, str], # name → name in that schema
+              ) -> pc.Expression:
+    "Tuples as an expression of Arrow; an unknown column, an unknown operator or a value of another kind is an error."
+    found = pc.scalar(True)
+    for column, operator, value in where:
+        if column not in names: raise DataError(f'No column {column!r} in the table. Columns: {shown(list(names)[:40])}.')
+        if operator != 'in' and operator not in OPERATORS: raise SettingsError(f'No operator {operator!r}. Allowed: in, {", ".join(OPERATORS)}.')
+        kind, asked = schema.field(names[column]).type, pc.field(names[column])
+        try: found &= asked.isin(_values(list(value), kind)) if operator == 'in' else OPERATORS[operator](asked, _values([value], kind)[0])
+        except (pa.ArrowException, TypeError, ValueError, OverflowError):
+            raise DataError(f'Column {column!r} holds {kind}; {shown(value)!r} cannot be compared with it.') from None
+    return pc.coalesce(found, pc.scalar(False))
+
+def _values(values: list, kind: pa.DataType) -> pa.Array:
+    if pa.types.is_timestamp(kind): values = [_moment(v, bool(kind.tz)) for v in values]
+    return pa.array(values, kind)
+
+def _moment(value: object, zoned: bool) -> pd.Timestamp:
+    "A time as the column keeps it; one without a zone is taken as UTC."
+    found = pd.Timestamp(value)
+    found = found.tz_localize('UTC') if found.tz is None else found.tz_convert('UTC')
+    return found if zoned else found.tz_localize(None)
+
+# %% ../nbs/00b_tables.ipynb #b8b0e022
 class Snapshot(Result):
     "One version of one table, by the hash of its content."
     kind: ClassVar[str] = 'snapshot'
@@ -75,33 +142,15 @@ class Snapshot(Result):
     version: int # of the Delta table
     rows: int
     columns: list[str]
-    hash: str # of the content; order counts
+    hash: str # of the content; order counts. Empty after an append, which reads nothing: see Tables.snapshot
 
     @property
     def headline(self) -> str: return f'{self.table}: {self.rows:,} rows, {len(self.columns)} columns, version {self.version}, content {self.hash[:12]}'
 
-ORDER = '__mlcycle_row'   # keeps the order of rows; never shown
-HASH = 'mlcycle.hash'     # in the commit: what the table's content hashes to
-Where = list[tuple]       # [('column', '=', value), …], all of them must hold; never SQL text
-
-OPERATORS = {'=': pc.equal, '!=': pc.not_equal, '<': pc.less, '<=': pc.less_equal, '>': pc.greater, '>=': pc.greater_equal}
-
-def holds(table: pa.Table, where: Where) -> pa.ChunkedArray: # a boolean a row; a missing value fulfils nothing
-    "For which rows all conditions hold; names and values are data, never SQL."
-    answer = pa.chunked_array([pa.array([True]*table.num_rows, pa.bool_())])
-    for column, operator, value in where:
-        if column not in table.column_names: raise DataError(f'No column {column!r} in the table. Columns: {shown(table.column_names[:40])}.')
-        if operator == 'in': one = pc.is_in(table[column], value_set=pa.array(list(value), table[column].type))
-        elif operator in OPERATORS: one = OPERATORS[operator](table[column], _scalar(value, table[column].type))
-        else: raise SettingsError(f'No operator {operator!r}. Allowed: in, {", ".join(OPERATORS)}.')
-        answer = pc.and_(answer, pc.fill_null(one, False))
-    return answer
-
-def _scalar(value: object, kind: pa.DataType) -> pa.Scalar:
-    if pa.types.is_timestamp(kind):
-        value = pd.Timestamp(value)
-        value = (value.tz_localize('UTC') if value.tz is None else value.tz_convert('UTC')) if kind.tz else value.tz_localize(None)
-    return pa.scalar(value, kind)
+HASH, COMMIT = 'mlcycle.hash', 'mlcycle.commit'   # in the log of a commit: what the content hashes to, which call it was
+RULES = {'delta.dataSkippingNumIndexedCols': '0', 'delta.enableExpiredLogCleanup': 'false',
+         'delta.logRetentionDuration': 'interval 36500 days', 'delta.deletedFileRetentionDuration': 'interval 36500 days'}
+UNFIT = r'[#?\[\]\\^|{}`<>\x00-\x1f]|%[0-9A-Fa-f]{2}'   # in a folder's path: what the Delta library cannot open
 
 class Tables:
     "The Delta tables of a project."
@@ -112,85 +161,129 @@ class Tables:
         if not re.fullmatch('[a-z][a-z0-9_]{0,60}', name):
             raise SettingsError(f'{name!r} cannot name a table. Allowed: a small letter, then small letters, digits and _.')
         elsewhere = self.project.settings.store.tables
-        return f"{elsewhere.rstrip('/')}/{name}" if elsewhere else str(self.project.store/'tables'/name)
+        if '://' in elsewhere and not elsewhere.startswith('file://'): return f"{elsewhere.rstrip('/')}/{name}"
+        place = unquote(urlsplit(elsewhere).path) if elsewhere.startswith('file://') else elsewhere or 'store/tables'
+        found = str(self.project.folder/Path(place).expanduser()/name)
+        if bad := re.search(UNFIT, found):
+            raise SettingsError(f'Tables cannot lie in a folder whose path holds {bad[0]!r}: {found}. Rename the folder, or set store.tables to another one.')
+        return found
+
+    def folder(self, name: str) -> Path | None: # None: in an object store
+        "Where a table lies on a disk."
+        return None if '://' in (uri := self.uri(name)) else Path(uri)
 
     def exists(self, name: str) -> bool:
         "Whether a table has been written."
+        if (folder := self.folder(name)) is not None and not (folder/'_delta_log').is_dir(): return False
         from deltalake import DeltaTable
         return DeltaTable.is_deltatable(self.uri(name))
 
     def _open(self, name: str, version: int | None=None):
         from deltalake import DeltaTable
-        from deltalake.exceptions import DeltaError
         if not self.exists(name): raise MissingEvidence(f'There is no table {name!r} yet. Run the stage that writes it: mlcycle run data')
-        try: return DeltaTable(self.uri(name), version=version)
-        except (DeltaError, ValueError) as error: raise IntegrityError(f'Table {name!r} has no version {version}: {str(error)[:200]}') from None
+        which = f'Version {version} of table {name!r}' if version is not None else f'Table {name!r}'
+        with _readable(which): return DeltaTable(self.uri(name), version=version)
+
+    @contextmanager
+    def _alone(self, name: str) -> Iterator[None]:
+        "One writer at a time on a disk; in an object store Delta's own commits decide."
+        self.project.must_write(f'table {name}')
+        if (folder := self.folder(name)) is None: yield; return
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with (folder.parent/f'.{name}.lock').open('a') as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
 
     def write(self, name: str, # of the table
               df: pd.DataFrame, # all rows
               *, mode: Literal['overwrite', 'append']='overwrite',
               ) -> Snapshot: # of the table as it is now; not recorded by itself
-        "Write rows in one commit; overwriting with the same content changes nothing."
+        "Write rows in one commit, durable on return. Overwriting with the same content changes nothing; appending keeps each column's type."
+        if mode not in ('overwrite', 'append'): raise SettingsError(f'No mode {mode!r}. Allowed: overwrite, append.')
         self.project.must_write(f'table {name}')
-        table, uri = to_arrow(df), self.uri(name)
-        if mode == 'append' and self.exists(name): return self._append(name, table)
-        hash = content_hash(table)
-        last = self._last(name)
-        if last and last[1] == hash: return self._snapshot(name, last[0], table.num_rows, table.column_names, hash)
-        self._commit(name, table, 0, mode='overwrite', schema_mode='overwrite', hash=hash)
-        return self._snapshot(name, self.version(name), table.num_rows, table.column_names, hash)
+        table = to_arrow(df)
+        with self._alone(name):
+            return self._append(name, table) if mode == 'append' and self.exists(name) else self._overwrite(name, table)
+
+    def _overwrite(self, name: str, table: pa.Table) -> Snapshot:
+        opened, hash = self._open(name) if self.exists(name) else None, content_hash(table)
+        if opened and (same := self._unchanged(name, opened, hash)): return same
+        how = {'schema_mode': 'overwrite'} if opened else {'configuration': RULES}
+        version = self._commit(name, opened, table, stored_names(table.column_names), hash=hash, mode='overwrite', **how)
+        return Snapshot(table=name, version=version, rows=table.num_rows, columns=table.column_names, hash=hash)
+
+    def _unchanged(self, name: str, opened, hash: str) -> Snapshot | None:
+        "The newest content as a snapshot, where it has this hash and its files are whole."
+        newest = next((c for c in opened.history(50) if not c.get('operation', '').startswith('VACUUM')), {})
+        if newest.get(HASH) != hash: return None
+        found = Snapshot(table=name, version=newest['version'], rows=_count(opened), columns=list(_names(opened)), hash=hash)
+        try: self._verified(found)
+        except IntegrityError: return None   # written anew
+        return found
 
     def _append(self, name: str, table: pa.Table) -> Snapshot:
-        there = self._open(name)
-        before = [f.name for f in there.schema().fields if f.name != ORDER]
-        missing = [c for c in before if c not in table.column_names]
-        new = [c for c in table.column_names if c not in before]
-        if missing: table = pa.table({**{c: table[c] for c in table.column_names}, **{c: pa.nulls(table.num_rows) for c in missing}})
-        self._commit(name, table, self._count(there), mode='append', schema_mode='merge' if new or missing else None, hash=None)
-        return self._snapshot(name, self.version(name), self._count(self._open(name)), [*before, *new], '')
+        opened = self._open(name)
+        there, count = _names(opened), _count(opened)
+        names = stored_names(list(dict.fromkeys([*there, *table.column_names])), there)
+        fitting = pa.table({n: _fit(name, n, table, _schema(opened).field(there[n]).type if n in there else None) for n in names})
+        schema_mode = 'merge' if len(names) > len(there) else None
+        version = self._commit(name, opened, fitting, names, start=count, mode='append', schema_mode=schema_mode)
+        return Snapshot(table=name, version=version, rows=count+table.num_rows, columns=list(names), hash='')
 
-    def _commit(self, name: str, table: pa.Table, start: int, *, mode: str, schema_mode: str | None, hash: str | None) -> None:
+    def _commit(self, name: str, opened, table: pa.Table, names: dict[str, str], *, start: int=0, hash: str='', **how) -> int: # version
         from deltalake import CommitProperties, write_deltalake
         from deltalake.exceptions import DeltaError
-        numbered = table.append_column(ORDER, pa.array(range(start, start+table.num_rows), pa.int64()))
-        if not self.project.settings.store.tables: (self.project.store/'tables').mkdir(parents=True, exist_ok=True)
-        try: write_deltalake(self.uri(name), numbered, mode=mode, schema_mode=schema_mode,
-                             commit_properties=CommitProperties(custom_metadata={HASH: hash} if hash else {}, max_commit_retries=50))
-        except DeltaError as error: raise DataError(f'Table {name!r} cannot take these rows: {str(error)[:300]}') from None
-
-    def _count(self, opened) -> int: return opened.to_pyarrow_dataset().count_rows()
-
-    def _snapshot(self, name: str, version: int, rows: int, columns: list[str], hash: str) -> Snapshot:
-        return Snapshot(table=name, version=version, rows=rows, columns=list(columns), hash=hash)
-
-    def _last(self, name: str) -> tuple[int, str] | None: # version and content hash of the newest commit
-        if not self.exists(name): return None
-        newest = self._open(name).history(1)[0]
-        return int(newest['version']), newest.get(HASH, '')
+        mark = secrets.token_hex(8)
+        fields = [pa.field(names[n], table.schema.field(n).type, metadata={NAME: n} if names[n] != n else None) for n in table.column_names]
+        numbered = pa.table([*table.columns, pa.array(np.arange(start, start+table.num_rows))], schema=pa.schema([*fields, pa.field(ORDER, pa.int64())]))
+        properties = CommitProperties(custom_metadata={COMMIT: mark, HASH: hash}, max_commit_retries=50)
+        try: write_deltalake(opened or self.uri(name), numbered, commit_properties=properties, **how)
+        except (DeltaError, OSError) as error: raise DataError(f'Table {name!r} was not written, nothing changed: {str(error)[:300]}') from None
+        opened = opened or self._open(name)
+        opened.update_incremental()
+        version = next(c['version'] for many in (1, 500) for c in opened.history(many) if c.get(COMMIT) == mark)
+        if (folder := self.folder(name)) is not None: _settle(folder, version)
+        return version
 
     def version(self, name: str) -> int:
         "The newest version of a table."
         return self._open(name).version()
+
+    def snapshot(self, name: str) -> Snapshot:
+        "A table as it is now; reads all of it to hash its content."
+        opened = self._open(name)
+        table = self._rows(name, opened)
+        return Snapshot(table=name, version=opened.version(), rows=table.num_rows, columns=table.column_names, hash=content_hash(table))
 
     def read(self, name: str | Snapshot, # a table as it is now, or one version of it
              *, columns: list[str] | None=None, # only these
              where: Where | None=None, # only rows for which all conditions hold
              ) -> pd.DataFrame: # rows in their order
         "Read a table; a Snapshot is read at its version and refused when its content is not what was recorded."
-        if isinstance(name, Snapshot): table = self._verified(name)
-        else: table = self._ordered(self._open(name))
-        if where: table = table.filter(holds(table, where))
-        return (table.select(columns) if columns is not None else table).to_pandas()
+        if not isinstance(name, Snapshot): return to_frame(self._rows(name, self._open(name), columns=columns, where=where or []))
+        table = self._verified(name)
+        names = {c: c for c in table.column_names}
+        if where: table = table.filter(condition(where, table.schema, names))
+        return to_frame(table if columns is None else table.select([_known(c, names) for c in columns]))
 
-    def _ordered(self, opened) -> pa.Table:
-        table = opened.to_pyarrow_table()
-        return table.take(pc.sort_indices(table, [(ORDER, 'ascending')])).drop_columns([ORDER]) if ORDER in table.column_names else table
+    def _rows(self, name: str, opened, *, columns: list[str] | None=None, where: Where=(), without: Where=()) -> pa.Table:
+        "Rows in order under their columns' own names: those for which `where` holds, or those for which `without` does not."
+        from pyarrow import fs
+        names, schema = _names(opened), _schema(opened)
+        wanted = list(names) if columns is None else list(columns)
+        chosen = condition(where, schema, names) if where else ~condition(without, schema, names) if without else None
+        place = self.folder(name)
+        files = fs.SubTreeFileSystem(str(place), fs.LocalFileSystem()) if place else None
+        with _readable(f'Table {name!r}'):
+            dataset = opened.to_pyarrow_dataset(filesystem=files)
+            table = dataset.to_table(columns=[*(names[_known(c, names)] for c in wanted), ORDER], filter=chosen)
+        numbers = table[ORDER].to_numpy()
+        if (np.diff(numbers) < 0).any(): table = table.take(np.argsort(numbers, kind='stable'))
+        return table.drop_columns([ORDER]).rename_columns(wanted)
 
     def _verified(self, snapshot: Snapshot) -> pa.Table:
-        try: table = self._ordered(self._open(snapshot.table, snapshot.version))
-        except (OSError, pa.ArrowException) as error:
-            raise IntegrityError(f'Table {snapshot.table!r} version {snapshot.version} cannot be read: {str(error)[:200]}') from None
-        table = table.select(snapshot.columns) if set(snapshot.columns) <= set(table.column_names) else table
+        if not snapshot.hash: raise SettingsError(f'This snapshot of {snapshot.table!r} names no content: an append gave it. Take one with tables.snapshot({snapshot.table!r}).')
+        table = self._rows(snapshot.table, self._open(snapshot.table, snapshot.version))
         if content_hash(table) != snapshot.hash:
             raise IntegrityError(f'Table {snapshot.table!r} version {snapshot.version} is not the content that was recorded ({snapshot.hash[:12]}). '
                                  'Run mlcycle run data again, or put back a copy of the store.')
@@ -204,21 +297,71 @@ class Tables:
 
     def delete(self, name: str, where: Where) -> int: # rows deleted
         "Take out the rows for which all conditions hold, in one commit; `vacuum` then removes their bytes."
-        self.project.must_write(f'table {name}')
         if not where: raise SettingsError('Deleting needs a condition. To remove a whole table use drop.')
-        table = self._ordered(self._open(name))
-        kept = table.filter(pc.invert(holds(table, where)))
-        if kept.num_rows == table.num_rows: return 0
-        self._commit(name, kept, 0, mode='overwrite', schema_mode=None, hash=content_hash(kept))
-        return table.num_rows-kept.num_rows
+        with self._alone(name):
+            opened = self._open(name)
+            kept, before = self._rows(name, opened, without=where), _count(opened)
+            if kept.num_rows < before: self._commit(name, opened, kept, _names(opened), hash=content_hash(kept), mode='overwrite')
+        return before-kept.num_rows
 
     def vacuum(self, name: str, *, hours: int=0) -> list[str]: # files removed
-        "Remove the files of versions older than some hours; with 0 only the newest version can be read afterwards."
-        self.project.must_write(f'table {name}')
-        return self._open(name).vacuum(retention_hours=hours, dry_run=False, enforce_retention_duration=False)
+        "Remove files that only versions older than some hours need; with 0 only the newest can be read afterwards, and strays of killed writers go too."
+        with self._alone(name):
+            opened, folder = self._open(name), self.folder(name)
+            removed = opened.vacuum(retention_hours=hours, dry_run=False, enforce_retention_duration=False, full=folder is not None)
+            if folder is None or hours: return removed
+            used = {Path(f).name for f in opened.file_uris()}
+            strays = [f for f in folder.iterdir() if f.is_file() and f.name not in used]
+            for stray in strays: stray.unlink()
+            sync_folder(folder)
+            return removed+[f.name for f in strays]
 
     def drop(self, name: str) -> None:
-        "Remove a table with all its versions."
-        self.project.must_write(f'table {name}')
-        if self.project.settings.store.tables: self._open(name).delete(); self.vacuum(name)
-        else: shutil.rmtree(self.uri(name), ignore_errors=True)
+        "Remove a table with all its versions; in an object store an empty table stays."
+        with self._alone(name):
+            folder = self.folder(name)
+            if folder is not None and folder.exists(): folder.rename(folder.parent/f'.{name}.dropped')   # gone at once, whatever happens next
+            if folder is not None: shutil.rmtree(folder.parent/f'.{name}.dropped', ignore_errors=True); return
+        if self.exists(name): self._open(name).delete(); self.vacuum(name)
+
+# %% ../nbs/00b_tables.ipynb #a826d3b2
+def _names(opened) -> dict[str, str]: # name → name in the files
+    return {f.metadata.get(NAME, f.name): f.name for f in opened.schema().fields if f.name != ORDER}
+
+def _schema(opened) -> pa.Schema: return pa.schema(opened.schema().to_arrow())
+
+def _count(opened) -> int: return int(pc.sum(pa.table(opened.get_add_actions(flatten=True))['num_records']).as_py() or 0)
+
+def _known(column: str, names: dict[str, str]) -> str:
+    if column not in names: raise DataError(f'No column {column!r} in the table. Columns: {shown(list(names)[:40])}.')
+    return column
+
+@contextmanager
+def _readable(which: str) -> Iterator[None]:
+    "What can be wrong with files, said as one error."
+    from deltalake.exceptions import DeltaError
+    try: yield
+    except (DeltaError, OSError, ValueError, pa.ArrowException) as error:
+        raise IntegrityError(f'{which} cannot be read: {str(error)[:200]}. Put back a copy of the store, or run the stage that writes it again.') from None
+
+def _fit(name: str, column: str, table: pa.Table, kind: pa.DataType | None) -> pa.ChunkedArray:
+    "A column as the table stores it; nothing is rounded or read as something else on the way."
+    if column not in table.column_names: return pa.chunked_array([pa.nulls(table.num_rows, kind)])
+    values = table[column]
+    if kind is None or values.type == kind: return values
+    number = lambda t: pa.types.is_integer(t) or pa.types.is_floating(t)
+    if values.null_count == len(values): return pa.chunked_array([pa.nulls(len(values), kind)])
+    try:
+        if number(kind) and number(values.type): return values.cast(kind, safe=True)
+    except pa.ArrowInvalid: pass
+    raise DataError(f'Column {column!r} of table {name!r} holds {kind}, the new rows hold {values.type}. Nothing was appended; convert them first.')
+
+def _settle(folder: Path, version: int) -> None:
+    "Make a commit durable: its files, its line in the log, and the folders."
+    log = folder/'_delta_log'/f'{version:020}.json'
+    actions = [json.loads(line) for line in log.read_text().splitlines()]
+    for path in [*(folder/unquote(a['add']['path']) for a in actions if 'add' in a), log]:
+        handle = os.open(path, os.O_RDONLY)
+        try: os.fsync(handle)
+        finally: os.close(handle)
+    for place in (log.parent, folder, folder.parent): sync_folder(place)
