@@ -88,7 +88,7 @@ def _markdown_of(cell) -> str:
     lines = [l for l in cell.source.splitlines() if not l.startswith('#|')]
     if '#| hide' in cell.source or not ''.join(lines).strip(): return ''
     code = '```python\n'+'\n'.join(lines).strip()+'\n```'
-    text = ''.join(_text_of(o) for o in cell.get('outputs', []) if o.get('name') != 'stderr').rstrip()
+    text = ''.join(_text_of(o) for o in cell.get('outputs', []) if o.get('name') != 'stderr' and o.output_type != 'display_data').rstrip()
     return code+(f'\n\n```\n{text}\n```' if text else '')
 
 def _text_of(output) -> str:
