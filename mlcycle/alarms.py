@@ -77,7 +77,7 @@ class Alarm(Result):
     def headline(self) -> str:
         "What, about what, since when."
         about = f' of {self.column!r}' if self.column else ''
-        return f'{self.cause}{about} since {self.since[:10]} ({self.state}): {self.why}'
+        return f'{self.cause}{about} since {self.since[:10]}, {self.state}: {self.why}'
 
 # %% ../nbs/06c_alarms.ipynb #c6fe570d
 def current_alarms(project: Project, # whose ledger is read

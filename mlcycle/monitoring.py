@@ -133,11 +133,11 @@ def _inputs(project: Project, watch: Watch, log: pd.DataFrame, facts: dict) -> s
     return digest([FORMAT, watch.version, facts, _rows_digest(log), digest(watch.reference.body()), expected, _settings_digest(project)])
 
 # %% ../nbs/06_monitoring.ipynb #96a18c70
-def _stretches(log: pd.DataFrame, days: float) -> list[int]:
-    "Numbers of the windows from the first prediction to the last, empty ones between them included."
-    found = window_number(log['at'], days)
-    span = range(found.min(), found.max()+1)
-    return list(span) if len(span) <= 500 else sorted(found.unique())
+def _stretches(log: pd.DataFrame, days: float, now: pd.Timestamp) -> list[int]:
+    "Numbers of the windows with predictions, and of the empty ones between them whose time has come."
+    found, today = window_number(log['at'], days), window_number(pd.Series([now]), days)[0]
+    span = range(found.min(), min(found.max(), today)+1)
+    return sorted({*found, *(span if len(span) <= 500 else ())})
 
 def _known_windows(project: Project, version: str) -> dict[tuple[str, str], Window]:
     "The newest entry of each window of a version."
@@ -147,7 +147,7 @@ def _watch_version(project: Project, version: str, log: pd.DataFrame, *, days: f
     "The windows of one version, recorded where they are new or have changed; its alarms brought in step."
     against, kept, windows, said = watch(project, version), _known_windows(project, version), [], []
     numbers = window_number(log['at'], days)
-    for number in _stretches(log, days):
+    for number in _stretches(log, days, now):
         start, end = window_bounds(number, days)
         part = log[numbers == number]
         facts = dict(start=start.isoformat(), end=end.isoformat(), complete=bool(end <= now), future=int((part['at'] > now).sum()))

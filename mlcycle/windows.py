@@ -9,6 +9,7 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 import pandas as pd
 from pydantic import Field
+from scipy import stats
 
 from .alarms import Finding
 from .core import Criterion, Estimate, Frame, Project, Result, judge, missing_evidence
@@ -23,9 +24,9 @@ from .tables import Snapshot
 from .values import clean_dates, clean_numbers, clean_text, clean_truths
 
 # %% auto #0
-__all__ = ['ORIGIN', 'RESAMPLES', 'GROUP_METRICS', 'WORTH', 'DRIFT_ANSWERS', 'window_number', 'window_bounds', 'Watch', 'as_read',
-           'watched_columns', 'profiles_folder', 'watch', 'with_scores', 'Window', 'data_quality', 'main_metric',
-           'realised', 'bands', 'realised_by_group', 'drift_level', 'look', 'window_findings']
+__all__ = ['ORIGIN', 'RESAMPLES', 'GROUP_METRICS', 'WORTH', 'WEAK', 'DRIFT_ANSWERS', 'window_number', 'window_bounds', 'Watch',
+           'as_read', 'watched_columns', 'profiles_folder', 'watch', 'with_scores', 'Window', 'data_quality',
+           'main_metric', 'realised', 'bands', 'realised_by_group', 'drift_level', 'look', 'window_findings']
 
 # %% ../nbs/06d_windows.ipynb #6f5d8280
 ORIGIN = pd.Timestamp('1970-01-05', tz='UTC')  # a Monday
@@ -272,6 +273,7 @@ def _traffic(log: pd.DataFrame) -> pd.DataFrame:
 
 # %% ../nbs/06d_windows.ipynb #b1b9a9b0
 WORTH = 0.02  # share of a metric's value below which a fall is nobody's business
+WEAK = 0.2    # chance above which there is not even weak evidence
 
 DRIFT_ANSWERS = {'drift': ('drift', 'alarm'), 'no drift': ('drift', 'clear'), 'type changed': ('quality', 'alarm'), 'missing column': ('quality', 'alarm')}
 
@@ -279,19 +281,20 @@ def _column_findings(window: Window) -> list[Finding]:
     found = []
     for row in window.drift.itertuples():
         cause, answer = DRIFT_ANSWERS.get(row.status, ('drift', 'unknown'))
-        found.append(Finding(cause=cause, column=row.column, answer=answer, why=str(row.why or '')))
         if answer == 'clear': found.append(Finding(cause='quality', column=row.column, answer='clear'))
+        if answer == 'clear' and row.p_value <= WEAK and row.effect >= Tolerance().floor: answer = 'unknown'
+        found.append(Finding(cause=cause, column=row.column, answer=answer, why=str(row.why or '')))
     return found
 
 def _fall(window: Window, metric: str, expected: Estimate | None) -> Finding:
     "Whether the main metric is worse than where it was measured last."
     change = window.change
     if change is None or change.status != 'ok' or expected is None: return Finding(cause='performance', answer='unknown', why='' if change is None else change.reason)
-    greater = METRICS[metric].greater_is_better
-    worse = change.high < 0 if greater else change.low > 0
-    fallen = worse and abs(change.value) > WORTH*abs(expected.value)
+    fall, side = (-change.value, change.high-change.value) if METRICS[metric].greater_is_better else (change.value, change.value-change.low)
     why = f'{metric} {expected.value:.3f} → {window.performance[metric].text}, expected from the {window.compared_with}'
-    return Finding(cause='performance', answer='alarm' if fallen else 'clear', why=why)
+    weaker = stats.norm.isf(WEAK)/stats.norm.isf((1-change.level)/2)   # the part of the interval that weak evidence needs
+    answer = 'alarm' if fall > side and fall > WORTH*abs(expected.value) else 'clear' if fall <= side*weaker else 'unknown'
+    return Finding(cause='performance', answer=answer, why=why)
 
 # %% ../nbs/06d_windows.ipynb #f2653780
 def _baseline(project: Project, metric: str) -> float | None:
