@@ -116,7 +116,8 @@ def _named(reference: ColumnProfile, current: ColumnProfile) -> pd.DataFrame:
     names = list(reference.levels)
     if not reference.other: names += [v for v in current.levels if v not in reference.levels]
     counts = [[c.levels.get(v, 0) for v in names]+[c.valid-sum(c.levels.get(v, 0) for v in names)] for c in (reference, current)]
-    return pd.DataFrame({'part': [*names, '(others)'], 'reference': counts[0], 'current': counts[1]})
+    parts = pd.DataFrame({'part': [*names, '(others)'], 'reference': counts[0], 'current': counts[1]})
+    return parts if sum(c[-1] for c in counts) else parts[:-1]
 
 def distributions(reference: ColumnProfile, # the column then
                   current: ColumnProfile, # the column now, made like the reference
