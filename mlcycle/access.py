@@ -61,7 +61,7 @@ class Access(Record):
     token_hash: str # SHA-256 of the token; the token itself is not kept
     hosts: tuple[str, ...] = LOOPBACK # names this server is called by
     public: tuple[str, ...] = ('/health',) # paths that need nothing
-    body: int = 2_000_000 # bytes of a request's body
+    largest: int = 2_000_000 # bytes of a request's body
     seconds: float = 30 # for a body to arrive
     at_once: int = 64 # requests being worked on
 
@@ -141,18 +141,18 @@ class Guard:
         try: body = await asyncio.wait_for(self._body(receive, headers), self.access.seconds)
         except asyncio.TimeoutError: return 408, 'too_slow', f'The request did not arrive within {self.access.seconds:g} seconds.'
         except _Gone: return None
-        return (413, 'too_large', f'The body is larger than {self.access.body:,} bytes. Send it in parts.') if body is None else body
+        return (413, 'too_large', f'The body is larger than {self.access.largest:,} bytes. Send it in parts.') if body is None else body
 
     async def _body(self, receive: Callable, headers: dict) -> bytes | None: # None: too large
         announced = headers.get('content-length', ['0'])[0]
-        if not announced.isdigit() or int(announced[:20]) > self.access.body: return None
+        if not announced.isdigit() or int(announced[:20]) > self.access.largest: return None
         parts, size, more = [], 0, True
         while more:
             message = await receive()
             if message['type'] == 'http.disconnect': raise _Gone
             parts.append(message.get('body', b''))
             size, more = size+len(parts[-1]), message.get('more_body', False)
-            if size > self.access.body: return None
+            if size > self.access.largest: return None
         return b''.join(parts)
 
 class _Gone(Exception): "The caller hung up."

@@ -35,7 +35,7 @@ def input_schema(plan: FeaturePlan, # of the model
     roles = {data.group: 'group', **dict.fromkeys(data.protected, 'protected'), data.id: 'id', data.time: 'time'}
     beside = [c for c in roles if c and c not in plan.inputs and c != plan.target]
     rows = [_input_column(c, types.get(c, 'category'), sample) for c in plan.inputs]
-    rows += [_input_column(c, types.get(c, 'text'), sample).model_copy(update={'required': False, 'nullable': True}) for c in beside]
+    rows += [_input_column(c, 'date' if c == data.time else 'text', sample).model_copy(update={'required': False, 'nullable': True}) for c in beside]
     return [c.model_copy(update={'role': roles.get(c.name, 'feature')}) for c in rows]
 
 def _input_column(name: str, kind: str, sample: pd.DataFrame | None) -> InputColumn:

@@ -79,7 +79,10 @@ def new_ids(n: int) -> list[str]: # 32 hexadecimal digits each
 def answers(model, df: pd.DataFrame) -> pd.DataFrame: # score, decision [, score_<class>…], index as df's
     "What a loaded model says about rows; BrokenAnswer when it is not one finite score a row."
     try: found = model.predict(df)
-    except IntegrityError as error: raise BrokenAnswer(f'{error} Roll back: mlcycle rollback') from error
+    except DataError: raise
+    except Exception as error:   # whatever a model can fail with, the rows were not at fault
+        why = str(error) if isinstance(error, MlcycleError) else f'Version {model.version} failed ({type(error).__name__}).'
+        raise BrokenAnswer(f'{why} Roll back: mlcycle rollback') from error
     if len(found) != len(df): raise BrokenAnswer(f'Version {model.version} gave {len(found)} answers for {len(df)} rows. Roll back: mlcycle rollback')
     scores = found[[c for c in found if str(c).startswith('score')]].apply(pd.to_numeric, errors='coerce').to_numpy(dtype=float)
     bad = int((~np.isfinite(scores)).any(axis=1).sum())
@@ -235,34 +238,30 @@ def encode_labels(values: pd.Series, plan: FeaturePlan) -> np.ndarray: # binary:
 # %% ../nbs/00i_scoring.ipynb #90a204df
 def incoming(project: Project, df: pd.DataFrame) -> pd.DataFrame: # key, label, at, row; index from 0
     "A delivery of outcomes in the form it is stored: encoded, timed, empty rows left out."
-    key = next((c for c in ('prediction_id', project.settings.data.id) if c and c in df), None)
-    if key is None or 'label' not in df:
-        by = f' or {project.settings.data.id!r}' if project.settings.data.id else ''
-        raise DataError(f"Outcomes need the columns 'prediction_id'{by} and 'label'; came: {', '.join(map(str, df.columns[:20]))}. Rename them.")
+    by = project.settings.data.id
+    if 'label' not in df or not {'prediction_id', by} & set(df):
+        raise DataError(f"Outcomes need the columns 'prediction_id'{f' or {by!r}' if by else ''} and 'label'; came: {', '.join(map(str, df.columns[:20]))}. Rename them.")
     entry = project.ledger.last('model')
     if entry is None: raise Blocked('No model was ever registered, so there is nothing to label. Next: mlcycle run development')
-    keys, said = clean_text(df[key]), clean_text(df['label'])
-    full = pd.notna(keys) & pd.notna(said)
-    rows = df[full]
+    text = lambda column: pd.Series(clean_text(df[column]) if column in df else None, index=range(len(df)), dtype=object)
+    given = pd.DataFrame({'prediction_id': text('prediction_id'), 'id': text(by).where(text('prediction_id').isna())})
+    full = (given.notna().any(axis=1) & text('label').notna()).to_numpy()
+    rows, given = df[full], given[full].reset_index(drop=True)
     at = utc(rows['at'], 'at') if 'at' in df and len(rows) else pd.Series(pd.NaT, index=rows.index, dtype='datetime64[us, UTC]')
-    return pd.DataFrame({'prediction_id': keys[full] if key == 'prediction_id' else None, 'id': keys[full] if key != 'prediction_id' else None,
-                         'label': encode_labels(rows['label'], FeaturePlan.from_body(entry.body['plan'])), 'at': at.reset_index(drop=True)})
+    return given.assign(label=encode_labels(rows['label'], FeaturePlan.from_body(entry.body['plan'])), at=at.reset_index(drop=True))
 
 # %% ../nbs/00i_scoring.ipynb #c8772d39
 def find_predictions(project: Project, rows: pd.DataFrame) -> pd.DataFrame: # rows, prediction_id filled in where it is known
     "Outcomes given by id, each with the newest prediction of every version up to its time; those without one keep None."
-    if rows['prediction_id'].notna().all() or not len(rows): return rows
-    if not logged(project): return rows
+    named, by_id = rows[rows['prediction_id'].notna()], rows[rows['prediction_id'].isna()]
+    if not len(by_id) or not logged(project): return rows
     column = stored_name(project.settings.data.id)
-    made = project.tables.read('predictions', columns=['prediction_id', column, 'at', 'version'])
-    made = made.rename(columns={column: 'id', 'at': 'made'})
-    made = made[made['id'].isin(set(rows['id']))]
-    pairs = rows.assign(row=range(len(rows))).drop(columns='prediction_id').merge(made, on='id', how='left')
-    pairs = pairs[pairs['at'].isna() | pairs['made'].isna() | (pairs['made'] <= pairs['at'])]
-    newest = pairs.sort_values('made', kind='stable').drop_duplicates(['row', 'version'], keep='last').sort_values('row', kind='stable')
-    late = rows.assign(row=range(len(rows)))
-    late = late[~late['row'].isin(newest['row'])]     # every prediction of that id was made after the outcome
-    return pd.concat([newest, late], ignore_index=True)[['prediction_id', 'id', 'label', 'at', 'row']].sort_values('row', kind='stable')
+    made = project.tables.read('predictions', columns=['prediction_id', column, 'at', 'version'], where=[(column, 'in', by_id['id'].unique().tolist())])
+    pairs = by_id.drop(columns='prediction_id').merge(made.rename(columns={column: 'id', 'at': 'made'}), on='id')
+    pairs = pairs[pairs['at'].isna() | (pairs['made'] <= pairs['at'])]
+    newest = pairs.sort_values('made', kind='stable').drop_duplicates(['row', 'version'], keep='last')
+    unknown = by_id[~by_id['row'].isin(newest['row'])]     # no prediction of that id, or all of them after the outcome
+    return pd.concat([named, newest[rows.columns], unknown], ignore_index=True).sort_values('row', kind='stable', ignore_index=True)
 
 # %% ../nbs/00i_scoring.ipynb #87f62b46
 def label(project: Project,

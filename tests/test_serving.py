@@ -1,0 +1,353 @@
+"""Serving: the door, strict records, what a stranger can learn, durability under kill -9, and the end of a version's life."""
+import asyncio, json, os, re, signal, socket, subprocess, sys, time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+import httpx
+import numpy as np
+import pytest
+from fastapi.testclient import TestClient
+from sklearn.linear_model import LogisticRegression
+from mlcycle import service as service_module
+from mlcycle.access import find_token, may_listen
+from mlcycle.core import Blocked, Project, SettingsError
+from mlcycle.inputs import input_schema, to_records
+from mlcycle.features import infer_plan
+from mlcycle.scoring import labelled, predictions
+from mlcycle.serving import create_app
+from mlcycle.spool import waiting
+from served import FORMULA, HTML, LONG, crown, new_project, register, retire, strange_rows
+
+TOKEN = 'a-token-for-tests-0123456789'
+
+
+@pytest.fixture(scope='module')
+def project(tmp_path_factory) -> Project:
+    "A project whose champion was trained on strangers' columns; `sex` is only logged."
+    project = new_project(tmp_path_factory.mktemp('serving')/'project', data='id = "id"\nprotected = ["sex"]\ndrop = ["sex"]')
+    crown(project, register(project, strange_rows(), LogisticRegression()))
+    return project
+
+
+@pytest.fixture(scope='module')
+def app(project): return create_app(project, token=TOKEN)
+
+
+@pytest.fixture(scope='module')
+def client(app): return TestClient(app, base_url='http://localhost', headers={'Authorization': f'Bearer {TOKEN}'}, raise_server_exceptions=False)
+
+
+@pytest.fixture(scope='module')
+def record(project) -> dict:
+    rows = strange_rows()
+    return to_records(rows.head(1), input_schema(infer_plan(rows, project.settings), project.settings, sample=rows))[0]
+
+
+def post(client, body: bytes | str | dict, path: str='/predict', **headers):
+    body = json.dumps(body) if isinstance(body, dict) else body
+    return client.post(path, content=body, headers={'Content-Type': 'application/json', **headers})
+
+
+# --- the door
+
+BAD_TOKENS = [{}, {'Authorization': ''}, {'Authorization': 'Bearer'}, {'Authorization': 'Bearer '}, {'Authorization': 'Bearer wrong'}, {'Authorization': f'Bearer {TOKEN}x'},
+              {'Authorization': f'Bearer {TOKEN[:-1]}'}, {'Authorization': f'Basic {TOKEN}'}, {'Authorization': 'Basic !!!'}, {'Authorization': f'Bearer {"é"*20}'.encode()},
+              {'X-Token': TOKEN}, {'Cookie': f'token={TOKEN}'}]
+
+
+def test_every_route_asks_for_the_token_but_health(app):
+    "Every entry of app.routes, every method; a new route that is open makes this fail."
+    stranger = TestClient(app, base_url='http://localhost', raise_server_exceptions=False)
+    assert {'/predict', '/label', '/health', '/ready', '/metrics', '/model', '/docs', '/openapi.json'} == {r.path for r in app.routes}
+    for route in app.routes:
+        for method in getattr(route, 'methods', None) or {'GET'}:
+            for headers in BAD_TOKENS:
+                status = stranger.request(method, route.path, headers=headers).status_code
+                assert (status == 401) == (route.path != '/health'), (route.path, method, headers, status)
+    assert stranger.get('/health').json() == {'status': 'ok'}
+    for path in ('/nothing', '/health/', '/health/../model', '//health', '/static/x', '/docs/oauth2-redirect', '/redoc'):
+        assert stranger.get(path).status_code == 401, path
+    assert stranger.get('/model', params={'token': TOKEN}).status_code == 401
+    with pytest.raises(Exception), stranger.websocket_connect('/predict'): pass
+
+
+def test_a_browser_may_ask_with_basic(app):
+    assert TestClient(app, base_url='http://localhost').get('/docs', auth=('anyone', TOKEN)).status_code == 200
+
+
+def test_host_and_origin(client):
+    for host in ('evil.example', 'evil.example:8000', 'localhost.evil.example', '127.0.0.1.nip.io', '', 'localhost@evil.example'):
+        assert client.get('/model', headers={'Host': host}).status_code == 400, host
+    for host in ('localhost', 'LOCALHOST:8000', '127.0.0.1:9', '[::1]:8000'): assert client.get('/model', headers={'Host': host}).status_code == 200, host
+    for origin in ('http://evil.example', 'null', 'http://localhost.evil.example', 'https://evil.example:8000'):
+        answer = client.get('/model', headers={'Origin': origin})
+        assert answer.status_code == 403 and 'access-control-allow-origin' not in answer.headers
+        assert post(client, '{}', Origin=origin).status_code == 403
+        assert client.options('/predict', headers={'Origin': origin, 'Access-Control-Request-Method': 'POST'}).status_code == 403
+    assert client.get('/model', headers={'Origin': 'http://localhost:8000'}).status_code == 200
+    assert client.get('/health', headers={'Host': '10.1.2.3:8000'}).status_code == 200    # the kubelet asks by address
+
+
+def test_weak_tokens_and_open_addresses_are_refused(project, monkeypatch, tmp_path):
+    for token in ('', 'seven77', 'password', 'a'*64, 'x y'*3):
+        with pytest.raises(SettingsError, match='protects nothing'): create_app(project, token=token)
+    monkeypatch.delenv('MLCYCLE_TOKEN', raising=False)
+    for host in ('0.0.0.0', '::', '192.168.1.5'):
+        with pytest.raises(Blocked, match='no token'): may_listen(host)
+    monkeypatch.setenv('MLCYCLE_TOKEN', TOKEN)
+    with pytest.raises(Blocked, match='unencrypted'): may_listen('0.0.0.0')
+    monkeypatch.setenv('MLCYCLE_TLS', 'outside')
+    assert may_listen('0.0.0.0') == {} and find_token(tmp_path/'token') == (TOKEN, False)
+    monkeypatch.delenv('MLCYCLE_TOKEN')
+    token, drawn = find_token(tmp_path/'token')
+    assert drawn and (tmp_path/'token').stat().st_mode & 0o777 == 0o600 and find_token(tmp_path/'token') == (token, False)
+    os.chmod(tmp_path/'token', 0o644)
+    with pytest.raises(Blocked, match='chmod 600'): find_token(tmp_path/'token')
+
+
+def test_the_page_about_it_loads_nothing_and_shows_names_as_text(client):
+    page = client.get('/docs')
+    assert page.status_code == 200 and "default-src 'none'" in page.headers['content-security-policy']
+    assert not re.search(r'(?i)<script|<img|<link|<iframe|src=|href=|@import|url\(', page.text.replace('&lt;img src=x', ''))
+    assert '&lt;img src=x onerror=alert(1)&gt;' in page.text and '/predict' in page.text
+    document = client.get('/openapi.json').json()
+    item = document['paths']['/predict']['post']['requestBody']['content']['application/json']['schema']['properties']['records']['items']
+    assert HTML in item['required'] and 'sex' in item['properties'] and 'sex' not in item['required'] and item['additionalProperties'] is False
+
+
+# --- records
+
+def test_records_in_predictions_out_and_outcomes_later(client, project, record):
+    before = len(predictions(project))
+    answer = post(client, {'records': [record, record | {'sex': 'f', 'id': '007'}]})
+    assert answer.status_code == 200
+    one, two = answer.json()['predictions']
+    assert set(one) == {'prediction_id', 'version', 'score', 'decision'} and one['score'] == two['score'] and one['prediction_id'] != two['prediction_id']
+    rows = predictions(project)
+    assert len(rows) == before+2
+    kept = rows.set_index('prediction_id').loc[[one['prediction_id'], two['prediction_id']]]
+    assert kept['sex'].tolist()[1] == 'f' and kept['id'].tolist()[1] == '007' and kept[HTML].tolist() == [record[HTML]]*2
+    direct = project.registry.load('1').predict(strange_rows().head(1))['score'].iloc[0]
+    assert one['score'] == pytest.approx(direct, abs=1e-12)
+    told = post(client, {'labels': [{'prediction_id': one['prediction_id'], 'label': 'yes'}, {'id': '007', 'label': 'no', 'at': '2100-01-01'}]}, '/label')
+    assert told.json()['matched'] == 2
+    assert labelled(project).set_index('prediction_id').loc[[one['prediction_id'], two['prediction_id']], 'label'].tolist() == [1, 0]
+
+
+@pytest.mark.parametrize('value, why', [('NaN', 'NaN'), ('"NaN"', 'string'), ('1e999', 'too large'), ('-1e999', 'too large'), ('-Infinity', 'Infinity'), ('null', 'null'), ('"1.5"', 'string'),
+                                        ('true', 'boolean'), ('[1]', 'list'), ('{"a": 1}', 'object'), (str(2**70), 'whole number'), ('1'*5000, 'whole number'),
+                                        ('[NaN]', 'list'), ('{"a": {"b": NaN}}', 'object')])
+def test_a_value_that_is_no_number_is_named(client, record, value, why):
+    text = json.dumps({'records': [record, record | {HTML: '@@'}]}).replace('"@@"', value)
+    answer = post(client, text)
+    assert answer.status_code == 422, answer.text
+    error = answer.json()['errors'][0]
+    assert error['record'] == 1 and error['column'] == HTML and why in error['message'] and answer.json()['request_id']
+
+
+def test_names_that_are_wrong(client, record):
+    cases = {'more': (record | {'more': 1}, 'more', 'not a column'), 'target': (record | {'label': 'yes'}, 'label', 'not a column'),
+             'missing': ({k: v for k, v in record.items() if k != FORMULA}, FORMULA, 'missing'), 'surrogate': (record | {FORMULA: '\ud800'}, FORMULA, 'surrogate'),
+             'proto': (record | {'__proto__': 1}, '__proto__', 'not a column')}
+    for body, column, why in cases.values():
+        errors = post(client, {'records': [body]}).json()['errors']
+        assert errors[0]['column'] == column and why in errors[0]['message']
+    twice = json.dumps({'records': [record]})[:-3]+f', {json.dumps(HTML)}: 1.0}}]}}'
+    assert post(client, twice).json()['errors'] == [{'record': 0, 'column': HTML, 'message': 'is given twice'}]
+    assert post(client, {'records': [record | {FORMULA: 'never seen'}]}).status_code == 200    # a new category is no mistake
+    for doubled in ('{"records": [], "records": []}', '{"a": NaN}', '{"records": NaN}', 'NaN', '"x"', '7', 'null', '[]', '{}', '{"records": {}}', '{"records": [1]}', '[[]]', '{"records": [null]}'):
+        assert post(client, doubled).status_code == 422, doubled
+    assert post(client, json.dumps([record])).status_code == 200
+
+
+@pytest.mark.parametrize('body', [b'', b'{', b'\xff\xfe', b'{"records": [{"a": "\xff"}]}', b'['*100_000, b'{"a":'*100_000, b'\x00', '{"records": [}'.encode('utf-16'), b'\xef\xbb\xbf{}'])
+def test_what_is_not_json(client, body):
+    answer = post(client, body)
+    assert answer.status_code in (400, 422) and answer.json()['code'] and 'Traceback' not in answer.text
+
+
+def test_too_large_too_many_and_not_plain_json(client, record):
+    started = time.perf_counter()
+    assert post(client, b'x'*2_000_001).status_code == 413
+    def chunks():
+        for _ in range(400): yield b' '*10_000
+    assert client.post('/predict', content=chunks(), headers={'Content-Type': 'application/json'}).status_code == 413
+    assert post(client, b'{}', **{'Content-Length': '99999999999999999999'}).status_code == 413
+    assert time.perf_counter()-started < 5
+    many = post(client, '['+','.join(['{}']*10_001)+']')
+    assert many.status_code == 413 and 'at most 10,000' in many.json()['message']
+    assert client.post('/predict', content=b'{}', headers={'Content-Type': 'text/plain'}).status_code == 415
+    assert post(client, b'\x1f\x8b', **{'Content-Encoding': 'gzip'}).status_code == 415
+    assert client.post('/predict').status_code == 415 and client.get('/predict').status_code == 405 and client.get('/none').status_code == 404
+
+
+def test_strange_outcomes(client):
+    for bad in ({'prediction_id': 7, 'label': 'yes'}, {'prediction_id': 'a'}, {'prediction_id': 'a', 'label': {}}, {'prediction_id': 'a', 'label': 'maybe'}, {'label': 'yes'},
+                {'prediction_id': 'a', 'label': 'yes', 'at': 'soon'}, {'prediction_id': 'a', 'label': 'yes', 'b': 'c', 'd': 'e'}):
+        assert post(client, {'labels': [bad]}, '/label').status_code == 422, bad
+    assert post(client, '{"labels": [{"prediction_id": "a", "label": NaN}]}', '/label').status_code == 422
+    assert post(client, {'labels': [{'prediction_id': 'nobody', 'label': 'yes'}]}, '/label').json()['unknown'] == 1
+
+
+# --- what goes wrong inside
+
+@pytest.fixture()
+def broken(project, record, monkeypatch):
+    "Ask a service whose part `name` raises or returns something else; gives the answer and the rows that were added."
+    def ask(name: str, value, where=service_module):
+        app = create_app(project, token=TOKEN)
+        client = TestClient(app, base_url='http://localhost', headers={'Authorization': f'Bearer {TOKEN}'}, raise_server_exceptions=False)
+        before = len(predictions(project))
+        def instead(*args, **kwargs):
+            if isinstance(value, Exception): raise value
+            return value
+        with monkeypatch.context() as patch:
+            patch.setattr(where, name, instead)
+            answer = post(client, {'records': [record]})
+            metrics = client.get('/metrics').text
+        return answer, len(predictions(project))-before, metrics
+    return ask
+
+
+SECRET = '/home/ada/project/secret.py'
+
+
+def test_a_model_that_gives_no_number_is_a_bad_gateway_and_counted(broken, project):
+    model = project.registry.load('1')
+    for scores in (np.array([np.nan]), np.array([np.inf]), np.zeros(2)):
+        answer, rows, metrics = broken('predict_proba', np.column_stack([scores, scores]), where=type(model.estimator))
+        assert answer.status_code == 502 and answer.json()['code'] == 'model' and rows == 0
+        assert 'mlcycle_problems_total{code="model"} 1.0' in metrics
+
+
+def test_what_cannot_be_kept_is_not_given(broken):
+    import mlcycle.spool
+    for error in (OSError(28, 'No space left on device', SECRET), Blocked(SECRET), RuntimeError(SECRET)):
+        answer, rows, _ = broken('spool', error, where=mlcycle.spool)
+        assert answer.status_code == 503 and answer.json()['code'] == 'log' and rows == 0 and 'score' not in answer.text and SECRET not in answer.text
+        assert answer.headers['retry-after']
+
+
+def test_errors_say_nothing_about_the_inside(broken, client, project):
+    for name in ('score_with', 'log_rows'):
+        answer, rows, _ = broken(name, RuntimeError(SECRET))
+        assert answer.status_code in (500, 503) and rows == 0
+        assert not re.search(rf'Traceback|{SECRET}|{re.escape(str(project.folder))}|\.py|RuntimeError', answer.text) and answer.json()['request_id']
+
+
+# --- in the hands of a real server
+
+def start(project: Project, *, port: int) -> subprocess.Popen:
+    code = 'import sys\nfrom mlcycle.core import Project\nfrom mlcycle.serving import serve\nserve(Project(sys.argv[1]), port=int(sys.argv[2]))'
+    run = subprocess.Popen([sys.executable, '-c', code, str(project.folder), str(port)], env=os.environ | {'MLCYCLE_TOKEN': TOKEN}, stderr=subprocess.PIPE, text=True)
+    for _ in range(300):
+        if run.poll() is not None: raise AssertionError(run.stderr.read())
+        try:
+            if httpx.get(f'http://127.0.0.1:{port}/health').status_code == 200: return run
+        except httpx.TransportError: time.sleep(.1)
+    raise AssertionError('the server did not start')
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        return s.getsockname()[1]
+
+
+def ask_until_it_dies(port: int, record: dict, seconds: float) -> list[str]:
+    "The prediction ids of every 200, asked for by one client after another request."
+    ids, until = [], time.monotonic()+seconds
+    with httpx.Client(base_url=f'http://127.0.0.1:{port}', headers={'Authorization': f'Bearer {TOKEN}'}, timeout=20) as client:
+        while time.monotonic() < until:
+            try: answer = client.post('/predict', json={'records': [record, record]})
+            except httpx.TransportError: break
+            assert answer.status_code == 200
+            ids += [p['prediction_id'] for p in answer.json()['predictions']]
+    return ids
+
+
+def test_each_200_is_one_row_after_kill_9_and_after_sigterm(project, record):
+    before, said = set(predictions(project)['prediction_id']), []
+    for how in (signal.SIGKILL, signal.SIGTERM):
+        port = free_port()
+        run = start(project, port=port)
+        with ThreadPoolExecutor(4) as clients:
+            work = [clients.submit(ask_until_it_dies, port, record, 20) for _ in range(4)]
+            time.sleep(1.5)
+            os.kill(run.pid, how)
+            said += [i for w in work for i in w.result()]
+        run.wait(30)
+        run.stderr.close()
+        if how == signal.SIGTERM: assert waiting(project, 'predictions') == 0     # the last thing it did
+    there = predictions(project)['prediction_id']
+    assert there.is_unique and set(said) <= set(there) and len(said) > 10
+    extra = set(there)-before-set(said)
+    assert len(extra) <= 16     # kept, and the answer was cut off by the kill
+
+
+def test_the_default_server_is_on_loopback_with_a_token_shown_once(project):
+    run = subprocess.Popen([sys.executable, '-c', 'import sys\nfrom mlcycle.serving import serve\nserve(sys.argv[1], port=int(sys.argv[2]))', str(project.folder), str(free_port())],
+                           env={k: v for k, v in os.environ.items() if k != 'MLCYCLE_TOKEN'}, stderr=subprocess.PIPE, text=True)
+    line = run.stderr.readline()
+    token = (project.store/'token').read_text()
+    try:
+        assert token in line and 'shown once' in line and (project.store/'token').stat().st_mode & 0o777 == 0o600
+        port = int(re.search(r':(\d+)/', line)[1])
+        for _ in range(100):
+            try: assert httpx.get(f'http://127.0.0.1:{port}/ready', headers={'Authorization': f'Bearer {token}'}).json()['status'] == 'ready'; break
+            except httpx.TransportError: time.sleep(.1)
+        import psutil
+        assert {c.laddr.ip for c in psutil.Process(run.pid).net_connections() if c.status == 'LISTEN'} == {'127.0.0.1'}
+        slow = socket.create_connection(('127.0.0.1', port))
+        slow.sendall(b'POST /predict HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer '+token.encode()+b'\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{')
+        assert httpx.get(f'http://127.0.0.1:{port}/health').status_code == 200     # a slow sender holds nobody else up
+        slow.close()
+    finally:
+        run.terminate(); run.wait(30); run.stderr.close()
+
+
+def test_places_are_limited(project, record):
+    from mlcycle.access import Guard, access_for
+    started, go = [], asyncio.Event()
+    async def slow(scope, receive, send):
+        started.append(1); await go.wait()
+        await send({'type': 'http.response.start', 'status': 200, 'headers': []}); await send({'type': 'http.response.body', 'body': b''})
+    async def all_at_once() -> list[int]:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(Guard(slow, access_for(TOKEN, at_once=4))), base_url='http://localhost', headers={'Authorization': f'Bearer {TOKEN}'}) as client:
+            waiting_ones = [asyncio.create_task(client.get('/x')) for _ in range(10)]
+            while len(started) < 4: await asyncio.sleep(.01)
+            await asyncio.sleep(.1); go.set()
+            return [(a.status_code, a.headers.get('retry-after')) for a in await asyncio.gather(*waiting_ones)]
+    answers = asyncio.run(all_at_once())
+    assert answers.count((200, None)) == 4 and answers.count((503, '1')) == 6
+
+
+# --- versions come and go (last: they change the project)
+
+def test_the_server_follows_the_ledger_and_a_retired_version_says_who_comes_next(project, record, monkeypatch):
+    monkeypatch.setattr(service_module.ProjectService, 'every', 0.0)
+    app = create_app(project, token=TOKEN)
+    client = TestClient(app, base_url='http://localhost', headers={'Authorization': f'Bearer {TOKEN}'}, raise_server_exceptions=False)
+    old = TestClient(create_app(project, token=TOKEN, version='1'), base_url='http://localhost', headers={'Authorization': f'Bearer {TOKEN}'}, raise_server_exceptions=False)
+    assert post(client, {'records': [record]}).json()['version'] == '1'
+    version = register(project, strange_rows(seed=5), LogisticRegression())
+    file = project.store/project.registry.info(version).uri
+    content = file.read_bytes()
+    crown(project, version)
+    file.write_bytes(content[:-10]+bytes(10))     # the new champion's bytes are touched: the old one stays, and says its name
+    assert post(client, {'records': [record]}).json()['version'] == '1'
+    file.write_bytes(content)
+    project.ledger.append(stage='governance', kind='card', subject='', body={}, actor='Ada')     # something new to look at
+    assert post(client, {'records': [record]}).json()['version'] == version and client.get('/model').json()['version'] == version
+    retire(project, '1', successor=version)
+    gone = post(old, {'records': [record]})
+    assert gone.status_code == 410 and gone.json()['retired'] == {'version': '1', 'at': gone.json()['retired']['at'], 'successor': version, 'because': 'a test'}
+    assert old.get('/ready').status_code == 503 and old.get('/model').status_code == 410 and old.get('/health').status_code == 200 and old.get('/docs').status_code == 200
+    assert TestClient(create_app(project, token=TOKEN, version='1'), base_url='http://localhost', headers={'Authorization': f'Bearer {TOKEN}'}).post('/predict', json={'records': [record]}).status_code == 410
+    assert post(client, {'records': [record]}).status_code == 200
+    project.ledger.append(stage='validation', kind='validation', subject=version, body={'verdict': 'fail'}, actor='Ada')     # the signature is void now
+    closed = post(client, {'records': [record]})
+    assert closed.status_code == 503 and closed.json()['code'] == 'blocked' and client.get('/ready').status_code == 503
+    with pytest.raises(Blocked): create_app(project, token=TOKEN)
+    ended = subprocess.run([sys.executable, '-c', 'import sys\nfrom mlcycle.serving import serve\nfrom mlcycle.core import MlcycleError\n'
+                            'try: serve(sys.argv[1], port=1, version="1")\nexcept MlcycleError as e: print(e); sys.exit(e.exit_status)', str(project.folder)], capture_output=True, text=True)
+    assert ended.returncode == 1 and f'Ask version {version} instead' in ended.stdout
