@@ -11,13 +11,13 @@ import numpy as np
 import pandas as pd
 
 from .core import Costs, DataError, Estimate, Record, SettingsError, TASK_METRICS
-from .statistics import (delong, delong_difference, difference as paired, intervals, square_and_add,
-                                wilson)
+from .statistics import (delong, delong_difference, difference as paired, intervals, paired_rates,
+                                square_and_add, wilson)
 from .weighting import cells, lacking, numbers, unusable, weighted
 
 # %% auto #0
-__all__ = ['METRICS', 'ANALYTIC', 'MISSING', 'DISPARITIES', 'Metric', 'metric_names', 'default_metric', 'Scored', 'scored',
-           'measure', 'evaluate', 'grouped', 'by_group', 'disparity', 'difference']
+__all__ = ['METRICS', 'ANALYTIC', 'MISSING', 'DISPARITIES', 'PAIRED_RATES', 'Metric', 'metric_names', 'default_metric', 'Scored',
+           'scored', 'measure', 'evaluate', 'grouped', 'by_group', 'disparity', 'difference']
 
 # %% ../nbs/00f_metrics.ipynb #ebfb5eaa
 class Metric(Record):
@@ -259,6 +259,17 @@ def _row_costs(rows: Scored) -> np.ndarray:
     missed, alarmed = (rows.y == 1)&(rows.decisions == 0), (rows.y == 0)&(rows.decisions == 1)
     return missed*rows.costs.false_negative+alarmed*rows.costs.false_positive
 
+def _rates(a: Scored, b: Scored, metric: str, level: float) -> Estimate:
+    "The paired difference of a rate, or of the mean of every class's recall."
+    if metric == 'balanced_accuracy':
+        recalls = [_rates(a.rows(a.y == c), b.rows(b.y == c), 'accuracy', level) for c in np.unique(a.y)]
+        return square_and_add(recalls, [1/len(recalls)]*len(recalls), metric=metric)
+    where = {'recall': a.y == 1, 'false_positive_rate': a.y == 0}.get(metric, np.ones(len(a.y), dtype=bool))
+    hit = [(r.decisions == (a.y if metric == 'accuracy' else 1))[where] for r in (a, b)]
+    return paired_rates(int((hit[0]&~hit[1]).sum()), int((hit[1]&~hit[0]).sum()), int(where.sum()), level=level)
+
+PAIRED_RATES = ('accuracy', 'balanced_accuracy', 'recall', 'selection_rate', 'false_positive_rate')
+
 def _alike(rows: Scored, metric: str, level: float) -> Estimate:
     most = max(rows.costs.false_positive, rows.costs.false_negative) if metric == 'cost' else 1
     reach = wilson(0, max(1, _smallest(rows, metric)[0]), level=level).high*most
@@ -278,6 +289,7 @@ def difference(task: str, y, scores_a, scores_b, # the same rows, scored by two 
     if why: return Estimate.undefined(metric, why, len(a.y))
     alike = METRICS[metric].needs == 'decision' and (a.decisions == b.decisions).all()
     if metric == 'roc_auc': gap = delong_difference(a.y, a.scores, b.scores, level=level)[0]
+    elif metric in PAIRED_RATES: gap = _rates(a, b, metric, level)
     elif alike: gap = _alike(a, metric, level)
     else:
         form, values = 'mean' if metric == 'cost' else metric, [_values(r, metric) for r in (a, b)]

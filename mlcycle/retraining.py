@@ -237,7 +237,8 @@ def _sentence(facts: dict, verdict: str, metric: str, margin: float) -> str:
     if gain.status != 'ok': return gain.reason[:1].upper()+gain.reason[1:]
     more = f', and at most {margin:g} worse was allowed' if margin and verdict == 'not worse' else ''
     unsure = '; more outcomes, or a margin in retraining.non_inferiority, may decide'*(verdict == 'undetermined')
-    return f'{metric} differs by {gain.text} on {facts["rows"]:,} {facts["source"]} rows{more}{unsure}.'
+    gap = f'{gain.value:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}]'
+    return f'{metric} differs by {gap} on {facts["rows"]:,} {facts["source"]} rows{more}{unsure}.'
 
 def _named_pair(project: Project, challenger: str, champion: str) -> tuple[str, str]:
     "Two different version numbers, neither of them out of the game."

@@ -16,9 +16,9 @@ from .core import Estimate, SettingsError
 from .weighting import CELLS, Statistic, cells, lacking, numbers, subtract, unusable, weighted
 
 # %% auto #0
-__all__ = ['BLOCK', 'DRAWS', 'FEWEST', 'wilson', 'square_and_add', 'newcombe', 'holm', 'benjamini_hochberg', 'resampled_counts',
-           'left_out', 'bca', 'intervals', 'bootstrap', 'difference', 'auc_shares', 'newcombe_auc', 'delong',
-           'delong_difference']
+__all__ = ['BLOCK', 'DRAWS', 'FEWEST', 'wilson', 'square_and_add', 'newcombe', 'paired_rates', 'holm', 'benjamini_hochberg',
+           'resampled_counts', 'left_out', 'bca', 'intervals', 'bootstrap', 'difference', 'auc_shares', 'newcombe_auc',
+           'delong', 'delong_difference']
 
 # %% ../nbs/00e_statistics.ipynb #06fee224
 def _z(level: float) -> float:
@@ -65,6 +65,22 @@ def newcombe(successes_a: float, n_a: int, # the first rate
     "The difference of two independent rates, by Newcombe's hybrid score method (1998, method 10)."
     rates = [wilson(successes_a, n_a, level=level), wilson(successes_b, n_b, level=level)]
     return square_and_add(rates, [1, -1], metric=metric)
+
+# %% ../nbs/00e_statistics.ipynb #d35ab071
+def paired_rates(only_a: int, # rows where a has it and b has not
+                 only_b: int, # and the other way round
+                 n: int, # all rows
+                 *, level: float=0.95, metric: str='difference of rates') -> Estimate: # of a's rate minus b's
+    "The difference of two rates on the same rows, by Tango's score interval (1998); at 0 it is McNemar's test."
+    if n == 0: return Estimate.undefined(metric, 'no rows')
+    value, z = (only_a-only_b)/n, _z(level)
+    def beyond(t, side):
+        b = -only_a-only_b+(2*n-only_a+only_b)*t
+        q = (math.sqrt(max(0., b*b+8*n*only_b*t*(1-t)))-b)/(4*n)
+        return (only_a-only_b-n*t)*side-z*math.sqrt(max(0., n*(2*q+t*(1-t))))
+    low = -1. if value == -1 else brentq(beyond, -1., value-1e-12, (1,))
+    high = 1. if value == 1 else brentq(beyond, value+1e-12, 1., (-1,))
+    return Estimate(metric=metric, value=value, low=low, high=high, n=int(n), level=level)
 
 # %% ../nbs/00e_statistics.ipynb #c5ab869d
 def _p_values(p) -> np.ndarray:

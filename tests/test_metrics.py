@@ -219,3 +219,14 @@ def test_adult_by_sex_and_race(data_dir):
     theirs = fair.demographic_parity_difference(y, score >= 0.3, sensitive_features=df[sex])
     assert gap.value == pytest.approx(theirs) and gap.low > 0.3
     assert by_group('binary', y, score, df[race], names=['accuracy']).n.sum() == len(df)
+
+
+def test_a_few_rows_decided_otherwise_are_no_proof():
+    y = np.array([1, 0]*150)
+    a, b = y*0.8+0.1, y*0.8+0.1
+    b[[0, 2, 4]] = 0.2   # three rows that only a gets right
+    for metric in ('accuracy', 'recall', 'balanced_accuracy'):
+        e = difference('binary', y, a, b, metric)
+        assert e.value > 0 > e.low
+    b[:30:2] = 0.2
+    assert difference('binary', y, a, b, 'accuracy').low > 0

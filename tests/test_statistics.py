@@ -7,7 +7,7 @@ from sklearn import metrics as sk
 
 from mlcycle.core import DataError, SettingsError, judge, Criterion
 from mlcycle.statistics import (auc_shares, bca, benjamini_hochberg, bootstrap, delong, delong_difference, difference,
-                                holm, intervals, left_out, newcombe, newcombe_auc, resampled_counts, square_and_add,
+                                holm, intervals, left_out, newcombe, newcombe_auc, paired_rates, resampled_counts, square_and_add,
                                 wilson)
 from mlcycle.weighting import WEIGHTED, cells, lacking, numbers, unusable, weighted
 
@@ -282,3 +282,19 @@ def test_reasons_and_numbers():
     assert unusable(np.array([1.]), np.array([math.inf])) == '1 of 1 scores are missing or infinite'
     assert lacking('precision', np.array([1., 0]), np.array([0., 0])) == 'no positive decision'
     assert lacking('unknown to it', np.array([1.]), np.array([1.])) == ''
+
+
+def test_paired_rates_invert_mcnemars_test_and_cover():
+    for b, c, n in [(9, 2, 80), (3, 0, 300), (0, 0, 50), (20, 20, 40), (5, 0, 5), (0, 5, 5), (1, 4, 1000)]:
+        e, mirror = paired_rates(b, c, n), paired_rates(c, b, n)
+        assert -1 <= e.low <= e.value <= e.high <= 1 and (e.low, e.high) == pytest.approx((-mirror.high, -mirror.low), abs=1e-9)
+        if b != c:
+            level = 1-2*stats.norm.sf(abs(b-c)/math.sqrt(b+c))   # at McNemar's own level one end is exactly zero
+            e = paired_rates(b, c, n, level=level)
+            assert min(abs(e.low), abs(e.high)) == pytest.approx(0, abs=1e-9)
+    assert paired_rates(0, 0, 0).status == 'undefined'
+    rng, held = np.random.default_rng(0), []
+    for b, c, _ in rng.multinomial(120, [0.06, 0.03, 0.91], size=1500):
+        e = paired_rates(b, c, 120)
+        held.append(e.low <= 0.03 <= e.high)
+    assert 0.93 < np.mean(held) < 0.98
