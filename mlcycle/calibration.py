@@ -79,7 +79,8 @@ def choose_curve(y: np.ndarray, p: np.ndarray, # positions of classes; probabili
     best = methods[0] if kept == 'none' else kept
     old, new = row_loss(y, p), row_loss(y, found[best])
     gain = mean('gain', old-new)
-    why = f'log loss {"falls" if kept != "none" else "would fall"} by {gain.text} on rows of other folds'
+    size = f'{gain.value:.2g} [{gain.low:.2g}, {gain.high:.2g}]' if gain.status == 'ok' else gain.text
+    why = f'log loss {"falls" if kept != "none" else "would fall"} by {size} on rows of other folds'
     return Calibration(method=kept, curve={} if kept == 'none' else fit_curve(y, p, kept), gain=gain, why=why,
                        before=mean('log_loss', old[~np.isnan(new)]), after=mean('log_loss', new))
 

@@ -96,8 +96,10 @@ def infer_plan(df: pd.DataFrame, # raw rows, as the reader gives them
     treatments = settings.data.accept if treatments is None else treatments
     columns = [_plan_column(df[n], settings, [t for t in treatments if t.column in ('', n)]) for n in df.columns]
     problem = settings.problem
+    classes = class_names(df[problem.target], settings)
+    positive = classes[-1] if problem.task == 'binary' and problem.positive is None else problem.positive
     return FeaturePlan(columns=_with_parts(columns, df, settings), target=problem.target, task=problem.task,
-                       positive=problem.positive, classes=class_names(df[problem.target], settings))
+                       positive=positive, classes=classes)
 
 def _no_column(target: str, df: pd.DataFrame) -> DataError:
     more = f' and {len(df.columns)-30} more' if len(df.columns) > 30 else ''
@@ -180,9 +182,10 @@ def encode_target(values: pd.Series, # raw outcomes
 
 def _positive(texts: np.ndarray, problem: object) -> str: # the plain text of the positive value
     "The value that is 1, or an error when there are more than two or it cannot be known."
-    levels = sorted(set(texts))
+    levels, classes = sorted(set(texts)), getattr(problem, 'classes', [])
     wanted = plain(problem.positive)
-    if wanted is None: wanted = guess_positive(levels)
+    if wanted is None: wanted = classes[1] if len(classes) == 2 else guess_positive(levels)
+    wanted = wanted and wanted.strip()
     others = [v for v in levels if v != wanted]
     if wanted is None or len(others) > 1: raise DataError(
         f'Target {problem.target!r} has the values {_listed(levels)}: not two of which '
@@ -190,12 +193,15 @@ def _positive(texts: np.ndarray, problem: object) -> str: # the plain text of th
         f'Set problem.positive to the value that counts as 1, or problem.task to multiclass.')
     return wanted
 
-def guess_positive(levels: list) -> str | None: # the value that is plainly the positive one
+def guess_positive(levels: list, # the one or two values of an outcome
+                   ) -> str | None: # the value that is plainly the positive one
     "The positive one of two values where their words leave no doubt: 1 of 0 and 1, yes of no and yes."
-    plainly = [str(v) for v in levels if str(v).strip().lower() in (*TRUE, 'positive')]
-    rest = [v for v in levels if str(v).strip().lower() in (*FALSE, 'negative')]
+    levels = [*map(str, levels)]
+    plainly = [v for v in levels if v.strip().lower() in (*TRUE, 'positive')]
+    rest = [v for v in levels if v.strip().lower() in (*FALSE, 'negative')]
     if len(plainly) == 1 and len(plainly)+len(rest) == len(levels): return plainly[0]
-    return '1' if [*map(str, levels)] == ['0'] else None
+    opposite = dict(zip((*FALSE, 'negative'), (*TRUE, 'positive')))
+    return opposite[rest[0].strip().lower()] if len(levels) == len(rest) == 1 else None
 
 def _listed(levels: list) -> str:
     return ', '.join(repr(v)[:40] for v in levels[:10])+(' …' if len(levels) > 10 else '')

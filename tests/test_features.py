@@ -231,6 +231,7 @@ def test_other_targets():
     with pytest.raises(DataError, match='not numbers'): encode_target(pd.Series(['1', 'many'], name='y'), made(task='regression', positive=None))
     assert encode_target(pd.Series(['1', '2.5']), made(task='regression', positive=None)).tolist() == [1, 2.5]
     assert encode_target(pd.Series([1, 2.0, '3'], dtype=object), made(task='multiclass', positive=None)).tolist() == ['1', '2', '3']
+    assert encode_target(pd.Series(['no', 'no']), made(positive=None)).tolist() == [0, 0]   # a quiet week, nothing declared
     assert encode_target(pd.Series([0, 0]), made()).tolist() == [0, 0] and encode_target(pd.Series([1, 1]), made()).tolist() == [1, 1]
 
 
