@@ -246,9 +246,10 @@ def incoming(project: Project, df: pd.DataFrame) -> pd.DataFrame: # key, label, 
     text = lambda column: pd.Series(clean_text(df[column]) if column in df else None, index=range(len(df)), dtype=object)
     given = pd.DataFrame({'prediction_id': text('prediction_id'), 'id': text(by).where(text('prediction_id').isna())})
     full = (given.notna().any(axis=1) & text('label').notna()).to_numpy()
-    rows, given = df[full], given[full].reset_index(drop=True)
-    at = utc(rows['at'], 'at') if 'at' in df and len(rows) else pd.Series(pd.NaT, index=rows.index, dtype='datetime64[us, UTC]')
-    return given.assign(label=encode_labels(rows['label'], FeaturePlan.from_body(entry.body['plan'])), at=at.reset_index(drop=True))
+    rows, given = df[full].reset_index(drop=True), given[full].reset_index(drop=True)
+    timed = rows['at'].dropna() if 'at' in df else rows.iloc[:0, 0]     # an outcome without a time counts from when it came
+    at = pd.Series(pd.NaT, index=rows.index, dtype='datetime64[us, UTC]') if not len(timed) else utc(timed, 'at').reindex(rows.index)
+    return given.assign(label=encode_labels(rows['label'], FeaturePlan.from_body(entry.body['plan'])), at=at)
 
 # %% ../nbs/00i_scoring.ipynb #c8772d39
 def find_predictions(project: Project, rows: pd.DataFrame) -> pd.DataFrame: # rows, prediction_id filled in where it is known
