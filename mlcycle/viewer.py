@@ -37,14 +37,15 @@ def app_command(name: str, *, port: int=8866) -> list[str]: # arguments of a pro
     if name not in APPS: raise SettingsError(f'No app {name!r}. Apps: {", ".join(APPS)}.')
     for module in ('voila', 'ipywidgets'): _needed(module)
     notebook = files('mlcycle.apps')/f'{name}.ipynb'
-    return [sys.executable, '-m', 'voila', str(notebook), '--no-browser', f'--port={port}', '--Voila.ip=127.0.0.1', '--show_tracebacks=False',
+    return [sys.executable, '-m', 'voila', str(notebook), '--no-browser', f'--port={port}', '--Voila.ip=127.0.0.1', '--show_tracebacks=False', '--template=mlcycle',
             '--strip_sources=True', '--VoilaConfiguration.allow_template_override=NO', '--VoilaConfiguration.allow_theme_override=NO',
             '--VoilaConfiguration.file_allowlist=[]', '--VoilaExecutor.timeout=120', '--MappingKernelManager.cull_interval=15',
             '--MappingKernelManager.cull_idle_timeout=60', '--Voila.log_level=WARN']
 
 def app_environment(project: Project) -> dict[str, str]:
     "The environment that tells an app which project to show."
-    return {**os.environ, **QUIET, 'MLCYCLE_PROJECT': str(project.folder)}
+    templates = os.pathsep.join(filter(None, [str(files('mlcycle.apps')), os.environ.get('JUPYTER_PATH')]))   # a page that asks no other server
+    return {**os.environ, **QUIET, 'MLCYCLE_PROJECT': str(project.folder), 'JUPYTER_PATH': templates}
 
 def start_lab(project: Project, *, port: int=8888, browser: bool=True) -> int:
     "Become JupyterLab."
