@@ -1,0 +1,234 @@
+"""Deployment: every file by a public validator, the gates, hashes, names of strangers, and a clean environment that gives the golden answers."""
+import json, os, re, shutil, socket, subprocess, sys, time, urllib.error, urllib.request
+from pathlib import Path
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.linear_model import LogisticRegression
+from mlcycle.core import Blocked, IntegrityError, MissingEvidence, Project, SettingsError
+from mlcycle.deployment import Bundle, build_bundle, golden_inputs, pinned_requirements, serving_modules
+from mlcycle.inputs import InputColumn
+from mlcycle.manifests import image_name, service_name
+from mlcycle.scoring import predictions
+from mlcycle.service import BundleService, check_bundle, check_golden, collect
+from served import FORMULA, HTML, crown, new_project, register, retire, sign, strange_rows
+
+TOKEN = 'a-token-for-tests-0123456789'
+
+
+@pytest.fixture(scope='module')
+def project(tmp_path_factory) -> Project:
+    project = new_project(tmp_path_factory.mktemp('deployment')/'project', data='id = "id"\nprotected = ["sex"]\ndrop = ["sex"]')
+    crown(project, register(project, strange_rows(), LogisticRegression()))
+    return project
+
+
+@pytest.fixture(scope='module')
+def bundle(project) -> tuple[Bundle, Path]:
+    built = build_bundle(project)
+    return built, project.folder/built.folder
+
+
+def test_every_file_is_listed_with_its_hash_and_the_entry_names_them(project, bundle):
+    built, folder = bundle
+    there = {p.relative_to(folder).as_posix() for p in folder.rglob('*') if p.is_file()}
+    assert there == {*built.files['path'], 'manifest.json'} and check_bundle(folder)['digest'] == built.digest
+    assert {'model.skops', 'schema.json', 'requirements.txt', 'golden.json', 'server.py', 'Dockerfile', 'compose.yaml', '.github/workflows/deploy.yml', 'README.md',
+            'mlcycle/serving.py', 'mlcycle/features.py'} < there
+    entry = project.ledger.last('bundle', '1')
+    assert Bundle.from_body(entry.body) == built and str(project.folder) not in json.dumps(entry.body)
+    assert str(project.folder) not in ''.join(p.read_text(errors='replace') for p in folder.rglob('*') if p.is_file())
+    assert build_bundle(project) == built     # the same bytes, and the folder is left as it is
+
+
+# --- public validators, offline
+
+def run(*command: str) -> None:
+    done = subprocess.run([str(Path(sys.executable).parent/command[0]), *command[1:]], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout+done.stderr
+
+
+def test_compose_file_and_workflow_fit_their_schemas(bundle):
+    run('check-jsonschema', '--builtin-schema', 'vendor.compose-spec', str(bundle[1]/'compose.yaml'))
+    run('check-jsonschema', '--builtin-schema', 'vendor.github-workflows', str(bundle[1]/'.github/workflows/deploy.yml'))
+    run('check-jsonschema', '--builtin-schema', 'custom.github-workflows-require-timeout', str(bundle[1]/'.github/workflows/deploy.yml'))
+
+
+def test_kubernetes_objects_fit_the_published_schemas(bundle):
+    files = sorted((bundle[1]/'kubernetes').glob('*.yaml'))
+    assert len(files) == 4
+    for version in ('1.37', '1.33'): run('kubernetes-validate', '--strict', '-k', version, *map(str, files))
+    import yaml
+    objects = {o['kind']: o for f in files for o in yaml.safe_load_all(f.read_text())}
+    assert set(objects) == {'Deployment', 'Service', 'HorizontalPodAutoscaler', 'PodDisruptionBudget'} and objects['HorizontalPodAutoscaler']['apiVersion'] == 'autoscaling/v2'
+    container = objects['Deployment']['spec']['template']['spec']['containers'][0]
+    assert {'startupProbe', 'livenessProbe', 'readinessProbe'} <= set(container) and set(container['resources']) == {'requests', 'limits'}
+    assert container['securityContext']['readOnlyRootFilesystem'] and objects['Deployment']['spec']['template']['spec']['securityContext']['runAsNonRoot']
+
+
+def test_dockerfile_is_read_by_the_builders_own_parser(bundle):
+    import dockerfile
+    steps = dockerfile.parse_file(str(bundle[1]/'Dockerfile'))
+    said = [s.cmd.upper() for s in steps]
+    assert said.count('FROM') == 2 and 'HEALTHCHECK' in said and said.index('USER') < said.index('ENTRYPOINT')
+    user = next(s for s in steps if s.cmd.upper() == 'USER')
+    assert user.value == ('10001:10001',) and all(':' in s.value[0] for s in steps if s.cmd.upper() == 'FROM')
+    assert 'TOKEN' not in ' '.join(' '.join(s.value) for s in steps if s.cmd.upper() in ('ENV', 'ARG'))     # no secret in a layer
+
+
+# --- gates
+
+def test_nothing_is_built_while_a_gate_is_closed(tmp_path):
+    project = new_project(tmp_path/'p')
+    with pytest.raises(Blocked, match='mlcycle run development'): build_bundle(project)
+    register(project, strange_rows(60), LogisticRegression())
+    with pytest.raises(Blocked, match='mlcycle run validation'): build_bundle(project, '1')
+    sign(project, '1')
+    with pytest.raises(Blocked, match='mlcycle promote 1'): build_bundle(project, '1')
+    crown(project, '1')
+    project.update_settings({'gates': [{'name': 'carded', 'before': 'deployment', 'evidence': 'card', 'field': 'complete', 'equals': True}]})
+    with pytest.raises(Blocked, match='carded: missing.*mlcycle run governance'): build_bundle(project)
+    with pytest.raises(Blocked, match='read-only'): build_bundle(_shut(project, gates=[]))
+    project.settings = project.settings.model_copy(update={'gates': []})
+    shutil.rmtree(project.store/'tables'/'train')
+    with pytest.raises(MissingEvidence, match='trained on are gone'): build_bundle(project)
+    retire(project, '1', successor='2')
+    with pytest.raises(Blocked, match='Ask version 2'): build_bundle(project, '1')
+    assert not (project.folder/'bundles').exists() and project.ledger.last('bundle') is None
+
+
+def _shut(project: Project, **changes) -> Project:
+    shut = Project(project.folder, read_only=True)
+    shut.settings = shut.settings.model_copy(update=changes)
+    return shut
+
+
+# --- whole or not at all
+
+def test_a_fault_at_any_write_leaves_the_old_bundle_or_the_new_one(project, bundle, monkeypatch, tmp_path):
+    built, folder = bundle
+    out = tmp_path/'bundle'
+    shutil.copytree(folder, out)
+    (out/'README.md').write_text('touched')     # so that it has to be written again
+    import mlcycle.core
+    real, left = os.replace, [0]
+    def failing(*args):
+        left[0] -= 1
+        if left[0] == 0: raise OSError(28, 'No space left on device')
+        return real(*args)
+    for n in (1, 2, len(built.files)//2, len(built.files), len(built.files)+1):
+        left[0] = n
+        with monkeypatch.context() as patch:
+            patch.setattr(mlcycle.core.os, 'replace', failing)
+            with pytest.raises(OSError): build_bundle(project, out=out)
+        assert (out/'README.md').read_text() == 'touched' and [p.name for p in tmp_path.iterdir()] == ['bundle']
+    build_bundle(project, out=out)
+    assert check_golden(out) == 20 and [p.name for p in tmp_path.iterdir()] == ['bundle']
+
+
+def test_every_changed_byte_is_found_before_anything_is_loaded(bundle, tmp_path):
+    out = tmp_path/'bundle'
+    for path in ('model.skops', 'mlcycle/features.py', 'schema.json', 'Dockerfile'):
+        shutil.rmtree(out, ignore_errors=True)
+        shutil.copytree(bundle[1], out)
+        content = bytearray((out/path).read_bytes()); content[len(content)//2] ^= 1
+        (out/path).write_bytes(content)
+        with pytest.raises(IntegrityError, match=re.escape(path)): BundleService(out)
+    (out/path).unlink()
+    with pytest.raises(IntegrityError, match='Dockerfile'): BundleService(out)
+    manifest = json.loads((out/'manifest.json').read_text())
+    (out/'manifest.json').write_text(json.dumps(manifest | {'files': {'../../etc/passwd': '0'*64}}))
+    with pytest.raises(IntegrityError, match='passwd'): BundleService(out)
+    with pytest.raises(SettingsError, match='no readable manifest'): BundleService(tmp_path)
+
+
+# --- what it carries
+
+def test_golden_pairs_carry_nobody_away(bundle):
+    golden = json.loads((bundle[1]/'golden.json').read_text())
+    rows = strange_rows()
+    assert len(golden['inputs']) == len(golden['outputs']) == 20 and not {'id', 'sex', 'label'} & set(golden['inputs'][0])
+    known = set(zip(rows[HTML], rows['score']))
+    assert not [r for r in golden['inputs'] if (r[HTML], r['score']) in known]
+    people = pd.DataFrame({'name': [f'person {i}' for i in range(50)], 'town': ['Bonn']*30+['Ulm']*19+['Nowhere']})
+    drawn = golden_inputs(people, [InputColumn(name=c, type='category', accepts='string', nullable=False) for c in people], n=200)
+    assert set(drawn['name']) == {'any'} and set(drawn['town']) == {'Bonn', 'Ulm'}
+
+
+def test_requirements_are_pinned_and_small_and_follow_the_estimator():
+    plain, boosted = pinned_requirements(LogisticRegression()), None
+    assert all(re.fullmatch(r'[a-z0-9-]+==[\w.+!-]+', r) for r in plain) and len(plain) < 40
+    assert not {r.partition('==')[0] for r in plain} & {'mlflow', 'deltalake', 'pyarrow', 'matplotlib', 'shap', 'optuna', 'duckdb'}
+    lightgbm = pytest.importorskip('lightgbm')
+    boosted = pinned_requirements(lightgbm.LGBMClassifier())
+    assert {r.partition('==')[0] for r in boosted} >= {r.partition('==')[0] for r in plain} | {'lightgbm'}
+    assert 'mlcycle/serving.py' in serving_modules() and not {'mlcycle/cli.py', 'mlcycle/tables.py', 'mlcycle/deployment.py', 'mlcycle/spool.py'} & set(serving_modules())
+
+
+@pytest.mark.parametrize('name', ['Churn', 'é', '模型', '-', '../..', 'a'*200, '0', 'x\ny: z', '{{ x }}<% y %><< z >>', '"""', '\\N{BAD}', '# syntax=evil'])
+def test_a_name_of_any_kind_makes_valid_files(project, tmp_path, name):
+    import dockerfile, yaml
+    from mlcycle.manifests import manifests
+    project = Project(project.folder)
+    project.settings = project.settings.model_copy(update={'project': project.settings.project.model_copy(update={'name': name})})
+    assert re.fullmatch('[a-z]([a-z0-9-]{0,38}[a-z0-9])?', service_name(project)) and image_name(project, '1').endswith(':1')
+    files = {p: c.decode() for p, c in manifests(project, '1', requirements=[]).items()}
+    compile(files['server.py'], 'server.py', 'exec')
+    assert len(dockerfile.parse_string(files['Dockerfile'])) > 5 and not files['Dockerfile'].lower().startswith(('# syntax=', '# escape='))
+    for path in files:
+        if path.endswith(('.yaml', '.yml')): assert isinstance(yaml.safe_load(files[path]), dict), path
+    assert yaml.safe_load(files['kubernetes/service.yaml'])['metadata']['name'] == service_name(project)
+
+
+@pytest.mark.parametrize('image', ['registry.example/team/model', 'registry.example:5000/model', 'model:2.1'])
+def test_image_names(project, image):
+    project.settings = project.settings.model_copy(update={'deployment': project.settings.deployment.model_copy(update={'image': image})})
+    assert image_name(project, '7') == (image if image.endswith('2.1') else f'{image}:7')
+    for bad in ('Model', 'a b', 'x\nRUN evil', 'a/../b', '$(evil)', 'a:b:c/', '<<x>>'):
+        project.settings = project.settings.model_copy(update={'deployment': project.settings.deployment.model_copy(update={'image': bad})})
+        with pytest.raises(SettingsError, match='deployment.image'): image_name(project, '7')
+    project.settings = project.settings.model_copy(update={'deployment': project.settings.deployment.model_copy(update={'image': ''})})
+
+
+# --- in a clean environment
+
+def ask(port: int, path: str, body: dict | None=None) -> dict:
+    request = urllib.request.Request(f'http://127.0.0.1:{port}{path}', data=None if body is None else json.dumps(body).encode(),
+                                     headers={'Authorization': f'Bearer {TOKEN}', 'Content-Type': 'application/json'})
+    return json.loads(urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=30).read())
+
+
+def test_a_clean_environment_built_from_the_bundle_alone_gives_the_golden_answers_and_serves(project, bundle, tmp_path):
+    away = tmp_path/'away'
+    shutil.copytree(bundle[1], away)
+    subprocess.run([sys.executable, '-m', 'venv', str(tmp_path/'venv')], check=True)
+    python, env = str(tmp_path/'venv'/'bin'/'python'), {k: v for k, v in os.environ.items() if not k.startswith(('PYTHON', 'VIRTUAL_ENV', 'MLCYCLE'))}
+    done = subprocess.run([python, '-m', 'pip', 'install', '--quiet', '--disable-pip-version-check', '-r', 'requirements.txt'], cwd=away, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert 'mlcycle' not in subprocess.run([python, '-m', 'pip', 'list'], env=env, capture_output=True, text=True).stdout
+    done = subprocess.run([python, str(away/'server.py'), 'check'], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.stdout.strip() == '20 golden outputs reproduced', done.stderr
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0)); port = s.getsockname()[1]
+    env |= {'MLCYCLE_TOKEN': TOKEN, 'MLCYCLE_PORT': str(port), 'MLCYCLE_LOG': str(tmp_path/'log.jsonl')}
+    server = subprocess.Popen([python, str(away/'server.py')], cwd=tmp_path, env=env, stderr=subprocess.PIPE, text=True)
+    try:
+        for _ in range(300):
+            assert server.poll() is None, server.stderr.read()
+            try: ask(port, '/ready'); break
+            except urllib.error.URLError: time.sleep(.1)
+        golden = json.loads((away/'golden.json').read_text())
+        answers = ask(port, '/predict', {'records': golden['inputs']})['predictions']
+        assert max(abs(a['score']-g['score']) for a, g in zip(answers, golden['outputs'], strict=True)) <= 1e-9
+        assert [a['decision'] for a in answers] == [g['decision'] for g in golden['outputs']]
+        ask(port, '/label', {'labels': [{'prediction_id': answers[0]['prediction_id'], 'label': 'yes'}]})
+        assert 'on disk' in ask(port, '/model')['kept_in']
+        assert subprocess.run([python, str(away/'server.py'), 'probe'], env=env).returncode == 0
+        (away/'retired.json').write_text(json.dumps({'at': '2026-11-01', 'successor': '2', 'because': 'a test'}))
+        with pytest.raises(urllib.error.HTTPError) as gone: ask(port, '/predict', {'records': golden['inputs']})
+        assert gone.value.code == 410 and json.loads(gone.value.read())['retired']['successor'] == '2'
+        assert subprocess.run([python, str(away/'server.py'), 'probe'], env=env, capture_output=True).returncode == 1
+    finally: server.terminate(); server.wait(30); server.stderr.close()
+    before = len(predictions(project))
+    assert collect(project, tmp_path/'log.jsonl') == 20 and collect(project, tmp_path/'log.jsonl') == 0     # its log comes home, once
+    assert len(predictions(project)) == before+20 and not (away/'mlcycle'/'__pycache__').exists()
