@@ -182,7 +182,7 @@ def disparities(examined: Examined,
 
 # %% ../nbs/04b_checks.ipynb #09b2e1c1
 NOISE, SHARES = (0.1, 0.25, 0.5), (0.05, 0.2, 0.5)
-ROBUST_ROWS, UNSEEN = 10_000, '(never seen before)'
+ROBUST_ROWS, UNSEEN = 5_000, '(never seen before)'
 
 def disturbances(X: pd.DataFrame, # the model's columns
                  plan: dict, # the model's FeaturePlan body: types of columns

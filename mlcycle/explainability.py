@@ -4,9 +4,9 @@
 
 # %% ../nbs/04a_explainability.ipynb #e5f30b86
 from __future__ import annotations
-import math
 import numpy as np
 import pandas as pd
+from scipy.sparse import csr_matrix
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.frozen import FrozenEstimator
 from sklearn.model_selection import FixedThresholdClassifier, TunedThresholdClassifierCV
@@ -15,10 +15,10 @@ from .core import DataError, Frame, Record, html_pairs, html_table
 from .features import Calibrated, Clean, clean_names
 
 # %% auto #0
-__all__ = ['CALIBRATED', 'WRAPPERS', 'WIDEST', 'GAIN', 'EXACT', 'EXACT_NOTE', 'SAMPLED_NOTE', 'CALIBRATED_NOTE',
-           'SAMPLED_BACKGROUND', 'Explanation', 'sound', 'members', 'is_calibrated', 'raw_score', 'NotSeparable',
-           'encoded', 'owners', 'tree_contributions', 'forest_contributions', 'linear_contributions',
-           'sampled_contributions', 'explain', 'importance', 'dependence']
+__all__ = ['CALIBRATED', 'WRAPPERS', 'CHUNK', 'EXACT', 'EXACT_NOTE', 'SAMPLED_NOTE', 'CALIBRATED_NOTE', 'SAMPLED_BACKGROUND',
+           'FEWEST_BACKGROUND', 'WORK', 'Explanation', 'sound', 'members', 'is_calibrated', 'raw_score', 'NotSeparable',
+           'encoded', 'owners', 'read_forest', 'leaves', 'tree_contributions', 'forest_contributions',
+           'linear_contributions', 'sampled_contributions', 'explain', 'importance', 'dependence']
 
 # %% ../nbs/04a_explainability.ipynb #e4a235a5
 class Explanation(Record):
@@ -120,68 +120,91 @@ def _changed(transformers: list, clean: pd.DataFrame, usual: np.ndarray, chosen:
     return ~np.isclose(encoded(transformers, shifted), usual, rtol=0, atol=0, equal_nan=True).all(axis=0)
 
 # %% ../nbs/04a_explainability.ipynb #fe27c1c8
-WIDEST = 63   # different columns on one path, one bit each
+def read_forest(estimator: object): # shap's TreeEnsemble, or NotSeparable
+    "The trees inside an estimator, in one form for all libraries."
+    import shap
+    try: return shap.TreeExplainer(estimator).model
+    except Exception: raise NotSeparable(f'{type(estimator).__name__} is not readable as trees') from None
 
-def _gains() -> np.ndarray: # [a, b] → (a-1)! b! / (a+b)!
-    log = np.array([math.lgamma(i+1) for i in range(2*WIDEST+3)])
-    a, b = np.meshgrid(np.arange(WIDEST+1), np.arange(WIDEST+1), indexing='ij')
-    return np.where(a > 0, np.exp(log[np.maximum(a-1, 0)]+log[b]-log[a+b]), 0)
+def leaves(estimator: object) -> int: # 0 for what is not made of trees
+    "How many leaves the trees inside an estimator have: the measure of the work of explaining it."
+    try: forests = [read_forest(last) for _, last in members(estimator) if not hasattr(last, 'coef_')]
+    except NotSeparable: return 0
+    return sum(int((tree.children_left < 0).sum()) for forest in forests for tree in forest.trees)
 
-GAIN = _gains()
+def _stops(tree: object, A: np.ndarray, place: np.ndarray, width: int) -> np.ndarray: # leaves × rows × words
+    "For each leaf and row the columns that stop the row on its way there, as bits; `place`: input → bit."
+    kind = next((k for k in (np.uint8, np.uint16, np.uint32) if width <= 8*k().itemsize), np.uint64)
+    bits, nodes = 8*kind().itemsize, np.array([0])
+    masks = np.zeros((len(tree.features), len(A), -(-width//bits)), dtype=kind)
+    while len(nodes := nodes[tree.children_left[nodes] >= 0]):
+        left, bit, both = _goes_left(tree, nodes, A), place[tree.features[nodes]], []
+        for child, stopped in ((tree.children_left[nodes], ~left), (tree.children_right[nodes], left)):
+            mask = masks[nodes]
+            shift = (bit%bits).astype(kind)[:, None]
+            mask[np.arange(len(nodes)), :, bit//bits] |= stopped.astype(kind) << shift
+            masks[child] = mask
+            both.append(child)
+        nodes = np.concatenate(both)
+    return masks[tree.children_left < 0]
 
-def tree_contributions(tree: object, # one tree as shap reads it
-                       X: np.ndarray, # encoded rows to explain
-                       Z: np.ndarray, # encoded background
+def _goes_left(tree: object, nodes: np.ndarray, A: np.ndarray) -> np.ndarray: # nodes × rows
+    values = A[:, tree.features[nodes]].T
+    missing_left = (tree.children_default[nodes] == tree.children_left[nodes])[:, None]
+    return np.where(np.isnan(values), missing_left, values <= tree.thresholds[nodes][:, None])
+
+def _bits(masks: np.ndarray, width: int) -> np.ndarray: # leaves × rows × columns, 0 and 1
+    bits, column = 8*masks.itemsize, np.arange(width)
+    shifted = masks[:, :, column//bits] >> (column%bits).astype(masks.dtype)
+    return (shifted & masks.dtype.type(1)).astype(float)
+
+def tree_contributions(tree: object, # one tree, as `read_forest` gives it
+                       X: np.ndarray, Z: np.ndarray, # encoded rows and background
                        owner: np.ndarray, # input → column
-                       out: np.ndarray, # rows × columns × outputs, added to
-                       ) -> None:
-    "Add one tree's exact interventional Shapley values of the columns."
-    every = lambda A: (np.arange(len(A)), np.zeros(len(A), dtype=np.uint64))
-    stack = [(0, every(X), every(Z), ())]
-    while stack:
-        node, (ix, x_stops), (iz, z_stops), path = stack.pop()
-        if tree.children_left[node] < 0:
-            if path: _add_leaf(out, ix, (x_stops, z_stops), path, tree.values[node]/len(Z))
-            continue
-        x_left, z_left = _goes_left(tree, node, X[ix]), _goes_left(tree, node, Z[iz])
-        column = int(owner[tree.features[node]])
-        path = path if column in path else (*path, column)
-        if len(path) > WIDEST: raise NotSeparable(f'a path of the trees holds more than {WIDEST} columns')
-        bit = np.uint64(path.index(column))
-        for child, left in ((tree.children_left[node], True), (tree.children_right[node], False)):
-            x = x_stops | (x_left != left).astype(np.uint64) << bit
-            z = z_stops | (z_left != left).astype(np.uint64) << bit
-            meet = (x[:, None] & z) == 0   # pairs with a hybrid that comes this far
-            keep_x, keep_z = meet.any(axis=1), meet.any(axis=0)
-            if keep_x.any(): stack.append((child, (ix[keep_x], x[keep_x]), (iz[keep_z], z[keep_z]), path))
+                       ) -> np.ndarray: # rows × columns × outputs
+    "One tree's exact interventional Shapley values of the columns."
+    inner, out = tree.children_left >= 0, np.zeros((len(X), owner.max()+1, tree.values.shape[1]))
+    if not inner.any(): return out
+    columns = np.unique(owner[tree.features[inner]])
+    width, values = len(columns), tree.values[~inner]/len(Z)
+    stops = _stops(tree, np.vstack([Z, X]), np.searchsorted(columns, owner), width)
+    z, chunk = stops[:, :len(Z)], max(1, CHUNK//(len(stops)*len(Z)))
+    for start in range(0, len(X), chunk):
+        x = stops[:, len(Z)+start:][:, :chunk]
+        out[start:start+chunk, columns] = _add_up(x, z, values, width)
+    return out
 
-def _goes_left(tree: object, node: int, A: np.ndarray) -> np.ndarray: # booleans
-    values = A[:, tree.features[node]]
-    missing_left = tree.children_default[node] == tree.children_left[node]
-    return np.where(np.isnan(values), missing_left, values <= tree.thresholds[node])
+def _add_up(x: np.ndarray, z: np.ndarray, # leaves × rows × words
+            values: np.ndarray, width: int) -> np.ndarray: # rows × columns × outputs
+    "What all leaves are worth to each column, over the pairs that meet in them."
+    (k, n, _), m = x.shape, z.shape[1]
+    leaf, i, j = np.nonzero(((x[:, :, None] & z[:, None]) == 0).all(axis=3))
+    b, a = (np.bitwise_count(s).sum(axis=2, dtype=np.intp)[leaf, row] for s, row in ((x, i), (z, j)))
+    gains, losses = _gain(a, b), np.bincount(leaf*n+i, _gain(b, a), k*n).reshape(k, n)
+    x_bits, z_bits = _bits(x, width), _bits(z, width).reshape(k*m, width)
+    parts = []
+    for v in values.T:
+        gained = csr_matrix((gains*v[leaf], (i, leaf*m+j)), shape=(n, k*m))@z_bits
+        parts.append(gained-np.einsum('ln,lnc,l->nc', losses, x_bits, v, optimize=True))
+    return np.stack(parts, axis=2)
 
-def _add_leaf(out: np.ndarray, ix: np.ndarray, stops: tuple, path: tuple, value: np.ndarray) -> None:
-    (x, place), (z, count) = np.unique(stops[0], return_inverse=True), np.unique(stops[1], return_counts=True)
-    pairs = ((x[:, None] & z) == 0)*count
-    b, a = np.bitwise_count(x).astype(int)[:, None], np.bitwise_count(z).astype(int)
-    bits = np.arange(len(path), dtype=np.uint64)
-    x_bits, z_bits = (((m[:, None] >> bits) & np.uint64(1)).astype(float) for m in (x, z))
-    worth = (pairs*GAIN[a, b])@z_bits-(pairs*GAIN[b, a]).sum(axis=1, keepdims=True)*x_bits
-    out[np.ix_(ix, path)] += worth[place][:, :, None]*value
+CHUNK = 1_000_000   # pairs of rows times leaves looked at together
+_LOG = np.cumsum(np.log(np.maximum(1, np.arange(2000))))   # logarithms of factorials
+
+def _gain(a: np.ndarray, b: np.ndarray) -> np.ndarray: # (a-1)! b! / (a+b)!, 0 where a is 0
+    return np.where(a > 0, np.exp(_LOG[np.maximum(a-1, 0)]+_LOG[b]-_LOG[a+b]), 0.0)
 
 def forest_contributions(estimator: object, # a tree or an ensemble of trees
                          X: np.ndarray, Z: np.ndarray, # encoded rows and background
                          owner: np.ndarray, # input → column
                          ) -> np.ndarray: # rows × columns × outputs
     "Exact interventional Shapley values of the columns."
-    import shap
-    try: forest = shap.TreeExplainer(estimator).model
-    except Exception: raise NotSeparable(f'{type(estimator).__name__} is not readable as trees') from None
+    forest = read_forest(estimator)
     X, Z, stacked = X.astype(forest.input_dtype), Z.astype(forest.input_dtype), forest.num_stacked_models
     width = max(stacked, forest.trees[0].values.shape[1])
     out = np.zeros((len(X), int(owner.max())+1, width))
     for i, tree in enumerate(forest.trees):
-        tree_contributions(tree, X, Z, owner, out[:, :, i%stacked, None] if stacked > 1 else out)
+        out[:, :, [i%stacked] if stacked > 1 else slice(None)] += tree_contributions(tree, X, Z, owner)
     return out[:, :, 1:] if width == 2 and stacked == 1 else out
 
 def linear_contributions(estimator: object, # with `coef_`
@@ -221,22 +244,23 @@ def _scores(model: object, df: pd.DataFrame) -> np.ndarray: # n × outputs
 # %% ../nbs/04a_explainability.ipynb #a78f3eef
 EXACT = {'linear': linear_contributions, 'tree': forest_contributions}
 EXACT_NOTE = ('Exact Shapley values of the columns against {m} background rows; all inputs made from one '
-              'column count as one. They say how the model uses the columns, not what changing them would do.')
+              'column count as one. They say how the model uses the columns, not what changing one would do.')
 SAMPLED_NOTE = ('Shapley values of the columns against {m} background rows, estimated on random orders, '
                 'because {why}: they add up to the score, their shares have a sampling error.')
 CALIBRATED_NOTE = ' The score before calibration is explained; calibration keeps its order.'
-SAMPLED_BACKGROUND = 30
+SAMPLED_BACKGROUND, FEWEST_BACKGROUND, WORK = 30, 20, 300_000_000
 
 def explain(model: object, # a registered Model: `estimator`, `align` and `scores`
             background: pd.DataFrame, # ordinary rows, such as training rows
             rows: pd.DataFrame, # rows to explain
-            *, limit: int=100, # background rows used
+            *, limit: int=100, # background rows used; fewer where a forest is very large
             seed: int=0, # of the choice among them
             ) -> Explanation:
     "The scores of rows split into contributions of their columns, exactly where the model allows it."
     background, rows = model.align(background), model.align(rows)
     if not len(background) or not len(rows):
         raise DataError(f'{len(background)} background rows and {len(rows)} rows came; at least one of each.')
+    limit = min(limit, max(FEWEST_BACKGROUND, WORK//(len(rows)*max(1, leaves(model.estimator)))))
     if len(background) > limit: background = background.sample(limit, random_state=seed)
     background, rows = background.reset_index(drop=True), rows.reset_index(drop=True)
     try: found, why = _exact(model.estimator, background, rows), ''

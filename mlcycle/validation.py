@@ -12,7 +12,7 @@ from .checks import (Examined, calibration_table, curve, disparities, group_gap,
                             groups_table, overfit_gap, robustness, sampled, worst_slices)
 from .core import (Criterion, DataError, Estimate, Frame, MissingEvidence, Project, Result, Settings,
                           judge, missing_evidence)
-from .explainability import explain, importance
+from .explainability import explain, importance, leaves
 from .features import encode_target
 from .ledger import versions
 from .metrics import METRICS
@@ -21,8 +21,9 @@ from .registry import Model
 from .tables import Snapshot
 
 # %% auto #0
-__all__ = ['TURNED', 'EXPLAINED', 'TRAIN_ROWS', 'Look', 'looks', 'snapshot_entries', 'sealed_rows_of', 'open_seal', 'criteria_of',
-           'trivial_scores', 'baselines_of', 'verdict_on', 'overall', 'Validation', 'validate', 'examine']
+__all__ = ['TURNED', 'EXPLAINED', 'FEWEST_EXPLAINED', 'TRAIN_ROWS', 'LARGE_FOREST', 'Look', 'looks', 'snapshot_entries',
+           'sealed_rows_of', 'open_seal', 'criteria_of', 'trivial_scores', 'baselines_of', 'verdict_on', 'overall',
+           'Validation', 'validate', 'examine']
 
 # %% ../nbs/04_validation.ipynb #ef3fd8c7
 class Look(Result):
@@ -191,7 +192,8 @@ def _estimate(line: tuple, value: float) -> Estimate: # of a table's line
     return Estimate(metric=line.metric, value=value, low=line.low, high=line.high)
 
 # %% ../nbs/04_validation.ipynb #5b78b01c
-EXPLAINED, TRAIN_ROWS = 200, 10_000
+EXPLAINED, FEWEST_EXPLAINED, TRAIN_ROWS = 200, 50, 5_000   # rows
+LARGE_FOREST = 50_000   # leaves
 
 def validate(project: Project, version: str | None=None, # None: the newest
              ) -> Validation: # recorded
@@ -250,29 +252,30 @@ def _twins(examined: Examined, train: pd.DataFrame) -> int:
 def _findings(project: Project, examined: Examined, train: pd.DataFrame, notes: list[str]) -> dict: # fields
     "Every check, and the verdicts that follow."
     asked, name = criteria_of(project.settings, examined.metric), examined.metric
-    learnt = _learnt(examined, train)
+    y_train, learnt = _learnt(examined, train)
     metrics, before = examined.measured(), examined.model.info.metrics.get(name)
     groups = groups_table(examined, train, extra=[c.metric for _, c in asked if c.group_by])
-    baselines = baselines_of(project, examined, learnt.y)
+    baselines = baselines_of(project, examined, y_train)
     evidence = {'metrics': metrics, 'groups': groups, 'baselines': baselines, 'level': examined.level}
     verdicts = pd.DataFrame([verdict_on(evidence, kind, criterion) for kind, criterion in asked])
     table, unit = _importance(examined, train, notes)
-    parts = {'training rows': sampled(learnt, TRAIN_ROWS).measured([name])[name], 'cross-validation': before,
+    parts = {'training rows': learnt.measured([name])[name], 'cross-validation': before,
              'sealed rows': metrics[name]}
     return dict(
         verdict=overall(list(verdicts.verdict)), why=_why(verdicts), verdicts=verdicts, metrics=metrics,
-        baselines=baselines, overfit=overfit_gap(before, metrics[name]), parts={k: e for k, e in parts.items() if e},
-        calibration=calibration_table(examined), curve=curve(examined), by_group=groups,
-        disparities=disparities(examined, groups), robustness=robustness(examined), importance=table,
+        baselines=baselines, overfit=overfit_gap(before, metrics[name]), by_group=groups, importance=table,
+        parts={k: e for k, e in parts.items() if e}, calibration=calibration_table(examined),
+        curve=curve(examined), disparities=disparities(examined, groups), robustness=robustness(examined),
         importance_unit=unit, slices=worst_slices(examined), task=examined.task, metric=name, rows=len(examined.y))
 
-def _learnt(examined: Examined, train: pd.DataFrame) -> Examined:
+def _learnt(examined: Examined, train: pd.DataFrame) -> tuple[np.ndarray, Examined]: # outcomes; some rows
     "The training rows that have an outcome, in the place of the sealed ones."
-    target = examined.settings.problem.target
-    if target not in train: return examined.part(np.zeros(len(examined.y), dtype=bool))
+    target, nothing = examined.settings.problem.target, examined.part(np.zeros(len(examined.y), dtype=bool))
+    if target not in train: return nothing.y, nothing
     known = train[train[target].notna()].reset_index(drop=True)
     y = encode_target(known[target], examined.settings).to_numpy()
-    return examined._replace(rows=known, y=y, scores=examined.model.scores(known))
+    some = sampled(examined._replace(rows=known, y=y, scores=y), TRAIN_ROWS)
+    return y, some._replace(scores=examined.model.scores(some.rows))
 
 def _why(verdicts: pd.DataFrame) -> str: # one sentence
     "The criteria that decide."
@@ -285,7 +288,8 @@ def _why(verdicts: pd.DataFrame) -> str: # one sentence
 
 def _importance(examined: Examined, train: pd.DataFrame, notes: list[str]) -> tuple: # table, unit
     "What the model uses on the sealed rows, against training rows; says how in the notes."
-    seed, some = examined.settings.project.seed, sampled(examined, EXPLAINED).rows
+    most = FEWEST_EXPLAINED if leaves(examined.model.estimator) > LARGE_FOREST else EXPLAINED
+    some, seed = sampled(examined, most).rows, examined.settings.project.seed
     if not len(some): return pd.DataFrame(columns=['column', 'importance', 'low', 'high', 'share']), ''
     explanation = explain(examined.model, train if len(train) else some, some, seed=seed)
     notes.append(f'Importance over {len(some):,} sealed rows. {explanation.note}')
