@@ -34,7 +34,8 @@ def fit_curve(y: np.ndarray, # 0 and 1; or positions of classes
         return {'method': method, 'x': stairs.X_thresholds_.tolist(), 'y': stairs.y_thresholds_.tolist()}
     if method != 'temperature': raise SettingsError(f'No curve {method!r}. Allowed: sigmoid, isotonic, temperature.')
     rows = np.arange(len(y))
-    def loss(log_t): return -np.log(apply_curve(p, {'method': method, 'temperature': np.exp(log_t)})[rows, y]+1e-12).mean()
+    def loss(log_t):
+        return -np.log(apply_curve(p, {'method': method, 'temperature': np.exp(log_t)})[rows, y]+1e-12).mean()
     best = minimize_scalar(loss, bounds=(-3, 3), method='bounded')
     return {'method': method, 'temperature': float(np.exp(best.x))}
 
@@ -119,8 +120,10 @@ def choose_threshold(y: np.ndarray, # 0 and 1
     saved = mean('saving', cost[asked]-cost[best])
     value = best if saved.status == 'ok' and saved.low > 0 else asked
     odds = f'a false yes costs {costs.false_positive:g}, a false no {costs.false_negative:g}'
-    hindsight = f'cheaper by {saved.text} a row than {asked:.3f}' if value != asked else 'no other score is clearly cheaper'
-    table = pd.DataFrame({'threshold': grid, 'cost': [cost[t].mean() for t in grid], 'selected': [(p >= t).mean() for t in grid]})
+    cheaper = f'cheaper by {saved.text} a row than {asked:.3f}'
+    hindsight = cheaper if value != asked else 'no other score is clearly cheaper'
+    table = pd.DataFrame({'threshold': grid, 'cost': [cost[t].mean() for t in grid],
+                          'selected': [(p >= t).mean() for t in grid]})
     return Threshold(value=float(value), cost=mean('cost', cost[value]), why=f'{odds}; {hindsight}', table=table)
 
 def _costs(y: np.ndarray, p: np.ndarray, t: float, costs: Costs) -> np.ndarray: # of every row

@@ -30,7 +30,7 @@ class Leaderboard(Result):
     stage: ClassVar[str] = 'development'
     task: str
     metric: str # what the search improved
-    rows: Frame # complete trials, best first: metric with interval, distance to the best with interval, tied or not
+    rows: Frame # complete trials, best first: metric, distance to the best, each with interval; tied or not
     trials: Frame # every trial: its mean score, and why it ended
     ties: list[str] # trials that the data cannot tell from the best
     chosen: str # algorithm and trial
@@ -49,13 +49,15 @@ class Leaderboard(Result):
     @property
     def headline(self) -> str:
         "What was chosen, in a sentence."
-        return f'{self.chosen.capitalize()}: {self.metric} {self.metrics[self.metric].text}, registered as version {self.version}'
+        figure = self.metrics[self.metric].text
+        return f'{self.chosen.capitalize()}: {self.metric} {figure}, registered as version {self.version}'
 
     def _repr_html_(self) -> str:
         said = {'Why': self.why, 'Better than a dummy by': self.beats_dummy, 'Parameters': self.parameters,
                 'Calibration': self.calibration, 'Threshold': self.threshold, 'Budget': self.budget,
                 **{f'Note {i+1}': n for i, n in enumerate(self.notes)}}
-        parts = [f'<h4>{escaped(self.headline)}</h4>', html_pairs({k: v for k, v in said.items() if v is not None}),
+        parts = [f'<h4>{escaped(self.headline)}</h4>',
+                 html_pairs({k: v for k, v in said.items() if v is not None}),
                  html_table(self.rows, caption=f'Leaderboard by {self.metric}'),
                  estimates_table(self.metrics, caption='The chosen model on rows it had not seen'),
                  html_table(self.learning, caption='Learning curve')]
@@ -73,7 +75,7 @@ class Leaderboard(Result):
 
 # %% ../nbs/03_development.ipynb #cff25b0a
 def _plot_rows(ax, rows: pd.DataFrame, metric: str) -> None:
-    rows = rows[rows.status == 'ok'].iloc[::-1]
+    rows = rows[(rows.status == 'ok') & (rows.tied | (rows.algorithm != 'dummy'))].iloc[::-1]
     colours = ['tab:blue' if t else 'tab:gray' for t in rows.tied]
     ax.hlines(range(len(rows)), rows.low.astype(float), rows.high.astype(float), colors=colours)
     ax.scatter(rows.value.astype(float), range(len(rows)), c=colours, s=18)
@@ -92,7 +94,9 @@ def _plot_threshold(ax, threshold: Threshold) -> None:
     ax.set(xlabel='threshold', ylabel='cost of a row', title='costs of errors')
 
 # %% ../nbs/03_development.ipynb #64a09c91
-def training_rows(project: Project, train: pd.DataFrame | None) -> tuple[pd.DataFrame, str]: # rows, hash of their content
+def training_rows(project: Project,
+                  train: pd.DataFrame | None=None, # rows that are given
+                  ) -> tuple[pd.DataFrame, str]: # rows, hash of their content
     "The rows to learn from: those given, or the newest recorded snapshot of `train`."
     from mlcycle.tables import Snapshot, content_hash, to_arrow
     if train is not None:
@@ -102,7 +106,7 @@ def training_rows(project: Project, train: pd.DataFrame | None) -> tuple[pd.Data
     return project.tables.read(snapshot), snapshot.hash
 
 def recorded_plan(project: Project, rows: pd.DataFrame) -> FeaturePlan:
-    "The plan that the data stage recorded, if it is for this target and these columns; else one made from the rows."
+    "The plan that the data stage recorded, if it fits target and columns; else one made from the rows."
     entry = project.ledger.last('schema')
     plan = FeaturePlan.from_body(entry.body['plan']) if entry is not None and entry.body.get('plan') else None
     problem = project.settings.problem
@@ -116,7 +120,8 @@ def make_bench(project: Project, plan: FeaturePlan, rows: pd.DataFrame, y: pd.Se
     if METRICS[metric].greater_is_better is None:
         raise SettingsError(f'development.metric: {metric} has no better side, so nothing can be chosen by it.')
     if len(rows) > settings.development.max_rows:
-        keep = np.sort(np.random.default_rng(seed).choice(len(rows), settings.development.max_rows, replace=False))
+        rng = np.random.default_rng(seed)
+        keep = np.sort(rng.choice(len(rows), settings.development.max_rows, replace=False))
         rows, y = rows.iloc[keep].reset_index(drop=True), y.iloc[keep].reset_index(drop=True)
     folds = list(make_folds(rows, settings, settings.development.folds))
     return Bench(plan, rows[plan.inputs], y, folds, metric=metric, costs=settings.problem.costs, seed=seed)
@@ -136,7 +141,8 @@ def _how(bench: Bench) -> dict:
     return {'classes': bench.classes or None, 'costs': bench.costs, 'resamples': RESAMPLES, 'seed': bench.seed}
 
 def _gap(bench: Bench, best: Outcome, other: Outcome) -> Estimate:
-    return difference(bench.task, bench.y[bench.covered], best.scores, other.scores, bench.metric, **_how(bench))
+    y = bench.y[bench.covered]
+    return difference(bench.task, y, best.scores, other.scores, bench.metric, **_how(bench))
 
 def _board(bench: Bench, entrants: list[Outcome]) -> pd.DataFrame: # one row a trial, best first
     "Each trial's metric and its distance to the best; tied unless the whole interval lies behind."
@@ -145,21 +151,24 @@ def _board(bench: Bench, entrants: list[Outcome]) -> pd.DataFrame: # one row a t
         own = evaluate(bench.task, y, o.scores, names=[bench.metric], **_how(bench))[bench.metric]
         gap = _gap(bench, best, o)
         tied = o is best or gap.status != 'ok' or gap.low <= 0
-        rows.append({'trial': o.trial.number, 'algorithm': o.trial.algorithm, 'parameters': _shown(o.trial.parameters),
+        t = o.trial
+        rows.append({'trial': t.number, 'algorithm': t.algorithm, 'parameters': _shown(t.parameters),
                      'status': own.status, 'value': own.value, 'low': own.low, 'high': own.high, 'n': own.n,
                      'behind': gap.value, 'behind_low': gap.low, 'behind_high': gap.high, 'tied': tied})
     return pd.DataFrame(rows)
 
 def _choose(entrants: list[Outcome], board: pd.DataFrame, known: dict) -> tuple[Outcome, str]: # and why
     "The simplest of the tied trials."
-    def size(o: Outcome) -> tuple: return ORDER.index(o.trial.algorithm), known[o.trial.algorithm].size(o.trial.parameters)
+    def size(o: Outcome) -> tuple:
+        return ORDER.index(o.trial.algorithm), known[o.trial.algorithm].size(o.trial.parameters)
     real = [o for o in entrants if o.trial.algorithm != 'dummy']
     tied = [o for o, t in zip(entrants, board.tied) if t and o in real] or real[:1]
     chosen, best = min(tied, key=size), entrants[0]
     others = ', '.join(_named(o) for o in tied if o is not chosen)
     if chosen is not best:
-        return chosen, f'{_named(chosen)} is the simplest of {len(tied)} that these rows cannot tell from the best, {_named(best)}'
-    if others: return chosen, f'{_named(best)} is best, and simpler than {others}, which these rows cannot tell from it'
+        return chosen, (f'{_named(chosen)} is the simplest of {len(tied)} that these rows cannot tell from the best, '
+                        f'{_named(best)}')
+    if others: return chosen, f'{_named(best)} is best, and simpler than {others}, which tie with it'
     return chosen, f'{_named(best)} is best, and no other trial ties with it'
 
 def _shown(parameters: dict) -> str: return ', '.join(f'{k}={v:.4g}' for k, v in parameters.items())
@@ -171,7 +180,8 @@ def _finish(bench: Bench, chosen: Outcome, settings: Settings) -> tuple: # calib
     "What is decided from the chosen trial's predictions of unseen rows."
     scores, true = chosen.scores, bench.y[bench.covered]
     if bench.regression: return None, None, evaluate(bench.task, true, scores, **_how(bench))
-    y, p = np.searchsorted(bench.classes, true), scores if scores.ndim == 2 else np.column_stack([1-scores, scores])
+    y = np.searchsorted(bench.classes, true)
+    p = scores if scores.ndim == 2 else np.column_stack([1-scores, scores])
     parts, ordered = [np.searchsorted(bench.covered, held) for _, held in bench.folds], in_order(bench.folds)
     calibration = choose_curve(y, p, parts=parts, ordered=ordered) if settings.development.calibrate else None
     if calibration and calibration.curve: p = cross_fitted(y, p, parts, method=calibration.method, ordered=ordered)
@@ -201,13 +211,14 @@ def _learning(bench: Bench, estimator, kind: str) -> pd.DataFrame: # rows, and t
     return pd.DataFrame(rows, columns=['rows', 'status', 'value', 'low', 'high'])
 
 def typical_rows(X: pd.DataFrame) -> pd.DataFrame: # three rows of the same columns and types
-    "Made-up rows from each column's own quartiles or most frequent values: an example of the input that is nobody's."
+    "Made-up rows from each column's own quartiles or most frequent values: an example that is nobody's."
     return pd.DataFrame({name: _typical(X[name]) for name in X.columns}, columns=X.columns)
 
 def _typical(values: pd.Series) -> pd.Series: # three of them
     types, known = pd.api.types, values.dropna()
     if not len(known): return values.head(3).reset_index(drop=True)
-    ordered = types.is_datetime64_any_dtype(known) or (types.is_numeric_dtype(known) and not types.is_bool_dtype(known))
+    number = types.is_numeric_dtype(known) and not types.is_bool_dtype(known)
+    ordered = number or types.is_datetime64_any_dtype(known)
     if not ordered: return pd.Series((list(known.value_counts().index[:3])*3)[:3], dtype=values.dtype)
     return known.sort_values().iloc[[len(known)//4, len(known)//2, 3*len(known)//4]].reset_index(drop=True)
 
@@ -232,8 +243,9 @@ def develop(project: Project,
     candidate, calibration, threshold, metrics = known[chosen.trial.algorithm], *_finish(bench, chosen, settings)
     estimator = candidate.make(bench.regression, chosen.trial.parameters, bench.seed)
     pipeline = _fitted(plan, rows, y, (candidate, estimator, calibration), bench.seed)
-    facts = {'algorithm': candidate.name, 'task': plan.task, 'columns': plan.inputs, 'plan': plan.body(), 'data': content,
-             'classes': bench.classes if plan.task == 'multiclass' else plan.classes, 'metrics': metrics,
+    facts = {'algorithm': candidate.name, 'task': plan.task, 'columns': plan.inputs, 'plan': plan.body(),
+             'data': content, 'metrics': metrics,
+             'classes': bench.classes if plan.task == 'multiclass' else plan.classes,
              'threshold': threshold.value if threshold else None, 'parameters': chosen.trial.parameters}
     model = project.registry.register(pipeline, example=typical_rows(rows[plan.inputs]), facts=facts)
     log_trials(project, model.run_id, hunt)
@@ -241,8 +253,9 @@ def develop(project: Project,
         task=plan.task, metric=bench.metric, rows=board, trials=_all_trials(hunt), chosen=_named(chosen), why=why,
         ties=[_named(o) for o, t in zip(entrants, board.tied) if t], algorithm=candidate.name,
         parameters=chosen.trial.parameters, beats_dummy=_over_dummy(bench, chosen, entrants), metrics=metrics,
-        calibration=calibration, threshold=threshold, version=model.version, notes=_notes(bench, hunt, board, len(rows)),
-        learning=_learning(bench, estimator, candidate.kind), budget=_spent(bench, hunt, len(rows), started))
+        calibration=calibration, threshold=threshold, version=model.version,
+        notes=_notes(bench, hunt, board, len(rows)), learning=_learning(bench, estimator, candidate.kind),
+        budget=_spent(bench, hunt, len(rows), started))
     project.record(result, subject=model.version)
     return result
 
@@ -272,7 +285,7 @@ def _notes(bench: Bench, hunt: Hunt, board: pd.DataFrame, rows: int) -> list[str
                 bool(board.tied[board.algorithm == 'dummy'].any()),
             f'The search looked at {len(bench.y):,} of {rows:,} rows, drawn at random; the model is fitted on all.':
                 len(bench.y) < rows,
-            f'{len(bench.y)-len(bench.covered):,} rows are the past that the first fold learns from; nothing is measured on them.':
+            f'{len(bench.y)-len(bench.covered):,} rows are the past that the first fold learns from, and not measured.':
                 len(bench.covered) < len(bench.y),
             'The best of many trials looks a little too good; the figure to quote is validation\'s, on the test set.':
                 len(board) > 3}

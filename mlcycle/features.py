@@ -22,8 +22,8 @@ from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder, StandardScaler,
 from sklearn.utils.validation import check_is_fitted
 
 from .core import DataError, Record, Settings, SettingsError, Treatment
-from .values import (FALSE, TRUE, clean_dates, clean_numbers, clean_text, clean_truths, date_part, objects,
-                            plain)
+from .values import (FALSE, TRUE, clean_dates, clean_numbers, clean_text, clean_truths, date_part,
+                            objects, plain)
 
 # %% ../nbs/00h_features.ipynb #c06265cc
 MANY = 30   # levels above which a category is encoded by its target mean
@@ -307,7 +307,7 @@ def clean_names(columns: list) -> list[tuple[str, str]]: # (clean name, raw name
 
 # %% ../nbs/00h_features.ipynb #9e5441d7
 FEW = 4   # levels up to which a tree is given mere codes
-warnings.filterwarnings('ignore', message='`TargetEncoder.shuffle`', category=FutureWarning)   # a splitter could not be saved
+warnings.filterwarnings('ignore', message='`TargetEncoder.shuffle`', category=FutureWarning)   # see `_means`
 
 def build_pipeline(plan: FeaturePlan, # what to do with every column
                    estimator: BaseEstimator, # the model; a clone of it goes into the pipeline
@@ -346,6 +346,7 @@ def _tree_encoders(task: str, seed: int) -> list[tuple]:
     return [('numbers', 'passthrough'), ('levels', codes), ('means', _means(task, seed))]
 
 def _means(task: str, seed: int) -> TargetEncoder:
+    "Level means, seeded the old way: a model file may not hold a splitter."
     return TargetEncoder(target_type='continuous' if task == 'regression' else task, random_state=seed)
 
 ENCODERS = {'linear': _linear_encoders, 'tree': _tree_encoders}

@@ -198,7 +198,8 @@ def side_by_side() -> Iterator[Callable]: # a `map` over two threads
     "Two workers that use one thread each, whatever the library."
     with threadpool_limits(1, 'blas'), warnings.catch_warnings():
         warnings.simplefilter('ignore')   # a solver that has not converged shows in its score
-        with ThreadPoolExecutor(2, initializer=threadpool_limits, initargs=(1, 'openmp')) as workers: yield workers.map
+        with ThreadPoolExecutor(2, initializer=threadpool_limits, initargs=(1, 'openmp')) as workers:
+            yield workers.map
 
 def cross_validate(bench: Bench, candidate: Candidate, parameters: dict,
                    *, number: int=0, # of the trial
@@ -340,5 +341,6 @@ def _line_in_notebook(total: int) -> Callable:
     from IPython.display import display
     line = display({'text/plain': f'{total} trials at most'}, raw=True, display_id=True)
     def advance(trial: Trial) -> None:
-        if line: line.update({'text/plain': f'{trial.number+1} of at most {total} trials, the last: {_said(trial)}'}, raw=True)
+        said = f'{trial.number+1} of at most {total} trials, the last: {_said(trial)}'
+        if line: line.update({'text/plain': said}, raw=True)
     return advance
