@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TOKENS', 'NUMBER', 'COMMA', 'THOUSANDS', 'IDENTIFIER', 'POWER', 'INFINITE', 'ISO', 'READERS', 'KINDS', 'SLASHED',
-           'EPOCHS', 'Rules', 'Texts', 'by_value', 'as_number', 'as_date', 'as_boolean', 'as_text', 'type_column',
-           'declared_date', 'detect_decimal', 'type_table', 'names_findings']
+           'EPOCHS', 'EVIDENT', 'Rules', 'Texts', 'by_value', 'as_number', 'as_date', 'as_boolean', 'as_text',
+           'type_column', 'declared_date', 'detect_decimal', 'type_table', 'names_findings']
 
 # %% ../nbs/00fc_column_types.ipynb #f37250fb
 import re
@@ -17,14 +17,17 @@ from .core import DataError, Record
 from .reading import Conversion, Finding, shortened
 
 # %% ../nbs/00fc_column_types.ipynb #5f53e988
-TOKENS = ('NA', 'N/A', 'n/a', '#N/A', 'NaN', 'nan', 'NULL', 'null', 'None', 'none', '?', '-', '--', '—', '–', '.', 'missing', 'unknown')
+TOKENS = ('NA', 'N/A', 'n/a', '#N/A', 'NaN', 'nan', 'NULL', 'null', 'None', 'none', '?', '-', '--', '—', '–',
+          '.',
+          'missing', 'unknown')   # may mean missing
 NUMBER = r'^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?$'
-COMMA = r'^[+-]?([0-9]{1,3}(\.[0-9]{3})+|[0-9]+)?(,[0-9]+)?([eE][+-]?[0-9]+)?$'   # decimal comma, thousands dot
+COMMA = r'^[+-]?([0-9]{1,3}(\.[0-9]{3})+|[0-9]+)?(,[0-9]+)?([eE][+-]?[0-9]+)?$'   # 1.234,5
 THOUSANDS = r'^[+-]?[0-9]{1,3}(,[0-9]{3})+(\.[0-9]+)?$'
 IDENTIFIER = r'^[+-]?0[0-9]|^[+-]?[0-9]{16,}(\.|$)|^\+[0-9]{7,}$'
 POWER = r'^[0-9]+[eE][0-9]{1,2}$'
 INFINITE = r'^(?i:[+-]?inf(inity)?)$'
-ISO = r'^[0-9]{4}-[0-9]{2}-[0-9]{2}([T ][0-9]{2}:[0-9]{2}(:[0-9]{2}(\.[0-9]{1,9})?)?(Z|[+-][0-9]{2}:?[0-9]{2})?)?$'
+ISO = (r'^[0-9]{4}-[0-9]{2}-[0-9]{2}'
+       r'([T ][0-9]{2}:[0-9]{2}(:[0-9]{2}(\.[0-9]{1,9})?)?(Z|[+-][0-9]{2}:?[0-9]{2})?)?$')
 
 class Rules(Record):
     "How the text of a table is to be understood."
@@ -44,7 +47,8 @@ class Texts:
     counts: Any # how often each occurs
 
     @cached_property
-    def few(self) -> list[str] | None: # the trimmed values where they are few: Python is then faster than starting Arrow
+    def few(self) -> list[str] | None:
+        # the trimmed values where they are few: Python is then faster than starting Arrow
         return self.trimmed.to_pylist() if len(self.trimmed) < 50 else None
 
     def matches(self, pattern: str): # booleans, one a distinct value
@@ -75,7 +79,8 @@ def by_value(name: str, column) -> Texts: # of a pyarrow string column
     if column.null_count: column = pc.fill_null(column, '')
     coded = column.dictionary_encode()
     codes = coded.indices.to_numpy(zero_copy_only=False)
-    return Texts(name, codes, coded.dictionary, pc.utf8_trim_whitespace(coded.dictionary), np.bincount(codes, minlength=len(coded.dictionary)))
+    return Texts(name, codes, coded.dictionary, pc.utf8_trim_whitespace(coded.dictionary),
+                 np.bincount(codes, minlength=len(coded.dictionary)))
 
 # %% ../nbs/00fc_column_types.ipynb #23beb888
 def as_number(texts: Texts, absent, rules: Rules): # (values, absent, note, findings) or None
@@ -86,16 +91,21 @@ def as_number(texts: Texts, absent, rules: Rules): # (values, absent, note, find
     values, note, doubt = _parsed(texts, rest, rules.decimal or '.')
     if values is None: return doubt
     infinite = infinite | (_infinite(values) & rest)
-    findings = [_finding(texts, infinite, 'infinite', 'not finite: read as missing')] if infinite.any() else []
-    findings += [_finding(texts, token, 'missing token', f'read as missing in a column of numbers: {shortened(list(texts.tokens(token)))}')] if token.any() else []
-    return values, absent | token | infinite, note, findings
+    findings = [_finding(texts, infinite, 'infinite',
+                         'not finite: read as missing')] if infinite.any() else []
+    return values, absent | token | infinite, note, findings+_read_as_missing(texts, token, 'numbers')
+
+def _read_as_missing(texts: Texts, token, kind: str) -> list[Finding]:
+    text = f'read as missing in a column of {kind}: {shortened(list(texts.tokens(token)))}'
+    return [_finding(texts, token, 'missing token', text)] if token.any() else []
 
 def _any_number(texts: Texts, rest) -> bool:
     "Whether anything looks like a number, so that text is left alone quickly."
     return bool((texts.matches('^[+-]?[.,]?[0-9]') & rest).any())
 
 def _finding(texts: Texts, mask, kind: str, text: str) -> Finding:
-    return Finding(kind=kind, column=texts.name, text=text, count=int(texts.counts[mask].sum()), rows=texts.rows(mask))
+    return Finding(kind=kind, column=texts.name, text=text, count=int(texts.counts[mask].sum()),
+                   rows=texts.rows(mask))
 
 def _infinite(values):
     import numpy as np
@@ -106,16 +116,21 @@ def _parsed(texts: Texts, rest, decimal: str): # (values or None, note, (None, N
     open_to_doubt = lambda kind, text: (None, '', (None, None, '', [_finding(texts, rest, kind, text)]))
     plain = texts.matches(NUMBER)
     if (texts.matches(IDENTIFIER) & rest).any() and (plain | ~rest).all():
-        return open_to_doubt('identifier', 'leading zeros or more than 15 digits: kept as text, to the last character')
-    if decimal == ',' and (texts.matches(COMMA) | ~rest).all(): return _floats(texts, rest, '.', ','), 'decimal comma', None
+        return open_to_doubt('identifier', 'leading zeros or more than 15 digits: kept as text, to the last '
+                                           'character')
+    if decimal == ',' and (texts.matches(COMMA) | ~rest).all():
+        return _floats(texts, rest, '.', ','), 'decimal comma', None
     if (plain | ~rest).all():
         powers = texts.matches(POWER) & rest
         if powers.any() and (texts.matches('^[0-9]+([eE][0-9]{1,2})?$') | ~rest).all():
-            return open_to_doubt('identifier', 'whole numbers and codes such as 1e5: kept as text; declare number in data.types if they are numbers')
+            return open_to_doubt('identifier', 'whole numbers and codes such as 1e5: kept as text; declare '
+                                               'number in data.types if they are numbers')
         return _plain_numbers(texts, rest), '' if decimal == '.' else 'decimal point', None
     if (plain | texts.matches(THOUSANDS) | ~rest).all():
-        if (texts.matches(r',[0-9]{3},|,[0-9]{3}\.') & rest).any(): return _floats(texts, rest, ',', '.'), 'thousands comma', None
-        return open_to_doubt('comma', 'a comma that divides thousands or decimals: kept as text; set decimal of the source')
+        if (texts.matches(r',[0-9]{3},|,[0-9]{3}\.') & rest).any():
+            return _floats(texts, rest, ',', '.'), 'thousands comma', None
+        return open_to_doubt('comma', 'a comma that divides thousands or decimals: kept as text; set '
+                                      'decimal of the source')
     return None, '', None
 
 def _floats(texts: Texts, rest, thousands: str, decimal: str):
@@ -142,12 +157,17 @@ def as_date(texts: Texts, absent, rules: Rules):
     if not rest.any() or not (texts.matches(ISO) | ~rest).all(): return None
     zoned = texts.matches(r'[0-9]{2}(Z|[+-][0-9]{2}:?[0-9]{2})$') & texts.matches(':') & rest
     if zoned.any() and (zoned != rest).any():
-        return None, None, '', [_finding(texts, rest & ~zoned, 'date', 'times with and without a zone: kept as text; give all of them one')]
-    values = pd.to_datetime(texts.trimmed.to_pandas().where(rest, None), format='ISO8601', errors='coerce', utc=True)
+        text = 'times with and without a zone: kept as text; give all of them one'
+        return None, None, '', [_finding(texts, rest & ~zoned, 'date', text)]
+    text = texts.trimmed.to_pandas().where(rest, None)
+    values = pd.to_datetime(text, format='ISO8601', errors='coerce', utc=True)
     impossible = values.isna().to_numpy() & rest
-    if impossible.any(): return None, None, '', [_finding(texts, impossible, 'date', 'not a day of the calendar: the column is kept as text; mend these')]
-    findings = [_finding(texts, token, 'missing token', f'read as missing in a column of dates: {shortened(list(texts.tokens(token)))}')] if token.any() else []
-    return values.dt.tz_localize(None).dt.as_unit('us').to_numpy(), absent | token, 'turned into UTC' if zoned.any() else '', findings
+    if impossible.any():
+        text = 'not a day of the calendar: the column is kept as text; mend these'
+        return None, None, '', [_finding(texts, impossible, 'date', text)]
+    values = values.dt.tz_localize(None).dt.as_unit('us').to_numpy()
+    note = 'turned into UTC' if zoned.any() else ''
+    return values, absent | token, note, _read_as_missing(texts, token, 'dates')
 
 def as_boolean(texts: Texts, absent, rules: Rules):
     "A column's distinct values as truth values, when all are true or false and none is missing."
@@ -160,23 +180,27 @@ def as_boolean(texts: Texts, absent, rules: Rules):
 def as_text(texts: Texts, absent, rules: Rules, findings: list=()): # (array, conversion, findings)
     "The column as it is, declared tokens and empty cells missing; tokens that may mean missing are counted."
     import pyarrow as pa, pyarrow.compute as pc
-    if texts.name in rules.text or rules.types.get(texts.name) == 'text': absent = texts.among(['']) & (pc.utf8_length(texts.values).to_numpy() == 0)
+    if texts.name in rules.text or rules.types.get(texts.name) == 'text':
+        absent = texts.among(['']) & (pc.utf8_length(texts.values).to_numpy() == 0)
     present = pc.if_else(pa.array(absent), None, texts.values).take(pa.array(texts.codes))
     lost = int(texts.counts[absent].sum())
-    conversion = Conversion(column=texts.name, type='empty' if lost == len(texts.codes) else 'text', missing=lost, tokens=texts.tokens(absent))
+    conversion = Conversion(column=texts.name, type='empty' if lost == len(texts.codes) else 'text',
+                            missing=lost, tokens=texts.tokens(absent))
     return present, conversion, [*findings, *_text_findings(texts, absent, rules)]
 
 def _text_findings(texts: Texts, absent, rules: Rules) -> list[Finding]:
     "Tokens and strays in a column of text."
     token = texts.among(TOKENS) & ~absent
-    out = [_finding(texts, token, 'possible missing', f'kept as text: {shortened([f"{k} ({n})" for k, n in texts.tokens(token).items()])}. '
+    out = [_finding(texts, token, 'possible missing',
+                    f'kept as text: {shortened([f"{k} ({n})" for k, n in texts.tokens(token).items()])}. '
                     'Name them in missing of the source if they mean missing')] if token.any() else []
     number = (texts.matches(NUMBER) | token | absent) if rules.numbers else token
     stray = ~number
-    if rules.numbers and texts.counts[stray].sum() <= 0.05*len(texts.codes) and stray.any() and (number & ~token & ~absent).any():
-        examples = [v.as_py()[:20] for v in texts.trimmed.filter(_mask(stray))[:3]]
-        out.append(_finding(texts, stray, 'mixed types', f'numbers but for {shortened([repr(e) for e in examples])}: kept as text. Name these in '
-                            'missing of the source, or mend them'))
+    few = 0 < texts.counts[stray].sum() <= 0.05*len(texts.codes)
+    if rules.numbers and few and (number & ~token & ~absent).any():
+        examples = shortened([repr(v.as_py()[:20]) for v in texts.trimmed.filter(_mask(stray))[:3]])
+        text = f'numbers but for {examples}: kept as text. Name these in missing of the source, or mend them'
+        out.append(_finding(texts, stray, 'mixed types', text))
     return out
 
 def _mask(values):
@@ -185,20 +209,22 @@ def _mask(values):
 
 # %% ../nbs/00fc_column_types.ipynb #d1e5a4cf
 READERS = {'number': as_number, 'date': as_date, 'boolean': as_boolean}
-KINDS = {'number': ('number',), 'date': ('date',), 'time': ('date', 'number')}   # declared → tried; everything else: all
+KINDS = {'number': ('number',), 'date': ('date',), 'time': ('date', 'number')}   # declared → tried; else: all
 
 def type_column(name: str, column, rules: Rules): # (pyarrow array, Conversion, findings)
     "One column of text as what all of its values are."
     texts = by_value(name, column)
     declared = rules.types.get(name)
     absent = texts.among(['', *rules.missing])
-    if absent.all() or name in rules.text or declared in ('text', 'category'): return as_text(texts, absent, rules)
+    if absent.all() or name in rules.text or declared in ('text', 'category'):
+        return as_text(texts, absent, rules)
     doubts = []
     for kind in KINDS.get(declared, tuple(READERS)) if rules.numbers else ('date',):
         read = READERS[kind](texts, absent, rules)
         if read is None: continue
         values, gone, note, findings = read
-        if values is not None: return _built(texts, values, gone), _conversion(texts, kind, gone, note), [*doubts, *findings]
+        if values is not None:
+            return _built(texts, values, gone), _conversion(texts, kind, gone, note), [*doubts, *findings]
         doubts += findings
     if declared in ('date', 'time'): return declared_date(texts, absent)
     array, conversion, findings = as_text(texts, absent, rules, doubts)
@@ -207,16 +233,19 @@ def type_column(name: str, column, rules: Rules): # (pyarrow array, Conversion, 
 
 def _not_numbers(name: str, findings: list[Finding]) -> DataError:
     why = '; '.join(f'{f.text} ({f.count} cells, rows {f.rows})' for f in findings) or 'most values are not'
-    return DataError(f'Column {name!r} is declared a number in data.types: {why}. Mend it, name tokens in missing of the source, or change data.types.')
+    return DataError(f'Column {name!r} is declared a number in data.types: {why}. Mend it, name tokens in '
+                     f'missing of the source, or change data.types.')
 
 def _conversion(texts: Texts, kind: str, gone, note: str) -> Conversion:
-    return Conversion(column=texts.name, type=kind, missing=int(texts.counts[gone].sum()), tokens=texts.tokens(gone), note=note)
+    return Conversion(column=texts.name, type=kind, missing=int(texts.counts[gone].sum()),
+                      tokens=texts.tokens(gone), note=note)
 
 def _built(texts: Texts, values, gone):
     "All rows from the distinct values; whole numbers with gaps become floats."
     import numpy as np, pyarrow as pa
     if gone.any() and values.dtype.kind == 'i': values = values.astype(float)
-    if values.dtype.kind == 'M': return pa.array(np.where(gone, np.datetime64('NaT', 'us'), values)[texts.codes], from_pandas=True)
+    if values.dtype.kind == 'M':
+        return pa.array(np.where(gone, np.datetime64('NaT', 'us'), values)[texts.codes], from_pandas=True)
     return pa.array((np.where(gone, np.nan, values) if gone.any() else values)[texts.codes], from_pandas=True)
 
 # %% ../nbs/00fc_column_types.ipynb #f58a4a58
@@ -231,35 +260,45 @@ def declared_date(texts: Texts, absent): # (pyarrow array, Conversion, findings)
     text = texts.trimmed.to_pandas().where(rest, None)
     for pattern, (form, unit) in EPOCHS.items():
         if (texts.matches(pattern) | ~rest).all():
-            values = pd.to_datetime(text, format=form, errors='coerce') if form else pd.to_datetime(pd.to_numeric(text), unit=unit)
+            if form: values = pd.to_datetime(text, format=form, errors='coerce')
+            else: values = pd.to_datetime(pd.to_numeric(text), unit=unit)
             return _dated(texts, values, rest, form or f'{unit} since 1970')
-    if not (texts.matches(SLASHED) | ~rest).all(): raise _no_date(texts, rest & ~texts.matches(ISO), 'not ISO 8601 (2024-05-31, 2024-05-31T08:00:00Z)')
+    if not (texts.matches(SLASHED) | ~rest).all():
+        raise _no_date(texts, rest & ~texts.matches(ISO), 'not ISO 8601 (2024-05-31, 2024-05-31T08:00:00Z)')
     parts = text.str.extract(r'^(\d+)([/.-])(\d+)[/.-](\d+)[T ]?(.*)$')
     first, second = pd.to_numeric(parts[0]), pd.to_numeric(parts[2])
-    day_first, month_first = bool((first > 12).any()) or bool((parts[1] == '.').any()), bool((second > 12).any())
+    day_first = bool((first > 12).any() or (parts[1] == '.').any())
+    month_first = bool((second > 12).any())
     if day_first == month_first: raise _no_date(texts, rest, 'day and month cannot be told apart')
     day, month = (parts[0], parts[2]) if day_first else (parts[2], parts[0])
     joined = parts[3]+'-'+month.str.zfill(2)+'-'+day.str.zfill(2)+parts[4].where(parts[4] == '', ' '+parts[4])
-    return _dated(texts, pd.to_datetime(joined, format='ISO8601', errors='coerce'), rest, 'day/month/year' if day_first else 'month/day/year')
+    return _dated(texts, pd.to_datetime(joined, format='ISO8601', errors='coerce'), rest, 'day/month/year'
+                  if day_first else 'month/day/year')
 
 def _dated(texts: Texts, values, rest, note: str):
     impossible = values.isna().to_numpy() & rest
     if impossible.any(): raise _no_date(texts, impossible, 'not a day of the calendar')
-    finding = Finding(kind='date', column=texts.name, text=f'read as {note}', count=int(texts.counts[rest].sum()))
-    return _built(texts, values.dt.as_unit('us').to_numpy(), ~rest), _conversion(texts, 'date', ~rest, note), [finding]
+    finding = Finding(kind='date', column=texts.name, text=f'read as {note}',
+                      count=int(texts.counts[rest].sum()))
+    return _built(texts, values.dt.as_unit('us').to_numpy(),
+                  ~rest), _conversion(texts, 'date', ~rest, note), [finding]
 
 def _no_date(texts: Texts, mask, why: str) -> DataError:
-    return DataError(f'Column {texts.name!r} is declared a date, but {int(texts.counts[mask].sum())} values are {why}, first in rows '
+    return DataError(f'Column {texts.name!r} is declared a date, but {int(texts.counts[mask].sum())} values '
+                     f'are {why}, first in rows '
                      f'{texts.rows(mask)}. Write dates as 2024-05-31, or change data.types and data.time.')
 
 # %% ../nbs/00fc_column_types.ipynb #03095cf4
+EVIDENT = (r'^[+-]?([0-9]{1,3}(\.[0-9]{3})*|[0-9]{4,}),([0-9]{1,2}|[0-9]{4,})$|^[+-]?0,[0-9]+$'
+           r'|^[+-]?([0-9]{4,}|[0-9]{1,3}(\.[0-9]{3})+),[0-9]+$')   # a comma that can only divide decimals
+
 def detect_decimal(table) -> str: # '.' or ','
     "The decimal sign that one column of the table shows without doubt."
     import numpy as np
     for name in table.column_names:
         texts = by_value(name, table.column(name))
         rest = ~texts.among(['', *TOKENS])
-        evident = texts.matches(r'^[+-]?([0-9]{1,3}(\.[0-9]{3})*|[0-9]{4,}),([0-9]{1,2}|[0-9]{4,})$|^[+-]?([0-9]{4,}|[0-9]{1,3}(\.[0-9]{3})+),[0-9]+$|^[+-]?0,[0-9]+$')
+        evident = texts.matches(EVIDENT)
         if np.any(evident & rest) and (texts.matches(COMMA) | ~rest).all(): return ','
     return '.'
 
@@ -271,7 +310,8 @@ def type_table(table, # pyarrow Table, its text not yet understood
     strings = [n for n in table.column_names if pa.types.is_string(table.schema.field(n).type)]
     columns, conversions, findings = [], [], names_findings(table.column_names)
     for name in table.column_names:
-        done = type_column(name, table.column(name), rules) if name in strings else _typed_already(name, table.column(name))
+        done = type_column(name, table.column(name),
+                           rules) if name in strings else _typed_already(name, table.column(name))
         columns.append(done[0]); conversions.append(done[1]); findings += done[2]
     df = pa.Table.from_arrays(columns, names=[str(i) for i in range(len(columns))]).to_pandas()
     df.columns = table.column_names
@@ -289,13 +329,18 @@ def names_findings(names: list[str]) -> list[Finding]:
     out, seen = [], {}
     for name in names:
         plain = ' '.join(name.split()).casefold()
-        if plain in seen: out.append(Finding(kind='name', column=name, text=f'differs from {seen[plain]!r} only in case or white space'))
-        elif name != name.strip(): out.append(Finding(kind='name', column=name, text='white space around the name belongs to the name'))
+        said = []
+        if plain in seen: said.append(f'differs from {seen[plain]!r} only in case or white space')
+        elif name != name.strip(): said.append('white space around the name belongs to the name')
+        if name[:1] in '=+-@\t\r':
+            said.append('reads like a spreadsheet formula: exported with a quote before it')
+        if re.search(r'<\s*[a-zA-Z/!]|javascript:', name):
+            said.append('reads like markup: shown as text, never as a page')
+        out += [Finding(kind='name', column=name, text=text) for text in said]
         seen.setdefault(plain, name)
-        if name[:1] in '=+-@\t\r': out.append(Finding(kind='name', column=name, text='reads like a spreadsheet formula: exported with a quote before it'))
-        if re.search(r'<\s*[a-zA-Z/!]|javascript:', name): out.append(Finding(kind='name', column=name, text='reads like markup: shown as text, never as a page'))
     return out
 
 def _row_findings(df) -> list[Finding]:
     out = [Finding(kind='rows', text='the table has one row', count=1)] if len(df) == 1 else []
-    return out+[Finding(kind='empty column', column=c, text='no value in any row', count=len(df)) for c in df.columns if df[c].isna().all()]
+    return out+[Finding(kind='empty column', column=c, text='no value in any row', count=len(df))
+                for c in df.columns if df[c].isna().all()]

@@ -15,15 +15,17 @@ from .core import DataError, Record, Settings
 def row_groups(df: pd.DataFrame, # rows in order
                settings: Settings, # group, id, time and target columns
                ) -> tuple[np.ndarray | None, str]: # a group number a row, and the reason
-    "Which rows must stay on one side: by data.group, by a repeated id, or because they are all but equal; None where none must."
+    "Which rows must stay on one side: by data.group, a repeated id, or as near-copies; None where none must."
     data = settings.data
-    if data.group and data.group in df: return _groups(df[data.group]), f'rows of one {data.group} stay on one side'
+    if data.group and data.group in df:
+        return _groups(df[data.group]), f'rows of one {data.group} stay on one side'
     if data.id and data.id in df and (repeated := int(df[data.id].dropna().duplicated().sum())):
         return _groups(df[data.id]), f'{data.id} repeats in {repeated:,} rows'
     near = near_duplicates(df, settings)
     repeats = len(near)-len(np.unique(near))
     if not repeats: return None, 'no row is all but equal to another'
-    if repeats > len(df)/2: return None, f'equal rows are the rule ({repeats:,} of {len(df):,}): the columns are coarse, not copies'
+    if repeats > len(df)/2:
+        return None, f'equal rows are the rule ({repeats:,} of {len(df):,}): coarse columns, no copies'
     return near, f'{repeats:,} rows are all but equal to another one'
 
 def _groups(values: pd.Series) -> np.ndarray: # a missing group is a group of its own
@@ -31,10 +33,12 @@ def _groups(values: pd.Series) -> np.ndarray: # a missing group is a group of it
     codes[codes < 0] = codes.max()+1+np.arange((codes < 0).sum())
     return codes
 
-def near_duplicates(df: pd.DataFrame, settings: Settings) -> np.ndarray: # a number a row, equal for rows that are all but equal
-    "Rows that agree in four digits of every number and in the letters of every text; id, times and target are not looked at."
+def near_duplicates(df: pd.DataFrame, settings: Settings) -> np.ndarray:
+    # a number a row, equal for rows that are all but equal
+    "Rows that agree in four digits of every number and in the letters of every text; id, time, target aside."
     data = settings.data
-    columns = [c for c in df.columns if c not in {data.id, data.time, data.label_time, settings.problem.target, *data.drop}]
+    columns = [c for c in df.columns if c not in {data.id, data.time, data.label_time,
+                                                  settings.problem.target, *data.drop}]
     hashes = np.zeros(len(df), dtype=np.uint64)
     for i, column in enumerate(columns):
         part = pd.util.hash_array(_rounded(df[column]), categorize=False)
@@ -44,7 +48,8 @@ def near_duplicates(df: pd.DataFrame, settings: Settings) -> np.ndarray: # a num
 def _rounded(values: pd.Series) -> np.ndarray:
     if pd.api.types.is_datetime64_any_dtype(values): return values.astype('int64').to_numpy()
     if pd.api.types.is_numeric_dtype(values):
-        x = np.nan_to_num(values.to_numpy(dtype=float, na_value=np.nan), nan=-1.5e300, posinf=1.5e300, neginf=-1.4e300)
+        x = np.nan_to_num(values.to_numpy(dtype=float, na_value=np.nan), nan=-1.5e300, posinf=1.5e300,
+                          neginf=-1.4e300)
         size = 10.0**(np.floor(np.log10(np.where(x == 0, 1, np.abs(x))))-3)
         return np.round(x/size)*size
     codes, levels = pd.factorize(values)
@@ -64,31 +69,44 @@ def choose_strategy(df: pd.DataFrame, # rows in order
     "The way of splitting that does not let the model see what it will not see in use."
     data, declared = settings.data, settings.data.split.strategy
     timed = data.time if data.time in df else ''
-    if declared == 'time': return Choice(strategy='time', column=timed, reasons=[f'declared; in the order of {timed or "the rows"}'])
+    if declared == 'time':
+        why = f'declared; in the order of {timed or "the rows"}'
+        return Choice(strategy='time', column=timed, reasons=[why])
     if declared == 'group': return _by_group(df, settings)
     if declared == 'random': return Choice(strategy='random', reasons=['declared', *doubts(df, settings)])
-    if timed: return Choice(strategy='time', column=timed, reasons=[f'predictions are made over time ({timed}): trained on the past, tested on what came after'])
+    if timed:
+        why = f'predictions are made over time ({timed}): trained on the past, tested on what came after'
+        return Choice(strategy='time', column=timed, reasons=[why])
     groups, why = row_groups(df, settings)
-    if data.group or (data.id and groups is not None and 'repeats' in why): return Choice(strategy='group', column=data.group or data.id, reasons=[why])
-    if order := order_matters(df, settings.problem.target): return Choice(strategy='time', reasons=[order, *doubts(df, settings)])
-    if groups is not None: return Choice(strategy='group', reasons=[f'{why}: such rows stay on one side, otherwise random', *doubts(df, settings)])
+    if data.group or (data.id and groups is not None and 'repeats' in why):
+        return Choice(strategy='group', column=data.group or data.id, reasons=[why])
+    if order := order_matters(df, settings.problem.target):
+        return Choice(strategy='time', reasons=[order, *doubts(df, settings)])
+    if groups is not None:
+        reasons = [f'{why}: such rows stay on one side, otherwise random', *doubts(df, settings)]
+        return Choice(strategy='group', reasons=reasons)
     return Choice(strategy='random', reasons=[f'no time column, no groups, {why}', *doubts(df, settings)])
 
 def _by_group(df: pd.DataFrame, settings: Settings) -> Choice:
     groups, why = row_groups(df, settings)
-    if groups is None: raise DataError(f'data.split.strategy is group, but there are no groups: {why}. Set data.group to a column, or another strategy.')
-    return Choice(strategy='group', column=settings.data.group or (settings.data.id if 'repeats' in why else ''), reasons=['declared', why])
+    if groups is None:
+        raise DataError(f'data.split.strategy is group, but there are no groups: {why}. Set data.group to a '
+                        f'column, or another strategy.')
+    return Choice(strategy='group', column=settings.data.group
+                  or (settings.data.id if 'repeats' in why else ''), reasons=['declared', why])
 
 def doubts(df: pd.DataFrame, settings: Settings) -> list[str]:
     "What speaks against a random split and needs a person's answer."
-    dates = [c for c in df.columns if pd.api.types.is_datetime64_any_dtype(df[c]) and c != settings.data.label_time]
+    dates = [c for c in df.columns if pd.api.types.is_datetime64_any_dtype(df[c])
+             and c != settings.data.label_time]
     if settings.data.time or not dates: return []
-    return [f'{", ".join(map(repr, dates))} looks like a time: if the prediction is made then, set data.time and rows are split by it']
+    return [f'{", ".join(map(repr, dates))} looks like a time: if the prediction is made then, set '
+            f'data.time and rows are split by it']
 
 def order_matters(df: pd.DataFrame, # rows in order
                   target: str, # the column of the outcome
                   ) -> str: # the reason, or ''
-    "Whether outcomes resemble their neighbour's far more than chance allows, though the rows are not simply sorted."
+    "Whether outcomes resemble their neighbour's far more than chance allows, in rows that are not sorted."
     df = df[df[target].notna()]
     y = df[target]
     if len(y) < 200 or y.nunique() < 2: return ''
@@ -97,42 +115,51 @@ def order_matters(df: pd.DataFrame, # rows in order
     x = (y.rank() if number else pd.Series(pd.factorize(y)[0])).to_numpy(dtype=float)
     excess = _resemblance_of_numbers(x, block) if number else _resemblance(x, block)
     if excess < max(0.3, 5/np.sqrt(len(x))) or not _alike_throughout(x, number): return ''
-    return f'no time column, but each outcome resembles the one before it ({excess:.0%} beyond chance): the order of the rows is kept as time'
+    return (f'no time column, but each outcome resembles the one before it ({excess:.0%} beyond chance): '
+            'the order of the rows is kept as time')
 
 def _blocks(df: pd.DataFrame) -> np.ndarray: # a number a row
     "The blocks of a table that is sorted by some of its text columns; one block where it is not."
     block = np.zeros(len(df), dtype=np.int64)
     for column in df.columns:
-        if pd.api.types.is_numeric_dtype(df[column]) or pd.api.types.is_datetime64_any_dtype(df[column]): continue
+        if pd.api.types.is_numeric_dtype(df[column]) or pd.api.types.is_datetime64_any_dtype(df[column]):
+            continue
         codes, levels = pd.factorize(df[column])
         if 2 <= len(levels) <= 50 and (np.diff(codes) != 0).sum() < 2*len(levels): block = block*64+codes
     return pd.factorize(block)[0]
 
-def _resemblance_of_numbers(x: np.ndarray, block: np.ndarray) -> float: # correlation with the value before, inside blocks
+def _resemblance_of_numbers(x: np.ndarray, block: np.ndarray) -> float:
+    # correlation with the value before, inside blocks
     if max((np.diff(x) >= 0).mean(), (np.diff(x) <= 0).mean()) > 0.99: return 0.0
     x = x-(np.bincount(block, weights=x)/np.bincount(block))[block]
     return float(np.corrcoef(x[:-1], x[1:])[0, 1]) if x.std() > 0 else 0.0
 
-def _resemblance(x: np.ndarray, block: np.ndarray) -> float: # 0 as by chance, 1 always the same as the one before
+def _resemblance(x: np.ndarray, block: np.ndarray) -> float:
+    # 0 as by chance, 1 always the same as the one before
     table = pd.crosstab(block, x).to_numpy()
     chance = ((table/table.sum(axis=1, keepdims=True))**2).sum(axis=1) @ table.sum(axis=1)/len(x)
     same = (x[1:] == x[:-1]).mean()
     return 0.0 if same > 0.99 or chance > 0.99 else float((same-chance)/(1-chance))
 
 def _alike_throughout(x: np.ndarray, number: bool) -> bool:
-    "Whether every fifth of the rows holds every class in something like its share; a file laid out in blocks does not."
+    "Whether every fifth of the rows holds every class in about its share, as no file in blocks does."
     if number: return True
-    shares = np.array([np.bincount(part.astype(int), minlength=int(x.max())+1)/len(part) for part in np.array_split(x, 5)])
+    shares = np.array([np.bincount(part.astype(int), minlength=int(x.max())+1)/len(part)
+                       for part in np.array_split(x, 5)])
     overall = np.bincount(x.astype(int))/len(x)
     return bool(((shares > overall/3) & (shares < overall*3+1e-9)).all())
 
 # %% ../nbs/00l_folds.ipynb #1360c56f
-def time_order(df: pd.DataFrame, column: str) -> tuple[np.ndarray, np.ndarray]: # positions from old to new; a rank of the moment for each of them
+def time_order(df: pd.DataFrame, column: str) -> tuple[np.ndarray, np.ndarray]:
+    # positions from old to new; a rank of the moment for each of them
     "Rows from old to new; without a column as they come. A missing time is a DataError."
     if not column: return np.arange(len(df)), np.arange(len(df))
-    if missing := int(df[column].isna().sum()): raise DataError(f'{missing} of {len(df)} rows have no {column!r}, which orders them. Fill it in, or leave those rows out.')
+    if missing := int(df[column].isna().sum()):
+        raise DataError(f'{missing} of {len(df)} rows have no {column!r}, which orders them. Fill it in, or '
+                        f'leave those rows out.')
     if not (pd.api.types.is_datetime64_any_dtype(df[column]) or pd.api.types.is_numeric_dtype(df[column])):
-        raise DataError(f'{column!r} is data.time, but is text. Write times as 2024-05-31T08:00:00Z, or as numbers.')
+        raise DataError(f'{column!r} is data.time, but is text. Write times as 2024-05-31T08:00:00Z, or as '
+                        f'numbers.')
     order = np.argsort(df[column].to_numpy(), kind='stable')
     return order, pd.factorize(df[column].to_numpy()[order])[0]
 
@@ -141,7 +168,8 @@ def cut_at(moments: np.ndarray, # ranks from old to new
            ) -> int: # where no moment is divided
     "The nearest cut that leaves rows of the same moment on one side."
     if not 0 < position < len(moments): return min(max(position, 0), len(moments))
-    low, high = np.searchsorted(moments, moments[position], 'left'), np.searchsorted(moments, moments[position], 'right')
+    low, high = np.searchsorted(moments, moments[position],
+                                'left'), np.searchsorted(moments, moments[position], 'right')
     if low == 0 and high == len(moments): return position
     return int(low if (position-low <= high-position and low > 0) or high == len(moments) else high)
 
@@ -150,7 +178,9 @@ def make_folds(df: pd.DataFrame, # training rows
                n_splits: int=5, # folds
                ) -> list[tuple[np.ndarray, np.ndarray]]: # positions of training and test rows
     "Cross-validation folds that keep to the way the test set was cut; the same seed gives the same folds."
-    if len(df) < 2*n_splits: raise DataError(f'{len(df)} rows are too few for {n_splits} folds. Give more rows, or set development.folds lower.')
+    if len(df) < 2*n_splits:
+        raise DataError(f'{len(df)} rows are too few for {n_splits} folds. Give more rows, or set '
+                        f'development.folds lower.')
     choice = choose_strategy(df, settings)
     if choice.strategy == 'time': return _windows(df, settings, choice.column, n_splits)
     groups = row_groups(df, settings)[0] if choice.strategy == 'group' else None
@@ -161,7 +191,9 @@ def _windows(df: pd.DataFrame, settings: Settings, column: str, n_splits: int) -
     order, moments = time_order(df, column)
     cuts = sorted({cut_at(moments, round(len(df)*k/(n_splits+1))) for k in range(1, n_splits+2)})
     folds = [(order[:a], order[a:b]) for a, b in zip(cuts, cuts[1:]) if a > 0]
-    if len(folds) < 1: raise DataError(f'{column!r} has too few moments for folds in time order. Set data.split.strategy, or give more rows.')
+    if len(folds) < 1:
+        raise DataError(f'{column!r} has too few moments for folds in time order. Set data.split.strategy, '
+                        f'or give more rows.')
     if not settings.data.group: return folds
     groups = _groups(df[settings.data.group])
     return [(train[~np.isin(groups[train], groups[test])], test) for train, test in folds]
@@ -169,7 +201,9 @@ def _windows(df: pd.DataFrame, settings: Settings, column: str, n_splits: int) -
 def _random(y: pd.Series, settings: Settings, groups: np.ndarray | None, n_splits: int) -> list:
     from sklearn.model_selection import GroupKFold, KFold, StratifiedKFold
     seed = settings.project.seed
-    if groups is not None and len(np.unique(groups)) < n_splits: raise DataError(f'{len(np.unique(groups))} groups are too few for {n_splits} folds. Set development.folds lower.')
+    if groups is not None and len(np.unique(groups)) < n_splits:
+        raise DataError(f'{len(np.unique(groups))} groups are too few for {n_splits} folds. Set '
+                        f'development.folds lower.')
     counts = y.value_counts()
     stratified = settings.problem.task != 'regression' and groups is None and counts.min() >= n_splits
     if groups is not None: splitter = GroupKFold(n_splits, shuffle=True, random_state=seed)

@@ -13,7 +13,8 @@ from .core import DataError
 from .reading import Finding, check_names, shortened
 
 # %% ../nbs/00fb_formats.ipynb #920b585e
-FORMATS = {'.csv': 'csv', '.tsv': 'csv', '.txt': 'csv', '.data': 'csv', '.parquet': 'parquet', '.pq': 'parquet', '.jsonl': 'jsonl',
+FORMATS = {'.csv': 'csv', '.tsv': 'csv', '.txt': 'csv', '.data': 'csv', '.parquet': 'parquet',
+           '.pq': 'parquet', '.jsonl': 'jsonl',
            '.ndjson': 'jsonl', '.json': 'jsonl', '.xlsx': 'excel', '.xlsm': 'excel'}
 LARGEST, EXPANSION = 4*2**30, 200   # bytes read at most; times an archive may grow beyond the first 64 MB
 
@@ -25,10 +26,15 @@ def guess_format(content: bytes, # as read
     if not content: raise DataError(f'{name} is empty (0 bytes). Give a file with a header and rows.')
     found = 'parquet' if content[:4] == b'PAR1' else 'excel' if content[:4] == b'PK\x03\x04' else None
     said = declared if declared != 'auto' else FORMATS.get('.'+name.lower().rpartition('.')[2])
-    if content[:8] == b'\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1': raise DataError(f'{name} is an old Excel file (.xls). Save it as .xlsx or CSV.')
-    if found and said and said != found: raise DataError(f'{name} is named or declared {said} but holds {found}. Rename it, or set format = "{found}".')
-    if said in ('parquet', 'excel') and not found: raise DataError(f'{name} is named or declared {said}, but its first bytes are not those of '
-                                                                   f'{said}: damaged, or another format. Set format, or give the whole file.')
+    if content[:8] == b'\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1':
+        raise DataError(f'{name} is an old Excel file (.xls). Save it as .xlsx or CSV.')
+    if found and said and said != found:
+        raise DataError(f'{name} is named or declared {said} but holds {found}. Rename it, or set format = '
+                        f'"{found}".')
+    if said in ('parquet', 'excel') and not found:
+        raise DataError(f'{name} is named or declared {said}, but its first bytes are not those of {said}: '
+                        f'damaged, '
+                        'or another format. Set format, or give the whole file.')
     return found or said or ('jsonl' if content.lstrip()[:1] in (b'{', b'[') else 'csv')
 
 def unpack(content: bytes, # as read
@@ -36,13 +42,17 @@ def unpack(content: bytes, # as read
            ) -> tuple[bytes, str]: # the content and the name inside
     "The one file inside a gz or zip archive; anything else as it is."
     import gzip, zipfile
-    if content[:2] == b'\x1f\x8b': return _bounded(gzip.GzipFile(fileobj=io.BytesIO(content)), len(content), name), name.removesuffix('.gz')
+    if content[:2] == b'\x1f\x8b':
+        return _bounded(gzip.GzipFile(fileobj=io.BytesIO(content)), len(content),
+                        name), name.removesuffix('.gz')
     if content[:4] != b'PK\x03\x04' or name.lower().endswith(('.xlsx', '.xlsm')): return content, name
     try: archive = zipfile.ZipFile(io.BytesIO(content))
-    except zipfile.BadZipFile as error: raise DataError(f'{name} is a damaged zip archive: {error}. Give the whole file.') from None
+    except zipfile.BadZipFile as error:
+        raise DataError(f'{name} is a damaged zip archive: {error}. Give the whole file.') from None
     members = [m for m in archive.infolist() if not m.is_dir() and not m.filename.startswith('__MACOSX/')]
     if any(m.filename == '[Content_Types].xml' for m in members): return content, name
-    if len(members) != 1: raise DataError(f'{name} holds {len(members)} files. Give an archive with one, or a folder of files.')
+    if len(members) != 1:
+        raise DataError(f'{name} holds {len(members)} files. Give an archive with one, or a folder of files.')
     if members[0].flag_bits & 1: raise DataError(f'{name} is encrypted. Give it without a password.')
     return _bounded(archive.open(members[0]), len(content), name), members[0].filename.rpartition('/')[2]
 
@@ -53,41 +63,51 @@ def _bounded(stream, packed: int, name: str) -> bytes:
     try:
         while part := stream.read(2**22):
             parts.append(part); size += len(part)
-            if size > limit: raise DataError(f'{name} grows from {packed:,} to more than {limit:,} bytes when opened. Give it uncompressed if it is meant.')
+            if size > limit:
+                raise DataError(f'{name} grows from {packed:,} to more than {limit:,} bytes when opened. '
+                                f'Give it uncompressed if it is meant.')
     except (OSError, EOFError, zlib.error, zipfile.BadZipFile) as error:
         raise DataError(f'{name} is a damaged archive: {error}. Give the whole file.') from None
     return b''.join(parts)
 
 # %% ../nbs/00fb_formats.ipynb #2cd694cf
 def parquet_table(content: bytes, *, name: str='the file'): # (pyarrow.Table, findings)
-    "A Parquet file's columns as text, numbers, times (UTC, without a zone) or truth values; no column is taken as an index."
+    "A Parquet file's columns as text, numbers, times (UTC, no zone) or truth values; none is an index."
     import pyarrow as pa, pyarrow.parquet as pq
     try: table = pq.ParquetFile(pa.BufferReader(content)).read()
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise DataError(f'{name} is damaged or cut Parquet: {str(error).splitlines()[0][:200]}. Give the whole file.') from None
+        raise DataError(f'{name} is damaged or cut Parquet: {str(error).splitlines()[0][:200]}. Give the '
+                        f'whole file.') from None
     check_names(table.column_names, name)
-    if not table.num_rows: raise DataError(f'{name} has columns but no rows: {shortened(table.column_names)}. Give a file with rows.')
+    if not table.num_rows:
+        raise DataError(f'{name} has columns but no rows: {shortened(table.column_names)}. Give a file with '
+                        f'rows.')
     done = [plain_column(n, c, name) for n, c in zip(table.column_names, table.columns)]
-    return pa.Table.from_arrays([c for c, _ in done], names=table.column_names), [f for _, fs in done for f in fs]
+    return pa.Table.from_arrays([c for c, _ in done],
+                                names=table.column_names), [f for _, fs in done for f in fs]
 
 def plain_column(name: str, column, source: str): # (pyarrow array, findings)
-    "One typed column as text, 64-bit numbers, microseconds or truth values; what would lose digits becomes text, with a finding."
+    "One typed column as text, 64-bit numbers, microseconds or truth values; what would lose digits, as text."
     import pyarrow as pa, pyarrow.compute as pc
     kind, t, said = column.type, pa.types, []
     if t.is_dictionary(kind): return plain_column(name, column.cast(kind.value_type), source)
     if t.is_null(kind): column = column.cast(pa.float64())
     elif t.is_integer(kind):
-        wide = (pc.max(pc.abs(column.cast(pa.decimal128(20)))).as_py() or 0)
+        wide = pc.max(pc.abs(column.cast(pa.decimal128(20)))).as_py() or 0
         if wide > (2**53 if column.null_count else 2**63-1):
-            column, said = column.cast(pa.string()), [Finding(kind='identifier', column=name, text='whole numbers of more than 15 digits: kept as text')]
-        else: column = column.cast(pa.float64() if column.null_count else pa.int64(), safe=False)
+            text = 'whole numbers of more than 15 digits: kept as text'
+            return column.cast(pa.string()), [Finding(kind='identifier', column=name, text=text)]
+        column = column.cast(pa.float64() if column.null_count else pa.int64(), safe=False)
     elif t.is_floating(kind) or t.is_decimal(kind):
         column = column.cast(pa.float64(), safe=False)
         column, said = _finite(name, column)
     elif t.is_timestamp(kind) or t.is_date(kind): column = pc.cast(column, pa.timestamp('us'), safe=False)
     elif t.is_boolean(kind): column = column if not column.null_count else column.cast(pa.string())
-    elif t.is_string(kind) or t.is_large_string(kind) or t.is_string_view(kind) or t.is_time(kind): column = column.cast(pa.string())
-    else: raise DataError(f'{source}: column {name!r} holds {kind}, one value a cell is needed. Take it apart before, or leave it out.')
+    elif t.is_string(kind) or t.is_large_string(kind) or t.is_string_view(kind) or t.is_time(kind):
+        column = column.cast(pa.string())
+    else:
+        raise DataError(f'{source}: column {name!r} holds {kind}, one value a cell is needed. Take it apart '
+                        f'before, or leave it out.')
     return column, said
 
 def _finite(name: str, column): # (pyarrow array, findings)
@@ -95,7 +115,8 @@ def _finite(name: str, column): # (pyarrow array, findings)
     infinite = pc.fill_null(pc.is_inf(column), False)
     if not pc.any(infinite).as_py(): return column, []
     rows = np.flatnonzero(np.asarray(infinite))[:5]+1
-    note = Finding(kind='infinite', column=name, text='not finite: read as missing', count=pc.sum(infinite).as_py(), rows=rows.tolist())
+    note = Finding(kind='infinite', column=name, text='not finite: read as missing',
+                   count=pc.sum(infinite).as_py(), rows=rows.tolist())
     return pc.if_else(infinite, pa.scalar(None, pa.float64()), column), [note]
 
 # %% ../nbs/00fb_formats.ipynb #7e47e9a9
@@ -107,22 +128,28 @@ def objects_table(names: list[str], # of the columns
     import pyarrow as pa
     check_names(names, source)
     done = [_objects_column(str(n), c, source) for n, c in zip(names, columns)]
-    return pa.Table.from_arrays([c for c, _ in done], names=[str(n) for n in names]), [f for _, fs in done for f in fs]
+    table = pa.Table.from_arrays([c for c, _ in done], names=list(map(str, names)))
+    return table, [f for _, fs in done for f in fs]
 
 def _objects_column(name: str, values: list, source: str):
     import pyarrow as pa
     kinds = Counter(type(v).__name__ for v in values if v is not None)
     odd = set(kinds) & {'dict', 'list', 'tuple', 'bytes', 'memoryview', 'set'}
-    if odd: raise DataError(f'{source}: column {name!r} holds {odd.pop()}, one value a cell is needed. Take it apart before, or leave it out.')
+    if odd:
+        raise DataError(f'{source}: column {name!r} holds {odd.pop()}, one value a cell is needed. Take it '
+                        f'apart before, or leave it out.')
     said = []
     if len(kinds) > 1 and not set(kinds) <= {'int', 'float', 'Decimal'}:
         rare = min(kinds, key=kinds.get)
         rows = [i for i, v in enumerate(values, 1) if type(v).__name__ == rare][:5]
-        said = [Finding(kind='mixed types', column=name, count=kinds[rare], rows=rows, text='read as text: '+', '.join(f'{n} {k}' for k, n in kinds.items()))]
+        said = [Finding(kind='mixed types', column=name, count=kinds[rare], rows=rows,
+                        text='read as text: '+', '.join(f'{n} {k}' for k, n in kinds.items()))]
         values = [None if v is None else str(v) for v in values]
-    if 'Decimal' in kinds or set(kinds) == {'int', 'float'}: values = [None if v is None else float(v) if not isinstance(v, str) else v for v in values]
+    if 'Decimal' in kinds or set(kinds) == {'int', 'float'}:
+        values = [None if v is None else float(v) if not isinstance(v, str) else v for v in values]
     try: array = pa.array(values, from_pandas=True)
-    except (pa.ArrowException, OverflowError): array = pa.array([None if v is None else str(v) for v in values], pa.string())
+    except (pa.ArrowException, OverflowError):
+        array = pa.array([None if v is None else str(v) for v in values], pa.string())
     array, more = plain_column(name, array, source)
     return array, said+more
 
@@ -134,7 +161,8 @@ def json_table(content: bytes, *, name: str='the file'): # (pyarrow.Table, findi
     names = list(dict.fromkeys(k for r in rows for k in r))
     table, findings = objects_table(names, [[r.get(n) for r in rows] for n in names], name)
     lacking = sum(len(r) < len(names) for r in rows)
-    if lacking: findings.append(Finding(kind='missing key', count=lacking, text='lines without some of the keys: missing there'))
+    text = 'lines without some of the keys: missing there'
+    if lacking: findings.append(Finding(kind='missing key', count=lacking, text=text))
     return table, findings
 
 def _json_rows(text: str, name: str):
@@ -143,14 +171,18 @@ def _json_rows(text: str, name: str):
     for i, line in enumerate([text] if whole else text.split('\n'), 1):
         if not line.strip(): continue
         try: value = json.loads(line, object_pairs_hook=_no_key_twice)
-        except (ValueError, RecursionError) as error: raise DataError(f'{name}, line {i:,}: not JSON: {str(error)[:200]}. Mend that line.') from None
+        except (ValueError, RecursionError) as error:
+            raise DataError(f'{name}, line {i:,}: not JSON: {str(error)[:200]}. Mend that line.') from None
         for row in value if whole else [value]:
-            if not isinstance(row, dict): raise DataError(f'{name}, line {i:,}: an object is needed, came {type(row).__name__}. Give one JSON object a line.')
+            if not isinstance(row, dict):
+                raise DataError(f'{name}, line {i:,}: an object is needed, came {type(row).__name__}. Give '
+                                f'one JSON object a line.')
             yield row
 
 def _no_key_twice(pairs: list) -> dict:
     row = dict(pairs)
-    if len(row) < len(pairs): raise ValueError(f'key {Counter(k for k, _ in pairs).most_common(1)[0][0]!r} appears twice')
+    if len(row) < len(pairs):
+        raise ValueError(f'key {Counter(k for k, _ in pairs).most_common(1)[0][0]!r} appears twice')
     return row
 
 # %% ../nbs/00fb_formats.ipynb #71887ff3
@@ -161,21 +193,34 @@ def excel_table(content: bytes, # an .xlsx file
                 *, name: str='the file', # for messages
                 ): # (pyarrow.Table, findings)
     "One sheet: its first row the header, its stored values the cells."
-    import openpyxl, zipfile
-    try:
-        if sum(m.file_size for m in zipfile.ZipFile(io.BytesIO(content)).infolist()) > max(2**28, EXPANSION*len(content)):
-            raise DataError(f'{name} grows beyond reason when opened. Save the sheet as CSV if it is meant.')
-        book = openpyxl.load_workbook(io.BytesIO(content), read_only=True, data_only=True)
-    except (zipfile.BadZipFile, KeyError, ValueError, OSError) as error: raise DataError(f'{name} is a damaged Excel file: {error}. Give the whole file.') from None
-    if sheet and sheet not in book.sheetnames: raise DataError(f'{name} has no sheet {sheet!r}. Sheets: {shortened(book.sheetnames)}.')
-    said = [] if sheet or len(book.sheetnames) == 1 else [Finding(kind='sheet', text=f'read the first of {len(book.sheetnames)} sheets: {shortened(book.sheetnames)}. Set sheet')]
-    rows = [list(r) for r in book[sheet or book.sheetnames[0]].iter_rows(values_only=True)]
+    rows, said = _sheet(content, sheet, name)
     names, rows = _sheet_rows(rows, name)
     bad = [i for i, r in enumerate(rows, 1) if any(v in ERRORS for v in r if isinstance(v, str))]
-    if bad: said.append(Finding(kind='missing token', text='error values such as #N/A: read as missing', count=len(bad), rows=bad[:5]))
-    if hollow := _hollow(content): said.append(Finding(kind='formula', text='formulas without a stored result: read as missing. Open and save the file in Excel', count=hollow))
-    table, findings = objects_table(names, [[None if isinstance(v, str) and (v in ERRORS or not v) else v for v in c] for c in zip(*rows)], name)
+    text = 'error values such as #N/A: read as missing'
+    if bad: said.append(Finding(kind='missing token', text=text, count=len(bad), rows=bad[:5]))
+    text = 'formulas without a stored result: read as missing. Open and save the file in Excel'
+    if hollow := _hollow(content): said.append(Finding(kind='formula', text=text, count=hollow))
+    nothing = {'', *ERRORS}
+    columns = [[None if isinstance(v, str) and v in nothing else v for v in c] for c in zip(*rows)]
+    table, findings = objects_table(names, columns, name)
     return table, said+findings
+
+def _sheet(content: bytes, sheet: str | None, name: str) -> tuple[list[list], list[Finding]]: # rows, findings
+    "All cells of one sheet."
+    import openpyxl, zipfile, zlib
+    try:
+        size = sum(m.file_size for m in zipfile.ZipFile(io.BytesIO(content)).infolist())
+        if size > max(2**28, EXPANSION*len(content)):
+            raise DataError(f'{name} grows beyond reason when opened. Save the sheet as CSV if it is meant.')
+        book = openpyxl.load_workbook(io.BytesIO(content), read_only=True, data_only=True)
+        sheets = book.sheetnames
+        if sheet and sheet not in sheets:
+            raise DataError(f'{name} has no sheet {sheet!r}. Sheets: {shortened(sheets)}.')
+        rows = [list(r) for r in book[sheet or sheets[0]].iter_rows(values_only=True)]
+    except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, ValueError, OSError, SyntaxError) as error:
+        raise DataError(f'{name} is a damaged Excel file: {str(error)[:200]}. Give the whole file.') from None
+    text = f'read the first of {len(sheets)} sheets: {shortened(sheets)}. Set sheet'
+    return rows, [Finding(kind='sheet', text=text)] if not sheet and len(sheets) > 1 else []
 
 def _sheet_rows(rows: list[list], name: str) -> tuple[list, list]:
     "Header and rows, all as long as the header; empty rows left out."
@@ -183,7 +228,9 @@ def _sheet_rows(rows: list[list], name: str) -> tuple[list, list]:
     if not rows: raise DataError(f'{name}: the sheet is empty. Give a header and rows, or set sheet.')
     width = max(i for i, v in enumerate(rows[0][1], 1) if v is not None)
     for i, row in rows[1:]:
-        if any(v is not None for v in row[width:]): raise DataError(f'{name}, row {i:,}: a value beyond the last column of the header. Give it a name.')
+        if any(v is not None for v in row[width:]):
+            raise DataError(f'{name}, row {i:,}: a value beyond the last column of the header. Give it a '
+                            f'name.')
     header = [v if v is None else str(v) for v in rows[0][1][:width]]
     check_names(header, name)
     if len(rows) == 1: raise DataError(f'{name} has a header but no rows. Columns: {shortened(header)}.')
@@ -193,4 +240,5 @@ def _hollow(content: bytes) -> int:
     "Formulas in a workbook that have no stored result."
     import re, zipfile
     book = zipfile.ZipFile(io.BytesIO(content))
-    return sum(len(re.findall(rb'</f>(?:<v\s*/>|<v></v>)?</c>', book.read(m))) for m in book.namelist() if m.startswith('xl/worksheets/sheet'))
+    return sum(len(re.findall(rb'</f>(?:<v\s*/>|<v></v>)?</c>', book.read(m))) for m in book.namelist()
+               if m.startswith('xl/worksheets/sheet'))

@@ -29,7 +29,8 @@ def _codes(values: pd.Series) -> np.ndarray: # 0..k-1, missing one of them
     return pd.factorize(values, use_na_sentinel=False)[0]
 
 def _numeric(values: pd.Series) -> np.ndarray | None: # floats, or None for what is not a number or a date
-    if pd.api.types.is_datetime64_any_dtype(values): return values.astype('int64').where(values.notna(), np.nan).to_numpy(dtype=float)
+    if pd.api.types.is_datetime64_any_dtype(values):
+        return values.astype('int64').where(values.notna(), np.nan).to_numpy(dtype=float)
     if pd.api.types.is_numeric_dtype(values): return values.to_numpy(dtype=float, na_value=np.nan)
     return None
 
@@ -45,8 +46,10 @@ def determines(values: pd.Series, # a column
     np.add.at(table, (codes, outcomes), 1)
     pure = (table > 0).sum(axis=1) == 1
     often = table.sum(axis=1) >= SEEN
-    if not pure.all() or table[often].sum() < 0.95*len(codes) or len(set(table[often].argmax(axis=1))) < 2: return None
-    if levels == table.shape[1]: return Suspect(values.name, 'copy', 'certain', 'the same as the target under other names')
+    if not pure.all() or table[often].sum() < 0.95*len(codes) or len(set(table[often].argmax(axis=1))) < 2:
+        return None
+    if levels == table.shape[1]:
+        return Suspect(values.name, 'copy', 'certain', 'the same as the target under other names')
     return Suspect(values.name, 'determines', 'certain', f'each of its {levels} values has one outcome only')
 
 def copies_number(values: pd.Series, y: np.ndarray) -> Suspect | None:
@@ -56,16 +59,19 @@ def copies_number(values: pd.Series, y: np.ndarray) -> Suspect | None:
         return Suspect(values.name, 'copy', 'certain', 'the target itself, at most on another scale')
     codes = _codes(values)
     if not 2 <= codes.max()+1 <= len(y)/(2*SEEN): return None
-    spans = pd.DataFrame({'code': codes, 'y': y}).groupby('code')['y'].agg(['min', 'max', 'size']).sort_values('min')
+    by_code = pd.DataFrame({'code': codes, 'y': y}).groupby('code')['y']
+    spans = by_code.agg(['min', 'max', 'size']).sort_values('min')
     apart = (spans['max'].to_numpy()[:-1] < spans['min'].to_numpy()[1:]).all()
     if not apart or (spans['size'] < SEEN).any() or spans['max'].iloc[0] == spans['min'].iloc[-1]: return None
-    return Suspect(values.name, 'band', 'certain', f'its {len(spans)} values are bands of the target that do not overlap')
+    why = f'its {len(spans)} values are bands of the target that do not overlap'
+    return Suspect(values.name, 'band', 'certain', why)
 
 def sums(df: pd.DataFrame, # features
          y: np.ndarray, # the target's numbers
          ) -> list[Suspect]:
     "Columns that together add up to the target, exactly or nearly."
-    numbers = {c: x for c in df if (x := _numeric(df[c])) is not None and not pd.api.types.is_datetime64_any_dtype(df[c])}
+    numbers = {c: x for c in df if (x := _numeric(df[c])) is not None
+               and not pd.api.types.is_datetime64_any_dtype(df[c])}
     X = pd.DataFrame({i: x for i, x in enumerate(numbers.values())}).fillna(0.0).to_numpy()
     keep = [i for i in range(X.shape[1]) if X[:, i].std() > 0] if len(X) else []
     if len(keep) < 2 or len(y) < 10*len(keep): return []
@@ -75,11 +81,14 @@ def sums(df: pd.DataFrame, # features
     names, scale = list(numbers), X[:, keep].std(axis=0)
     share = np.abs(coefficients)/np.abs(coefficients).max()
     used = [k for k in np.argsort(-share) if share[k] > 0.001]
-    if not (exact := _fitted(Z[:, used], y-y.mean())[1] > 1-1e-9):   # nearly: only what is added or taken away as it is
+    if not (exact := _fitted(Z[:, used], y-y.mean())[1] > 1-1e-9):
+          # nearly: only what is added or taken away as it is
         used = [k for k in used if abs(abs(coefficients[k]/scale[k])-1) < 0.2]
     if len(used) < 2 or (fit := _fitted(Z[:, used], y-y.mean())[1]) < 0.98: return []
+    used = sorted(used)
     listed = ' + '.join(names[keep[k]] for k in used)
-    why = f'{listed}: a weighted sum of these {"is the target, exactly" if exact else f"gives {fit:.1%} of its variance"}'
+    what = 'is the target, exactly' if exact else f'gives {fit:.1%} of its variance'
+    why = f'{listed}: a weighted sum of these {what}'
     return [Suspect(names[keep[k]], 'sum', 'certain' if exact else 'strong', why) for k in used]
 
 def _fitted(Z: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, float]: # coefficients, share of variance
@@ -109,14 +118,16 @@ def _tree(x: np.ndarray, Y: np.ndarray, train: np.ndarray, test: np.ndarray) -> 
     from sklearn.tree import DecisionTreeRegressor
     x = np.where(np.isfinite(x), x, np.nan).astype(np.float32)[:, None]
     if np.isnan(x[train]).all(): return np.tile(Y[train].mean(axis=0), (test.sum(), 1))
-    tree = DecisionTreeRegressor(max_depth=3 if Y.shape[1] == 1 else 4, min_samples_leaf=SEEN, random_state=0).fit(x[train], Y[train])
+    tree = DecisionTreeRegressor(max_depth=3 if Y.shape[1] == 1 else 4, min_samples_leaf=SEEN,
+                                 random_state=0).fit(x[train], Y[train])
     return tree.predict(x[test]).reshape(test.sum(), -1)
 
 def _level_means(codes: np.ndarray, Y: np.ndarray, train: np.ndarray, test: np.ndarray) -> np.ndarray:
     "Mean outcome of each level, drawn towards the overall mean where a level is rare."
     overall, levels = Y[train].mean(axis=0), codes.max()+1
     counts = np.bincount(codes[train], minlength=levels)[:, None]
-    totals = np.stack([np.bincount(codes[train], weights=Y[train, j], minlength=levels) for j in range(Y.shape[1])], axis=1)
+    totals = np.stack([np.bincount(codes[train], weights=Y[train, j], minlength=levels)
+                       for j in range(Y.shape[1])], axis=1)
     return ((totals+SEEN*overall)/(counts+SEEN))[codes[test]]
 
 def _scored(df: pd.DataFrame, y: np.ndarray, task: str) -> list[Suspect]:
@@ -127,12 +138,15 @@ def _scored(df: pd.DataFrame, y: np.ndarray, task: str) -> list[Suspect]:
     for column in df:
         score = alone(df[column], y, task)
         if score < possible: continue
-        out.append(Suspect(column, 'one column is enough', 'strong' if score >= strong else 'possible', f'{names[task]} {score:.3f} by itself'))
+        out.append(Suspect(column, 'one column is enough', 'strong' if score >= strong else 'possible',
+                           f'{names[task]} {score:.3f} by itself'))
     return out
 
 # %% ../nbs/00k_leakage.ipynb #c84d0832
-LATER = {'assigned', 'actual', 'final', 'outcome', 'outcomes', 'result', 'results', 'closed', 'resolved', 'completed', 'settled', 'changes',
-         'ended', 'finished', 'discharge', 'discharged', 'terminated', 'termination', 'refunded', 'chargeback', 'recovered', 'recoveries',
+LATER = {'assigned', 'actual', 'final', 'outcome', 'outcomes', 'result', 'results', 'closed', 'resolved',
+         'completed', 'settled', 'changes',
+         'ended', 'finished', 'discharge', 'discharged', 'terminated', 'termination', 'refunded',
+         'chargeback', 'recovered', 'recoveries',
          'collected', 'cancelled', 'canceled', 'churned', 'defaulted', 'repaid'}
 EARLIER = {'previous', 'prior', 'past', 'last', 'earlier', 'history', 'before'}
 
@@ -143,9 +157,12 @@ def pure_value(values: pd.Series, # a column of few values
     codes, rate = _codes(values), y.mean()
     if not 2 <= codes.max()+1 <= 30: return None
     counts, ones = np.bincount(codes), np.bincount(codes, weights=y)
-    never = (counts >= 0.005*len(y)) & (((ones == 0) & (counts*rate >= 20)) | ((ones == counts) & (counts*(1-rate) >= 20)))
+    never = ((ones == 0) & (counts*rate >= 20)) | ((ones == counts) & (counts*(1-rate) >= 20))
+    never &= counts >= 0.005*len(y)
     if not never.any(): return None
-    return Suspect(values.name, 'pure value', 'possible', f'in {int(counts[never].sum()):,} rows with {int(never.sum())} of its values the outcome is always the same')
+    rows, levels = int(counts[never].sum()), int(never.sum())
+    why = f'in {rows:,} rows with {levels} of its values the outcome is always the same'
+    return Suspect(values.name, 'pure value', 'possible', why)
 
 def later(values: pd.Series, # times
           event: pd.Series, # when the prediction is made
@@ -167,27 +184,34 @@ def _named(columns: list[str], target: str, certain: list[str]) -> list[Suspect]
     out = []
     for column in columns:
         said = words(column)
-        of = next((c for c in certain if c != column and len(words(c)) > 1 and said[:len(words(c))] == words(c)), None)
+        of = next((c for c in certain if c != column and len(words(c)) > 1
+                   and said[:len(words(c))] == words(c)), None)
         hint = next((w for w in said if w in LATER or (w[:6] in stems and len(w) >= 6)), None)
         if of: out.append(Suspect(column, 'name', 'strong', f'named after {of}, which gives the target away'))
-        elif hint and not EARLIER & set(said): out.append(Suspect(column, 'name', 'possible', f'the word {hint!r} in its name: is it known when the prediction is made?'))
+        elif hint and not EARLIER & set(said):
+            why = f'the word {hint!r} in its name: is it known when the prediction is made?'
+            out.append(Suspect(column, 'name', 'possible', why))
     return out
 
 # %% ../nbs/00k_leakage.ipynb #4935a5d1
 def leakage_suspects(df: pd.DataFrame, # rows with their outcome
                      target: str, # its column
-                     settings: Settings | None=None, # task, time and the columns that are left out; None: told from the target
+                     settings: Settings | None=None,
+                     # task, time, columns left out; None: told from the target
                      *, seed: int=0, # of the sample that is scored
-                     ) -> pd.DataFrame: # column, evidence, strength, why; the strongest first, one row a column
+                     ) -> pd.DataFrame: # one row a suspect, with Suspect's fields, strongest first
     "Columns that may know the outcome, each with the evidence. None of them is taken away here."
     df = df[df[target].notna()]
     task = settings.problem.task if settings else _task(df[target])
-    features = df[[c for c in df.columns if c != target and c not in _left_out(settings) and df[c].notna().any()]]
+    features = df[[c for c in df.columns if c != target and c not in _left_out(settings)
+                   and df[c].notna().any()]]
     if df[target].nunique() < 2 or not len(features.columns): return _table([])
-    y = pd.to_numeric(df[target], errors='coerce').to_numpy(dtype=float) if task == 'regression' else _codes(df[target])
-    if task == 'regression' and not np.isfinite(y).all(): return _table([])
-    exact = [copies_number(features[c], y) for c in features] if task == 'regression' else [determines(features[c], df[target]) for c in features]
-    found = [s for s in exact if s]+(sums(features, y) if task == 'regression' else [])
+    numbers = task == 'regression'
+    y = pd.to_numeric(df[target], errors='coerce').to_numpy(dtype=float) if numbers else _codes(df[target])
+    if not np.isfinite(y).all(): return _table([])
+    exact = [copies_number(features[c], y) if numbers else determines(features[c], df[target])
+             for c in features]
+    found = [s for s in exact if s]+(sums(features, y) if numbers else [])
     rows = np.sort(np.random.default_rng(seed).permutation(len(df))[:SAMPLE])
     found += _scored(features.iloc[rows], y[rows], task)
     if task == 'binary': found += [s for c in features if (s := pure_value(features[c], y))]
@@ -201,7 +225,8 @@ def _left_out(settings: Settings | None) -> set[str]:
 def _later_dates(df: pd.DataFrame, features: pd.DataFrame, settings: Settings | None) -> list[Suspect]:
     time = settings.data.time if settings else ''
     if time not in df or not pd.api.types.is_datetime64_any_dtype(df[time]): return []
-    return [s for c in features if pd.api.types.is_datetime64_any_dtype(features[c]) and (s := later(features[c], df[time]))]
+    return [s for c in features if pd.api.types.is_datetime64_any_dtype(features[c])
+            and (s := later(features[c], df[time]))]
 
 def _task(y: pd.Series) -> str:
     if y.nunique() == 2: return 'binary'
@@ -211,5 +236,6 @@ def _table(found: list[Suspect]) -> pd.DataFrame:
     "One row a column: its strongest evidence, and what else was seen."
     best = {}
     for s in sorted(found, key=lambda s: STRENGTHS.index(s.strength)):
-        best[s.column] = s if s.column not in best else best[s.column]._replace(why=f'{best[s.column].why}; {s.why}')
+        first = best.get(s.column)
+        best[s.column] = first._replace(why=f'{first.why}; {s.why}') if first else s
     return pd.DataFrame([tuple(s) for s in best.values()], columns=list(Suspect._fields), dtype=object)

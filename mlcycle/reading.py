@@ -45,9 +45,11 @@ class Reading(Record):
     @property
     def text(self) -> str: # one sentence
         "The reading in one line."
-        dialect = ', '.join(f'{k} {v!r}' for k, v in (('encoding', self.encoding), ('separator', self.separator),
+        dialect = ', '.join(f'{k} {v!r}' for k, v in (('encoding', self.encoding),
+                                                      ('separator', self.separator),
                                                       ('decimal', self.decimal)) if v)
-        return f'{self.name}: {self.rows:,} rows × {len(self.columns)} columns, {self.format}'+(f' ({dialect})' if dialect else '')
+        size = f'{self.rows:,} rows × {len(self.columns)} columns'
+        return f'{self.name}: {size}, {self.format}'+(f' ({dialect})' if dialect else '')
 
     def _repr_html_(self) -> str: return html_table(findings_table(self.findings), caption=self.text)
 
@@ -58,14 +60,16 @@ def findings_table(findings: list[Finding]): # DataFrame: kind, column, count, r
     return pd.DataFrame([[getattr(f, k) for k in keys] for f in findings], columns=list(keys), dtype=object)
 
 # %% ../nbs/00fa_reading.ipynb #2bba7347
-BOMS = {b'\xef\xbb\xbf': 'utf-8-sig', b'\xff\xfe\x00\x00': 'utf-32', b'\x00\x00\xfe\xff': 'utf-32', b'\xff\xfe': 'utf-16', b'\xfe\xff': 'utf-16'}
+BOMS = {b'\xef\xbb\xbf': 'utf-8-sig', b'\xff\xfe\x00\x00': 'utf-32', b'\x00\x00\xfe\xff': 'utf-32',
+        b'\xff\xfe': 'utf-16', b'\xfe\xff': 'utf-16'}
 
 def decode(content: bytes, # a text file
            encoding: str | None=None, # as declared; None: found out
            *, name: str='the file', # for messages
            ) -> tuple[bytes, str, list[Finding]]: # the same text in UTF-8, its encoding, findings
     "A text file as UTF-8 without a byte order mark, or a DataError naming line and byte offset."
-    found = encoding or next((e for bom, e in BOMS.items() if content.startswith(bom)), None) or _without_bom(content, name)
+    found = encoding or next((e for bom, e in BOMS.items() if content.startswith(bom)),
+                             None) or _without_bom(content, name)
     if found == 'utf-8':
         try: content.decode('utf-8')
         except UnicodeDecodeError as error:
@@ -73,7 +77,9 @@ def decode(content: bytes, # a text file
             return _one_byte_each(content, error, name)
         return content.removeprefix(b'\xef\xbb\xbf'), 'utf-8', []
     try: return content.decode(found).removeprefix('\ufeff').encode(), found, []
-    except LookupError: raise SettingsError(f'{name}: no encoding {found!r}. Name one that Python knows, such as utf-8 or cp1252.') from None
+    except LookupError:
+        raise SettingsError(f'{name}: no encoding {found!r}. Name one that Python knows, such as utf-8 or '
+                            f'cp1252.') from None
     except UnicodeError as error: raise _undecodable(content, error, name) from None
 
 def _without_bom(content: bytes, name: str) -> str:
@@ -81,8 +87,10 @@ def _without_bom(content: bytes, name: str) -> str:
     sample = content[:4000]
     if b'\0' not in sample: return 'utf-8'
     even, odd = sample[::2].count(0), sample[1::2].count(0)
-    if max(even, odd) > 0.3*len(sample)/2 and min(even, odd) < 0.1*len(sample)/2: return 'utf-16-le' if odd > even else 'utf-16-be'
-    raise DataError(f'{name} is not a text file: byte {content.index(0):,} is zero. Set format, or give a CSV, Parquet, JSON lines or Excel file.')
+    if max(even, odd) > 0.3*len(sample)/2 and min(even, odd) < 0.1*len(sample)/2:
+        return 'utf-16-le' if odd > even else 'utf-16-be'
+    raise DataError(f'{name} is not a text file: byte {content.index(0):,} is zero. Set format, or give a '
+                    f'CSV, Parquet, JSON lines or Excel file.')
 
 def _undecodable(content: bytes, error: UnicodeError, name: str) -> DataError:
     start = getattr(error, 'start', len(content))
@@ -101,7 +109,8 @@ def _one_byte_each(content: bytes, error: UnicodeDecodeError, name: str) -> tupl
     except UnicodeDecodeError: raise _undecodable(content, error, name) from None
     line = content[:error.start].count(b'\n')+1
     count = len(text)-len(text.encode('ascii', 'ignore'))
-    note = f'not UTF-8: read as Windows-1252 (cp1252), first at line {line:,}, byte offset {error.start:,}. Set encoding if that is wrong'
+    note = (f'not UTF-8: read as Windows-1252 (cp1252), first at line {line:,}, byte offset {error.start:,}. '
+            'Set encoding if that is wrong')
     return text.encode(), 'cp1252', [Finding(kind='encoding', text=note, count=count)]
 
 # %% ../nbs/00fa_reading.ipynb #3fa5539a
@@ -131,28 +140,36 @@ def csv_table(content: bytes, # UTF-8 text
               separator: str, # one character
               *, name: str='the file', # for messages
               ): # pyarrow.Table of strings
-    "Every cell of a CSV file as text, or a DataError naming the line with another number of fields than the header."
+    "Every cell of a CSV file as text, or a DataError naming the line whose number of fields is another."
     import pyarrow as pa, pyarrow.csv as pc
     if not content.strip(): raise DataError(f'{name} is empty. Give a file with a header and rows.')
     header = _header(content, separator, name)
     check_names(header, name)
     if b'"' in content: _check_records(content, separator, len(header), name)
-    options = dict(parse_options=pc.ParseOptions(delimiter=separator, newlines_in_values=b'"' in content, ignore_empty_lines=len(header) > 1),
-                   convert_options=pc.ConvertOptions(column_types={f'f{i}': pa.string() for i in range(len(header))},
-                                                     strings_can_be_null=False))
+    parse = pc.ParseOptions(delimiter=separator, newlines_in_values=b'"' in content,
+                            ignore_empty_lines=len(header) > 1)
+    types = {f'f{i}': pa.string() for i in range(len(header))}   # until the header is read, f0, f1, …
+    convert = pc.ConvertOptions(column_types=types, strings_can_be_null=False)
+    options = {'parse_options': parse, 'convert_options': convert}
     try: table = _whole(content, pc, options)
     except pa.ArrowInvalid as error:
         _check_records(content, separator, len(header), name)
-        raise DataError(f'{name} cannot be read as CSV: {str(error)[:200]}. Mend the file, or set separator and encoding.') from None
+        raise DataError(f'{name} cannot be read as CSV: {str(error)[:200]}. Mend the file, or set separator '
+                        f'and encoding.') from None
     table = table.slice(1).rename_columns(header)
-    if not table.num_rows: raise DataError(f'{name} has a header but no rows. Columns: {shortened(header)}. Give a file with rows.')
+    if not table.num_rows:
+        raise DataError(f'{name} has a header but no rows. Columns: {shortened(header)}. Give a file with '
+                        f'rows.')
     return table
 
 def _whole(content: bytes, pc, options: dict):
     "Read with blocks that hold the longest record."
     import pyarrow as pa
     content = content if content.endswith((b'\n', b'\r')) else content+b'\n'
-    def read(size): return pc.read_csv(pa.BufferReader(content), read_options=pc.ReadOptions(autogenerate_column_names=True, block_size=size), **options)
+    def read(size):
+        return pc.read_csv(pa.BufferReader(content),
+                           read_options=pc.ReadOptions(autogenerate_column_names=True, block_size=size),
+                           **options)
     try: return read(1 << 24)
     except pa.ArrowInvalid as error:
         if 'straddling' not in str(error) and 'block size' not in str(error): raise
@@ -160,11 +177,13 @@ def _whole(content: bytes, pc, options: dict):
 
 def _header(content: bytes, separator: str, name: str) -> list[str]:
     try: return next(r for r in _records(content, separator) if r)
-    except csv.Error as error: raise DataError(f'{name}: the header cannot be read: {error}. Mend line 1.') from None
+    except csv.Error as error:
+        raise DataError(f'{name}: the header cannot be read: {error}. Mend line 1.') from None
 
 def _records(content: bytes, separator: str):
     csv.field_size_limit(2**31-1)
-    return csv.reader(io.TextIOWrapper(io.BytesIO(content), encoding='utf-8', newline=''), delimiter=separator, strict=True)
+    return csv.reader(io.TextIOWrapper(io.BytesIO(content), encoding='utf-8', newline=''),
+                      delimiter=separator, strict=True)
 
 def _check_records(content: bytes, separator: str, expected: int, name: str) -> None:
     "Raise for the first record that has another number of fields than the header."
@@ -172,11 +191,13 @@ def _check_records(content: bytes, separator: str, expected: int, name: str) -> 
     try:
         for record in records:
             if len(record) != expected and (record or expected == 1):
-                raise DataError(f'{name}, line {line:,}: expected {expected} fields, got {len(record)} (separator {separator!r}). '
+                raise DataError(f'{name}, line {line:,}: expected {expected} fields, got {len(record)} '
+                                f'(separator {separator!r}). '
                                 'Mend that line: a value that holds the separator belongs in double quotes.')
             line = records.line_num+1
     except csv.Error as error:
-        raise DataError(f'{name}, line {line:,}: {error}. A quote inside a quoted value is written twice; mend that line.') from None
+        raise DataError(f'{name}, line {line:,}: {error}. A quote inside a quoted value is written twice; '
+                        f'mend that line.') from None
 
 def shortened(names: list[str], # column names
               count: int=12, # how many are shown
@@ -191,5 +212,9 @@ def check_names(names: list, # of columns, in order
     "Raise for column names that are empty or occur twice."
     empty = [i+1 for i, n in enumerate(names) if n is None or n == '']
     twice = [f'{n!r} appears {k} times' for n, k in Counter(names).items() if k > 1]
-    if empty: raise DataError(f'{name}: column {", ".join(map(str, empty[:10]))} has no name in the header. Give every column a name.')
-    if twice: raise DataError(f'{name}: {"; ".join(twice[:10])} in the header. Give every column a name of its own.')
+    if empty:
+        raise DataError(f'{name}: column {", ".join(map(str, empty[:10]))} has no name in the header. Give '
+                        f'every column a name.')
+    if twice:
+        raise DataError(f'{name}: {"; ".join(twice[:10])} in the header. '
+                        'Give every column a name of its own.')

@@ -30,8 +30,10 @@ class SplitAdvice(Result):
 
     @property
     def headline(self) -> str:
-        sizes = ', '.join(f'{self.rows[part]:,} {part}' for part in ('train', 'test', 'live', 'left out') if part in self.rows)
-        return f'Split by {self.strategy}{" ("+self.column+")" if self.column else ""}: {sizes}. {self.reason[:1].upper()+self.reason[1:]}.'
+        sizes = ', '.join(f'{self.rows[part]:,} {part}' for part in ('train', 'test', 'live', 'left out')
+                          if part in self.rows)
+        column = f' ({self.column})' if self.column else ''
+        return f'Split by {self.strategy}{column}: {sizes}. {self.reason[:1].upper()+self.reason[1:]}.'
 
 # %% ../nbs/02a_split.ipynb #f7f8419e
 def _by_time(df: pd.DataFrame, settings: Settings, column: str, sizes: dict) -> dict[str, np.ndarray]:
@@ -40,15 +42,19 @@ def _by_time(df: pd.DataFrame, settings: Settings, column: str, sizes: dict) -> 
     n = len(df)
     a, b = cut_at(moments, n-sizes['test']-sizes['live']), cut_at(moments, n-sizes['live'])
     if not 0 < a < b <= n or (sizes['live'] and b == n):
-        raise DataError(f'{column or "the order of the rows"!r} has {len(np.unique(moments))} different moments: too few to cut training, test and '
+        raise DataError(f'{column or "the order of the rows"!r} has {len(np.unique(moments))} different '
+                        f'moments: too few to cut training, test and '
                         'live rows. Set data.split in mlcycle.toml, or give more rows.')
     parts = {'train': order[:a], 'test': order[a:b], 'live': order[b:]}
     group = settings.data.group
     if not group: return parts
     later = set(df[group].iloc[order[a:]].dropna())
     kept = ~df[group].iloc[parts['train']].isin(later).to_numpy()
-    if kept.mean() < 0.2: raise DataError(f'{1-kept.mean():.0%} of the rows before the cut belong to a {group!r} that comes again after it, so '
-                                          'almost nothing is left to train on. Set data.split.strategy = "group", or leave data.group empty.')
+    if kept.mean() < 0.2:
+        raise DataError(f'{1-kept.mean():.0%} of the rows before the cut belong to a {group!r} that comes '
+                        f'again after it, so '
+                                          'almost nothing is left to train on. Set data.split.strategy = '
+                                          '"group", or leave data.group empty.')
     return {**parts, 'train': parts['train'][kept], 'left out': parts['train'][~kept]}
 
 def _by_group(groups: np.ndarray, sizes: dict, seed: int) -> dict[str, np.ndarray]:
@@ -75,12 +81,16 @@ def _at_random(y: pd.Series, stratified: bool, sizes: dict, seed: int) -> dict[s
 
 def _cut(df: pd.DataFrame, settings: Settings, choice: Choice) -> dict[str, np.ndarray]: # part → positions
     wanted, n, seed = settings.data.split, len(df), settings.project.seed
-    if wanted.test+wanted.live >= 1: raise DataError(f'data.split: test {wanted.test} and live {wanted.live} leave nothing to train on. Lower them.')
+    if wanted.test+wanted.live >= 1:
+        raise DataError(f'data.split: test {wanted.test} and live {wanted.live} leave nothing to train on. '
+                        f'Lower them.')
     sizes = {'test': max(1, round(n*wanted.test)), 'live': round(n*wanted.live)}
     if choice.strategy == 'time': parts = _by_time(df, settings, choice.column, sizes)
     elif choice.strategy == 'group': parts = _by_group(row_groups(df, settings)[0], sizes, seed)
     else: parts = _at_random(df[settings.problem.target], settings.problem.task != 'regression', sizes, seed)
-    if not len(parts['train']) or not len(parts['test']): raise DataError(f'{n} rows cannot be split {choice.strategy}-wise into training and test rows. Give more rows.')
+    if not len(parts['train']) or not len(parts['test']):
+        raise DataError(f'{n} rows cannot be split {choice.strategy}-wise into training and test rows. Give '
+                        f'more rows.')
     return parts
 
 # %% ../nbs/02a_split.ipynb #ddd31a39
@@ -95,8 +105,10 @@ def advise_split(df: pd.DataFrame, # cleaned rows
     summary = _summary(frames, settings)
     reasons = [*choice.reasons, *_concerns(frames, settings, choice, shared, summary)]
     rows = {name: len(p) for name, p in parts.items() if len(p) or name in ('train', 'test')}
-    cut = {name: str(f[choice.column].iloc[0]) for name, f in frames.items() if choice.column and len(f)} if choice.strategy == 'time' else {}
-    return SplitAdvice(strategy=choice.strategy, column=choice.column, reason=choice.reasons[0] if choice.reasons[0] != 'declared' else '; '.join(choice.reasons[:2]),
+    cut = {name: str(f[choice.column].iloc[0]) for name, f in frames.items() if choice.column
+           and len(f)} if choice.strategy == 'time' else {}
+    return SplitAdvice(strategy=choice.strategy, column=choice.column, reason=choice.reasons[0]
+                       if choice.reasons[0] != 'declared' else '; '.join(choice.reasons[:2]),
                        reasons=reasons, rows=rows, cut=cut, shared=shared, parts=summary), frames
 
 def _shared(df: pd.DataFrame, settings: Settings, parts: dict) -> int:
@@ -105,29 +117,36 @@ def _shared(df: pd.DataFrame, settings: Settings, parts: dict) -> int:
 
 def _summary(frames: dict, settings: Settings) -> pd.DataFrame: # part, rows, outcome
     task, target = settings.problem.task, settings.problem.target
-    def outcome(f):
-        y = encode_target(f[target], settings) if task != 'binary' else (encode_target(pd.concat([whole, f[target]]), settings).iloc[len(whole):])
-        return float((y == largest).mean()) if task == 'multiclass' else float(y.mean())
-    whole = frames['train'][target]
-    largest = encode_target(whole, settings).mode().iloc[0] if task == 'multiclass' else None
+    y = encode_target(pd.concat([f[target] for f in frames.values()], ignore_index=True), settings)
+    part = np.repeat(list(frames), [len(f) for f in frames.values()])
+    largest = y.mode().iloc[0] if task == 'multiclass' else None
+    if task == 'multiclass': y = (y == largest).astype(float)
     name = {'binary': 'share of positives', 'multiclass': f'share of {largest}', 'regression': 'mean'}[task]
-    return pd.DataFrame([[part, len(f), outcome(f)] for part, f in frames.items() if len(f)], columns=['part', 'rows', name])
+    return pd.DataFrame([[p, int((part == p).sum()), float(y[part == p].mean())] for p in frames
+                         if (part == p).any()],
+                        columns=['part', 'rows', name])
 
-def _concerns(frames: dict, settings: Settings, choice: Choice, shared: int, summary: pd.DataFrame) -> list[str]:
+def _concerns(frames: dict, settings: Settings, choice: Choice, shared: int,
+              summary: pd.DataFrame) -> list[str]:
     "What a person should know about the parts."
     data, target, out = settings.data, settings.problem.target, []
     if shared: out.append(f'{shared:,} test rows are all but equal to a training row')
-    if len(frames['live']) and choice.strategy != 'time': out.append('the live rows are not the newest ones: there is no time column to tell')
+    if len(frames['live']) and choice.strategy != 'time':
+        out.append('the live rows are not the newest ones: there is no time column to tell')
     if data.label_time in frames['train'] and data.time in frames['train'] and choice.strategy == 'time':
         known = frames['train'][data.label_time]
-        late = int((known > frames['test'][data.time].min()).sum()) if known.dtype == frames['test'][data.time].dtype else 0
-        if late: out.append(f'{late:,} training rows have an outcome that became known only after the first test row')
+        first = frames['test'][data.time].min()
+        late = int((known > first).sum()) if known.dtype == frames['test'][data.time].dtype else 0
+        if late:
+            out.append(f'{late:,} training rows have an outcome that became known only after the first test '
+                       f'row')
     if settings.problem.task != 'regression':
         known = set(frames['train'][target].astype(str))
         for part in ('test', 'live'):
             found = set(frames[part][target].astype(str)) if len(frames[part]) else known
             if found-known: out.append(f'{part} holds outcomes that training does not: {len(found-known)}')
-            if len(found) < 2: out.append(f'{part} holds one outcome only: most figures will be undefined there')
+            if len(found) < 2:
+                out.append(f'{part} holds one outcome only: most figures will be undefined there')
     return out
 
 # %% ../nbs/02a_split.ipynb #7cac638d
@@ -136,6 +155,8 @@ def write_split(project: Project, # whose tables
                 frames: dict, # train, test, live
                 ) -> list: # Snapshots of data, train, test and, where there is one, live
     "Store the rows and their parts; the same rows give the same hashes. Nothing is recorded here."
-    written = [project.tables.write(name, f) for name, f in (('data', df), ('train', frames['train']), ('test', frames['test']))]
-    if len(frames['live']) or project.tables.exists('live'): written.append(project.tables.write('live', frames['live']))
+    tables = {'data': df, 'train': frames['train'], 'test': frames['test']}
+    written = [project.tables.write(name, f) for name, f in tables.items()]
+    if len(frames['live']) or project.tables.exists('live'):
+        written.append(project.tables.write('live', frames['live']))
     return written
