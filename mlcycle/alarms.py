@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 from .core import Blocked, Project, Record, Result, SettingsError, digest
 
 # %% auto #0
-__all__ = ['ADVICE', 'Finding', 'Spell', 'episodes', 'Alarm', 'current_alarms', 'update_alarms', 'acknowledge_alarm']
+__all__ = ['ADVICE', 'Finding', 'Spell', 'episodes', 'can_tell', 'Alarm', 'current_alarms', 'update_alarms', 'acknowledge_alarm']
 
 # %% ../nbs/06c_alarms.ipynb #eb450692
 class Finding(Record):
@@ -18,6 +18,8 @@ class Finding(Record):
     column: str = '' # what it is about; empty: the whole
     answer: Literal['alarm', 'clear', 'unknown'] # what the window says
     why: str = '' # in words
+    size: float | None = None # of what was found
+    reach: float | None = None # how large it could still be, as far as the window can tell
 
 class Spell(Record):
     "A run of windows with one cause."
@@ -29,16 +31,22 @@ class Spell(Record):
 
 def episodes(windows: list[tuple[str, str, list[Finding]]], # start, end and findings of windows, in order
              ) -> list[Spell]: # in the order they began
-    "Spells of each cause: begun by the first alarm, ended by the next clear; unknown changes nothing."
+    "Spells of each cause: begun by the first alarm, ended by the next clear that can tell; unknown changes nothing."
     spells: list[dict] = []
     going: dict[tuple, dict] = {}
+    sizes: dict[tuple, float | None] = {}
     for start, end, findings in windows:
         for f in findings:
-            key, spell = (f.cause, f.column), going.get((f.cause, f.column))
-            if f.answer == 'alarm' and spell is None: spells.append(going.setdefault(key, dict(cause=f.cause, column=f.column, since=start, why=f.why)))
-            elif f.answer == 'alarm': spell['why'] = f.why
-            elif f.answer == 'clear' and spell is not None: going.pop(key)['until'] = start
+            key = f.cause, f.column
+            if f.answer == 'alarm':
+                if key not in going: spells.append(going.setdefault(key, dict(cause=f.cause, column=f.column, since=start)))
+                going[key]['why'], sizes[key] = f.why, f.size
+            elif f.answer == 'clear' and key in going and can_tell(f, sizes[key]): going.pop(key)['until'] = start
     return [Spell(**s) for s in spells]
+
+def can_tell(finding: Finding, size: float | None) -> bool:
+    "Whether a window would have noticed something as large as what rang."
+    return size is None or finding.reach is None or finding.reach < size
 
 # %% ../nbs/06c_alarms.ipynb #92c8b1a7
 ADVICE = {

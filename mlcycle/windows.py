@@ -24,9 +24,10 @@ from .tables import Snapshot
 from .values import clean_dates, clean_numbers, clean_text, clean_truths
 
 # %% auto #0
-__all__ = ['ORIGIN', 'RESAMPLES', 'GROUP_METRICS', 'WORTH', 'WEAK', 'DRIFT_ANSWERS', 'window_number', 'window_bounds', 'Watch',
-           'as_read', 'watched_columns', 'profiles_folder', 'watch', 'with_scores', 'Window', 'data_quality',
-           'main_metric', 'realised', 'bands', 'realised_by_group', 'drift_level', 'look', 'window_findings']
+__all__ = ['ORIGIN', 'RESAMPLES', 'GROUP_METRICS', 'WORTH', 'WEAK', 'KOLMOGOROV', 'DRIFT_ANSWERS', 'window_number',
+           'window_bounds', 'Watch', 'as_read', 'watched_columns', 'profiles_folder', 'watch', 'with_scores', 'Window',
+           'data_quality', 'main_metric', 'realised', 'bands', 'realised_by_group', 'drift_level', 'look',
+           'window_findings']
 
 # %% ../nbs/06d_windows.ipynb #6f5d8280
 ORIGIN = pd.Timestamp('1970-01-05', tz='UTC')  # a Monday
@@ -274,6 +275,7 @@ def _traffic(log: pd.DataFrame) -> pd.DataFrame:
 # %% ../nbs/06d_windows.ipynb #b1b9a9b0
 WORTH = 0.02  # share of a metric's value below which a fall is nobody's business
 WEAK = 0.2    # chance above which there is not even weak evidence
+KOLMOGOROV = 1.36  # gap between two cumulative shares that chance exceeds once in twenty times, times the root of the rows
 
 DRIFT_ANSWERS = {'drift': ('drift', 'alarm'), 'no drift': ('drift', 'clear'), 'type changed': ('quality', 'alarm'), 'missing column': ('quality', 'alarm')}
 
@@ -283,7 +285,9 @@ def _column_findings(window: Window) -> list[Finding]:
         cause, answer = DRIFT_ANSWERS.get(row.status, ('drift', 'unknown'))
         if answer == 'clear': found.append(Finding(cause='quality', column=row.column, answer='clear'))
         if answer == 'clear' and row.p_value <= WEAK and row.effect >= Tolerance().floor: answer = 'unknown'
-        found.append(Finding(cause=cause, column=row.column, answer=answer, why=str(row.why or '')))
+        size = None if pd.isna(row.effect) else float(row.effect)
+        reach = None if size is None else size+KOLMOGOROV/np.sqrt(max(row.rows, 1))
+        found.append(Finding(cause=cause, column=row.column, answer=answer, why=str(row.why or ''), size=size, reach=reach))
     return found
 
 def _fall(window: Window, metric: str, expected: Estimate | None) -> Finding:
@@ -294,7 +298,7 @@ def _fall(window: Window, metric: str, expected: Estimate | None) -> Finding:
     why = f'{metric} {expected.value:.3f} → {window.performance[metric].text}, expected from the {window.compared_with}'
     weaker = stats.norm.isf(WEAK)/stats.norm.isf((1-change.level)/2)   # the part of the interval that weak evidence needs
     answer = 'alarm' if fall > side and fall > WORTH*abs(expected.value) else 'clear' if fall <= side*weaker else 'unknown'
-    return Finding(cause='performance', answer=answer, why=why)
+    return Finding(cause='performance', answer=answer, why=why, size=fall, reach=fall+side)
 
 # %% ../nbs/06d_windows.ipynb #f2653780
 def _baseline(project: Project, metric: str) -> float | None:
