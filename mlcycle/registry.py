@@ -4,31 +4,38 @@
 
 # %% ../nbs/00c_registry.ipynb #68120981
 from __future__ import annotations
-import os, re
+import fcntl, os, re, tempfile, warnings
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from importlib.metadata import version as installed
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Iterator
 import numpy as np
 import pandas as pd
-from .core import (Blocked, DataError, Estimate, IntegrityError, Project, Result, SettingsError, digest, shown, write_atomic)
-from .gates import must_pass, registered
-from .ledger import ROLE_KINDS, ROLES, Entry, retired, roles
+from .core import (Blocked, DataError, Estimate, IntegrityError, Project, Result, SettingsError, digest, shown, sync_folder,
+                          write_atomic)
+from .gates import check, must_pass, registered
+from .ledger import ROLE_KINDS, ROLES, Entry, retired, roles, versions
+from .tables import check_place
 
 # %% auto #0
-__all__ = ['TRUSTED_TYPES', 'LARGEST', 'dumps', 'loads', 'ModelVersion', 'Model', 'Registry', 'pinned', 'promote', 'rollback',
-           'repair']
+__all__ = ['TRUSTED_TYPES', 'LARGEST', 'QUIET', 'PATIENCE', 'PLACES', 'dumps', 'loads', 'ModelVersion', 'Model', 'Registry',
+           'pinned', 'promote', 'rollback', 'repair']
 
 # %% ../nbs/00c_registry.ipynb #7dbe8789
 TRUSTED_TYPES = [
     'mlcycle.features.Clean', 'mlcycle.features.Calibrated',
-    'sklearn.tree._tree.Tree', 'sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor',
-    'sklearn._loss.link.Interval', 'sklearn._loss.link.LogitLink', 'sklearn._loss.link.IdentityLink', 'sklearn._loss.link.LogLink',
-    'sklearn._loss.link.MultinomialLogit', 'sklearn._loss.loss.HalfBinomialLoss', 'sklearn._loss.loss.HalfMultinomialLoss',
-    'sklearn._loss.loss.HalfSquaredError', 'sklearn._loss._loss.CyHalfBinomialLoss', 'sklearn._loss._loss.CyHalfMultinomialLoss',
-    'sklearn._loss._loss.CyHalfSquaredError', 'sklearn.calibration._CalibratedClassifier', 'sklearn.calibration._SigmoidCalibration',
-    'sklearn.neighbors._kd_tree.KDTree', 'sklearn.neighbors._ball_tree.BallTree', 'sklearn.metrics._dist_metrics.EuclideanDistance64',
+    *(f'sklearn.{name}' for name in (
+        'tree._tree.Tree', 'ensemble._hist_gradient_boosting.predictor.TreePredictor',
+        '_loss.link.Interval', '_loss.link.LogitLink', '_loss.link.IdentityLink', '_loss.link.LogLink', '_loss.link.MultinomialLogit',
+        *(f'_loss.loss.{loss}' for loss in ('HalfBinomialLoss', 'HalfMultinomialLoss', 'HalfSquaredError', 'AbsoluteError', 'PinballLoss', 'HuberLoss',
+                                            'HalfPoissonLoss', 'HalfGammaLoss', 'HalfTweedieLoss', 'HalfTweedieLossIdentity', 'ExponentialLoss')),
+        *(f'_loss._loss.Cy{loss}' for loss in ('HalfBinomialLoss', 'HalfMultinomialLoss', 'HalfSquaredError', 'AbsoluteError', 'PinballLoss', 'HuberLoss',
+                                               'HalfPoissonLoss', 'HalfGammaLoss', 'HalfTweedieLoss', 'HalfTweedieLossIdentity', 'ExponentialLoss')),
+        'calibration._CalibratedClassifier', 'calibration._SigmoidCalibration', 'calibration._TemperatureScaling',
+        'neighbors._kd_tree.KDTree', 'neighbors._ball_tree.BallTree', 'metrics._dist_metrics.EuclideanDistance64',
+        'metrics._dist_metrics.ManhattanDistance64', 'metrics._dist_metrics.MinkowskiDistance64', 'utils._bunch.Bunch',
+        'neural_network._stochastic_optimizers.AdamOptimizer', 'neural_network._stochastic_optimizers.SGDOptimizer')),
     'lightgbm.basic.Booster', 'lightgbm.sklearn.LGBMClassifier', 'lightgbm.sklearn.LGBMRegressor', 'xgboost.core.Booster',
     'xgboost.sklearn.XGBClassifier', 'xgboost.sklearn.XGBRegressor', 'collections.OrderedDict', 'collections.defaultdict',
     'numpy.dtype']
@@ -45,7 +52,8 @@ def loads(content: bytes) -> object: # an estimator
     "The estimator in a skops file; pickles and types outside the list are refused."
     import skops.io
     _refuse_untrusted(content)
-    return skops.io.loads(content, trusted=TRUSTED_TYPES)
+    try: return skops.io.loads(content, trusted=TRUSTED_TYPES)
+    except Exception as error: raise IntegrityError(f'The model file cannot be read: {type(error).__name__}. Put back a copy of the store.') from None
 
 def _refuse_untrusted(content: bytes) -> None:
     import skops.io
@@ -66,7 +74,7 @@ class ModelVersion(Result):
     algorithm: str
     task: str
     author: str = '' # may not approve it
-    threshold: float | None = None # binary: a score from here on is a 1
+    threshold: float | None = None # binary: a score from here on is a 1; 0.5 unless the caller knows better
     classes: list = [] # multiclass: in the order of the scores
     columns: list[str] # raw input columns, in order
     plan: dict = {} # FeaturePlan
@@ -76,6 +84,8 @@ class ModelVersion(Result):
     parameters: dict = {}
     created: str = '' # UTC
     run_id: str = '' # of MLflow
+    registered_as: str = '' # MLflow's name of the registered model
+    requirements: list[str] = [] # what it was made with, pinned
 
     @property
     def headline(self) -> str: return f'Version {self.version}: {self.algorithm}'
@@ -93,7 +103,9 @@ class Model:
             raise DataError(f'A model takes a DataFrame with named columns, came {type(df).__name__}. Columns: {shown(self.info.columns)}.')
         missing = [c for c in self.info.columns if c not in df.columns]
         if missing: raise DataError(f'Missing columns: {shown(missing)}. Version {self.version} needs: {shown(self.info.columns)}.')
-        return df[self.info.columns]
+        found = df[self.info.columns]
+        if found.shape[1] == len(self.info.columns): return found
+        raise DataError(f'Columns came more than once: {shown(sorted(set(found.columns[found.columns.duplicated()])))}. Keep one of each.')
 
     def scores(self, df: pd.DataFrame) -> np.ndarray: # (n,) probability of 1, or (n, k) of the classes, or (n,) predicted amount
         "Scores of rows; a score that is not finite is an error."
@@ -114,14 +126,85 @@ class Model:
         return pd.DataFrame({'score': found.max(axis=1) if len(found) else [], 'decision': decision, **columns}, index=df.index)
 
 # %% ../nbs/00c_registry.ipynb #ada4514c
+QUIET = {'MLFLOW_DISABLE_TELEMETRY': 'true', 'DO_NOT_TRACK': '1', 'MLFLOW_LOGGING_LEVEL': 'ERROR'}
+PATIENCE = {'MLFLOW_HTTP_REQUEST_MAX_RETRIES': '3', 'MLFLOW_HTTP_REQUEST_TIMEOUT': '30'}   # with a server; the person's own settings win
+PLACES = (('experiments', 'artifact_location'), ('runs', 'artifact_uri'), ('logged_models', 'artifact_location'),
+          ('model_versions', 'storage_location'), ('model_versions', 'source'))   # where MLflow writes absolute paths
+
+@contextmanager
+def _alone(project: Project) -> Iterator[None]:
+    "One process at a time at a project's MLflow file."
+    project.store.mkdir(parents=True, exist_ok=True)
+    with (project.store/'.mlflow.lock').open('a') as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+def _prepare(project: Project) -> None:
+    "The project's MLflow file: made once, its paths those of where the project lies now."
+    check_place(str(project.store))
+    with _alone(project):
+        if not (project.store/'mlflow.db').exists(): _make_file(project.store)
+        _relocate(project.store)
+
+def _make_file(store: Path) -> None:
+    "An empty MLflow file, whole or not at all."
+    import mlflow
+    from sqlalchemy import event
+    from sqlalchemy.engine import Engine
+    hurried = lambda connection, _: connection.execute('PRAGMA synchronous=OFF') and connection.execute('PRAGMA journal_mode=MEMORY')
+    event.listen(Engine, 'connect', hurried)
+    try:
+        with tempfile.TemporaryDirectory(prefix='.mlflow-', dir=store) as folder:
+            address = f'sqlite:///{folder}/mlflow.db'
+            mlflow.MlflowClient(tracking_uri=address, registry_uri=address).search_experiments()
+            _durable(Path(folder)/'mlflow.db')
+            os.replace(Path(folder)/'mlflow.db', store/'mlflow.db')
+    finally: event.remove(Engine, 'connect', hurried)
+    sync_folder(store)
+
+def _relocate(store: Path) -> None:
+    "Rewrite the paths in an MLflow file that was made where the project lay before."
+    import sqlite3
+    here = (store/'artifacts').as_uri()
+    connection = sqlite3.connect(store/'mlflow.db', timeout=60)
+    try:
+        connection.execute("UPDATE experiments SET artifact_location = ? WHERE experiment_id = 0 AND artifact_location <> ?", [f'{here}/0']*2)
+        known = connection.execute('SELECT DISTINCT artifact_location FROM experiments').fetchall()
+        for before in {place[:-len('/artifacts')] for (place,) in known if place.endswith('/store/artifacts') and place != here}:
+            for table, column in PLACES:
+                connection.execute(f'UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE substr({column}, 1, ?) = ?',
+                                   (here[:-len('/artifacts')], len(before)+1, len(before)+1, f'{before}/'))
+        connection.commit()
+    finally: connection.close()
+
+def _durable(path: Path) -> None:
+    "A file and its folders' entries on the disk."
+    handle = os.open(path, os.O_RDONLY)
+    try: os.fsync(handle)
+    finally: os.close(handle)
+    for folder in list(path.parents)[:5]: sync_folder(folder)
+
+@contextmanager
+def _answering(where: str) -> Iterator[None]:
+    "MLflow's own errors as one of ours."
+    from mlflow.exceptions import MlflowException
+    try: yield
+    except (MlflowException, OSError) as error:
+        raise Blocked(f'MLflow at {re.sub("//[^/@]*@", "//***@", where)} did not do its part: {str(error).splitlines()[0][:300]}. '
+                      'Start it, or mend store.tracking in mlcycle.toml.') from None
+
+# %% ../nbs/00c_registry.ipynb #edb2be27
 class Registry:
     "The model versions of a project."
     def __init__(self, project: Project): self.project = project
 
     @property
-    def name(self) -> str: # of the registered model
-        "The project's name as MLflow allows it."
-        return re.sub(r'[/:.%"\'\x00-\x1f]', '-', self.project.name)
+    def name(self) -> str: # of the registered model in MLflow; on a server shared by projects, their names must differ
+        "The project's name as MLflow allows it; a project that is renamed stays under its first name."
+        first = self.project.ledger.last('model')
+        if first and first.body.get('registered_as'): return first.body['registered_as']
+        plain = re.sub(r'[/:.%"\'\x00-\x1f]', '-', self.project.name)
+        return plain if plain == self.project.name else f'{plain}-{digest(self.project.name)[:8]}'
 
     @property
     def tracking(self) -> str:
@@ -129,11 +212,11 @@ class Registry:
         return self.project.settings.store.tracking or f"sqlite:///{self.project.store/'mlflow.db'}"
 
     def client(self):
-        "An MLflow client on the project's store; MLflow's own telemetry is off."
-        os.environ.update(MLFLOW_DISABLE_TELEMETRY='true', DO_NOT_TRACK='1', MLFLOW_LOGGING_LEVEL='ERROR')
+        "An MLflow client on the project's store."
+        for key, value in (QUIET | {k: os.environ.get(k, v) for k, v in PATIENCE.items()}).items(): os.environ[key] = value
         import logging, mlflow
         for noisy in ('mlflow', 'alembic'): logging.getLogger(noisy).setLevel(logging.ERROR)
-        self.project.store.mkdir(parents=True, exist_ok=True)
+        if not self.project.settings.store.tracking: _prepare(self.project)
         mlflow.set_tracking_uri(self.tracking)
         mlflow.set_registry_uri(self.tracking)
         return mlflow.MlflowClient()
@@ -147,51 +230,71 @@ class Registry:
         except Exception: return client.get_experiment_by_name(self.name).experiment_id   # another process was first
 
     def register(self, pipeline: object, # fitted, takes raw columns
-                 *, example: pd.DataFrame, # a few rows of them
+                 *, example: pd.DataFrame, # a few rows of them; five are kept beside the model, so let them be nobody's
                  facts: dict, # the fields of ModelVersion that the caller knows
                  ) -> ModelVersion:
         "Store a fitted pipeline as a new version; the ledger entry that makes it one is written last."
         self.project.must_write('model')
-        _refuse_untrusted(dumps(pipeline))
-        run_id, model_uri, version = self._log(pipeline, example, facts)
-        uri = f'{model_uri}/model.skops' if self.project.settings.store.tracking else self._relative(model_uri)
-        known = {k: v for k, v in facts.items() if k in ModelVersion.model_fields}
-        author = known.pop('author', '') or self.project.settings.project.author or self.project.actor
-        made = ModelVersion(**{'settings_digest': digest(self.project.settings.body()), 'task': self.project.settings.problem.task,
-            'columns': list(example.columns), 'created': datetime.now(timezone.utc).isoformat(timespec='seconds'), **known,
-            'author': author, 'version': version, 'hash': digest(self._bytes(uri)), 'uri': uri, 'run_id': run_id})
+        known = self._facts(pipeline, example, facts)
+        dumps(pipeline)   # what cannot be loaded again is refused before anything is written
+        client = self.client()
+        with _alone(self.project), _answering(self.tracking):
+            run_id, model_uri, version = self._log(client, pipeline, example.head(5), known)
+            uri = f'{model_uri}/model.skops' if self.project.settings.store.tracking else f"artifacts/models/{model_uri.rsplit('/', 1)[-1]}/artifacts/model.skops"
+            content = self._bytes(uri)
+        if not self.project.settings.store.tracking: _durable(self.project.store/uri)
+        made = ModelVersion(**known, version=version, hash=digest(content), uri=uri, run_id=run_id, registered_as=self.name)
+        _same_answers(Model(made, pipeline), Model(made, loads(content)), example.head(5))
         self.project.record(made, subject=version)
         return made
 
-    def _log(self, pipeline: object, example: pd.DataFrame, facts: dict) -> tuple[str, str, str]: # run id, model URI, version
-        client = self.client()
-        import mlflow, warnings
+    def _facts(self, pipeline: object, example: pd.DataFrame, facts: dict) -> dict:
+        "What the caller knows, completed and checked against the fitted pipeline."
+        settings, unknown = self.project.settings, sorted(set(facts)-set(ModelVersion.model_fields))
+        if unknown: raise SettingsError(f'A version has no fact {shown(unknown)}. Facts: {", ".join(ModelVersion.model_fields)}.')
+        known = {'task': settings.problem.task, 'columns': list(example.columns), 'settings_digest': digest(settings.body()), 'requirements': pinned(),
+                 'created': datetime.now(timezone.utc).isoformat(timespec='seconds'), **facts, 'author': facts.get('author') or settings.project.author or self.project.actor}
+        fitted = [] if known['task'] == 'regression' else [getattr(c, 'item', lambda: c)() for c in pipeline.classes_]
+        if known['task'] == 'binary':
+            known['threshold'] = 0.5 if known.get('threshold') is None else known['threshold']
+            if fitted != [0, 1]: raise DataError(f'A binary model is fitted on 0 and 1, this one on {shown(fitted)}. Encode the target with features.encode_target.')
+        if known['task'] == 'multiclass':
+            known['classes'] = known.get('classes') or fitted
+            if [str(c) for c in known['classes']] != [str(c) for c in fitted]:
+                raise DataError(f'The classes {shown(known["classes"])} are not those of the fitted model in their order: {shown(fitted)}.')
+        return known
+
+    def _log(self, client, pipeline: object, example: pd.DataFrame, known: dict) -> tuple[str, str, str]: # run id, model URI, version
+        import mlflow
         from mlflow.models import infer_signature
-        with warnings.catch_warnings(), mlflow.start_run(experiment_id=self.experiment(client), run_name=str(facts.get('algorithm', 'model'))) as run:
+        tags = {'mlflow.source.name': 'mlcycle', 'mlflow.user': known['author']}
+        with warnings.catch_warnings(), mlflow.start_run(experiment_id=self.experiment(client), run_name=str(known.get('algorithm', 'model')), nested=True, tags=tags) as run:
             warnings.simplefilter('ignore')
-            example = example.head(5)
             logged = mlflow.sklearn.log_model(pipeline, name='model', serialization_format='skops', skops_trusted_types=TRUSTED_TYPES, input_example=example,
-                                              signature=infer_signature(example, pipeline.predict(example)), pip_requirements=pinned())
-            mlflow.log_params({k: str(v)[:500] for k, v in (facts.get('parameters') or {}).items()})
-            mlflow.log_metrics({k: e.value for k, e in (facts.get('metrics') or {}).items() if e.status == 'ok'})
+                                              signature=infer_signature(example, pipeline.predict(example)), pip_requirements=known['requirements'])
+            mlflow.log_params({str(k)[:200]: str(v)[:500] for k, v in (known.get('parameters') or {}).items()})
+            mlflow.log_metrics({k: e.value for k, e in (known.get('metrics') or {}).items() if e.status == 'ok'})
         try: client.create_registered_model(self.name)
         except mlflow.exceptions.MlflowException: pass   # it is there
-        made = client.create_model_version(self.name, logged.model_uri, run.info.run_id)
-        return run.info.run_id, logged.model_uri, str(made.version)
-
-    def _relative(self, model_uri: str) -> str: # a path below the store, which may move
-        return f"artifacts/models/{model_uri.rsplit('/', 1)[-1]}/artifacts/model.skops"
+        named = set(versions(self.project.ledger))
+        while (made := str(client.create_model_version(self.name, logged.model_uri, run.info.run_id).version)) in named: pass   # MLflow's file was lost and counts anew
+        return run.info.run_id, logged.model_uri, made
 
     def _bytes(self, uri: str) -> bytes:
         "The stored file, read once."
-        if not uri.startswith('models:'):
-            path = self.project.path(Path('store')/uri)
-            if not path.exists(): raise IntegrityError(f'The file of the model is gone: store/{uri}. Put back a copy of the store.')
+        if uri.startswith('models:'): return self._downloaded(uri)
+        path = self.project.path(Path('store')/uri)
+        if not path.exists(): raise IntegrityError(f'The file of the model is gone: store/{uri}. Put back a copy of the store.')
+        if path.stat().st_size > LARGEST: raise IntegrityError(f'The model file has {path.stat().st_size:,} bytes, allowed are {LARGEST:,}.')
+        return path.read_bytes()
+
+    def _downloaded(self, uri: str) -> bytes:
+        self.client()
+        from mlflow.artifacts import download_artifacts
+        with tempfile.TemporaryDirectory() as folder, _answering(self.tracking):
+            path = Path(download_artifacts(artifact_uri=uri, dst_path=folder, tracking_uri=self.tracking))
             if path.stat().st_size > LARGEST: raise IntegrityError(f'The model file has {path.stat().st_size:,} bytes, allowed are {LARGEST:,}.')
             return path.read_bytes()
-        self.client()
-        import mlflow
-        return Path(mlflow.artifacts.download_artifacts(artifact_uri=uri)).read_bytes()
 
     def info(self, version: str) -> ModelVersion:
         "What is recorded of a version, given its number or a role."
@@ -199,18 +302,35 @@ class Registry:
         if number is None: raise Blocked(f'No version is {version}. Next: mlcycle promote MODEL_VERSION --to {version}')
         return ModelVersion.from_body(registered(self.project, number).body)
 
-    def load(self, version: str='champion') -> Model: # a number or a role
-        "A version ready to score, after its bytes were found to be the recorded ones."
+    def content(self, version: str='champion') -> bytes: # a skops file
+        "A version's stored bytes, after they were found to be the recorded ones."
         info = self.info(str(version))
         content = self._bytes(info.uri)
-        if digest(content) != info.hash:
-            raise IntegrityError(f'The file of version {info.version} is not the one that was recorded (sha256 {digest(content)[:12]}, recorded {info.hash[:12]}). '
-                                 'It is not loaded. Put back a copy of the store.')
+        if digest(content) == info.hash: return content
+        raise IntegrityError(f'The file of version {info.version} is not the one that was recorded (sha256 {digest(content)[:12]}, recorded {info.hash[:12]}). '
+                             'It is not loaded. Put back a copy of the store.')
+
+    def load(self, version: str='champion') -> Model: # a number or a role
+        "A version ready to score: its bytes are the recorded ones, and the scikit-learn here reads files of the one that made it."
+        info = self.info(str(version))
+        content = self.content(info.version)
+        _refuse_other_library(info)
         return Model(info, loads(content))
 
 def pinned() -> list[str]: # requirements
     "What a stored model needs, at the versions that are installed."
     return [f'{name}=={installed(name)}' for name in ('scikit-learn', 'pandas', 'numpy', 'scipy', 'skops')]
+
+def _refuse_other_library(info: ModelVersion) -> None:
+    made = next((r.partition('==')[2] for r in info.requirements if r.startswith('scikit-learn==')), '')
+    minor = lambda version: version.split('.')[:2]
+    if made and minor(made) != minor(installed('scikit-learn')):
+        raise IntegrityError(f"Version {info.version} was made with scikit-learn {made}, here is {installed('scikit-learn')}, which may read it as another model. "
+                             f'Install scikit-learn=={made}, or train anew: mlcycle run development --force')
+
+def _same_answers(given: Model, stored: Model, example: pd.DataFrame) -> None:
+    if np.allclose(given.scores(example), stored.scores(example), rtol=0, atol=1e-9): return
+    raise IntegrityError(f'The stored model does not give the scores of the one that was handed in ({given.info.algorithm}). It is not recorded.')
 
 # %% ../nbs/00c_registry.ipynb #7b4413a0
 def promote(project: Project, version: str, *,
@@ -229,26 +349,43 @@ def promote(project: Project, version: str, *,
     return _assign(project, version, to, because=because, by=by, gates={a.name: a.entries for a in answers})
 
 def rollback(project: Project, *, because: str, by: str | None=None) -> Entry: # kind 'promotion'
-    "Make the champion before the present one champion again, if it is not retired and its bytes are whole."
-    gone, now = retired(project.ledger), roles(project.ledger)['champion']
-    earlier = [e.body['version'] for e in project.ledger.entries('promotion') if e.body['role'] == 'champion' and e.body['version'] not in gone | {now}]
+    "Make the champion before the present one champion again, if it may still answer; what was rolled back from does not come back this way."
+    gone, line = retired(project.ledger), _line(project)
+    earlier = [v for v in line[:-1] if v not in gone]
     if not earlier: raise Blocked('There is no earlier champion to go back to. See mlcycle history.')
+    closed = [a for g in project.settings.gates if g.before == 'promotion' and g.evidence != 'comparison' and (a := check(project, g, earlier[-1])).answer != 'pass']
+    if closed: raise Blocked(f'Version {earlier[-1]} may not answer ({closed[0].name}: {closed[0].answer}, {closed[0].why}). Next: {closed[0].command}')
     project.registry.load(earlier[-1])
     return _assign(project, earlier[-1], 'champion', because=because, by=by, rollback=True)
 
+def _line(project: Project) -> list[str]: # the champions that led to the present one, which is the last
+    line = []
+    for e in project.ledger.entries('promotion'):
+        version = str(e.body['version'])
+        if e.body['role'] != 'champion': continue
+        line = line[:line.index(version)+1] if e.body.get('rollback') and version in line else [*(v for v in line if v != version), version]
+    return line if roles(project.ledger)['champion'] == (line or [None])[-1] else [*line, '']   # '': nobody is champion now
+
 def _assign(project: Project, version: str, role: str, *, because: str, by: str | None, **more) -> Entry:
     project.must_write('promotion')
+    if not because.strip(): raise SettingsError('A change of roles needs a reason. Add --because TEXT.')
     body = {'version': version, 'role': role, 'because': because, 'by': by or project.actor, 'previous': roles(project.ledger)[role], **more}
     entry = project.ledger.append(stage='deployment', kind='promotion', subject=version, body=body, actor=project.actor)
     repair(project)
     return entry
 
 def repair(project: Project) -> None:
-    "Put MLflow's aliases right from the ledger, and note up to which entry."
+    "Put MLflow's aliases right from the ledger. While MLflow does not answer there is a warning: the ledger holds, and the next opening tries again."
     changes = [e.seq for kind in ROLE_KINDS if (e := project.ledger.last(kind))]
+    try:
+        with _answering(project.registry.tracking): _set_aliases(project)
+    except Blocked as error: warnings.warn(f'The roles are as the ledger says; MLflow does not show them yet. {error}', stacklevel=2)
+    else:
+        if changes: write_atomic(project.store/'projected', str(max(changes)))
+
+def _set_aliases(project: Project) -> None:
     client, name = project.registry.client(), project.registry.name
+    shown_there = client.get_registered_model(name).aliases
     for role, version in roles(project.ledger).items():
-        try: client.delete_registered_model_alias(name, role)
-        except Exception: pass   # there was none
-        if version is not None: client.set_registered_model_alias(name, role, version)
-    if changes: write_atomic(project.store/'projected', str(max(changes)))
+        if version is None and role in shown_there: client.delete_registered_model_alias(name, role)
+        elif version is not None and str(shown_there.get(role)) != version: client.set_registered_model_alias(name, role, version)

@@ -17,7 +17,7 @@ from .core import DataError, IntegrityError, MissingEvidence, Project, Result, S
 
 # %% auto #0
 __all__ = ['NULLABLE', 'ORDER', 'NAME', 'Where', 'OPERATORS', 'HASH', 'COMMIT', 'RULES', 'UNFIT', 'canonical_type', 'to_arrow',
-           'to_frame', 'content_hash', 'stored_names', 'condition', 'Snapshot', 'Tables']
+           'to_frame', 'content_hash', 'stored_names', 'condition', 'Snapshot', 'check_place', 'Tables']
 
 # %% ../nbs/00b_tables.ipynb #774d5bfc
 def canonical_type(kind: pa.DataType) -> pa.DataType: # the type a column is stored with
@@ -152,6 +152,12 @@ RULES = {'delta.dataSkippingNumIndexedCols': '0', 'delta.enableExpiredLogCleanup
          'delta.logRetentionDuration': 'interval 36500 days', 'delta.deletedFileRetentionDuration': 'interval 36500 days'}
 UNFIT = r'[#?\[\]\\^|{}`<>\x00-\x1f]|%[0-9A-Fa-f]{2}'   # in a folder's path: what the Delta library cannot open
 
+def check_place(path: str) -> str: # the path
+    "Refuse a folder whose path the libraries beneath read as a URL: better before the first byte than after the last."
+    if bad := re.search(UNFIT, path):
+        raise SettingsError(f'A project cannot lie in a folder whose path holds {bad[0]!r}: {path}. Rename the folder; spaces and letters of any language are fine.')
+    return path
+
 class Tables:
     "The Delta tables of a project."
     def __init__(self, project: Project): self.project = project
@@ -163,10 +169,7 @@ class Tables:
         elsewhere = self.project.settings.store.tables
         if '://' in elsewhere and not elsewhere.startswith('file://'): return f"{elsewhere.rstrip('/')}/{name}"
         place = unquote(urlsplit(elsewhere).path) if elsewhere.startswith('file://') else elsewhere or 'store/tables'
-        found = str(self.project.folder/Path(place).expanduser()/name)
-        if bad := re.search(UNFIT, found):
-            raise SettingsError(f'Tables cannot lie in a folder whose path holds {bad[0]!r}: {found}. Rename the folder, or set store.tables to another one.')
-        return found
+        return check_place(str(self.project.folder/Path(place).expanduser()/name))
 
     def folder(self, name: str) -> Path | None: # None: in an object store
         "Where a table lies on a disk."
