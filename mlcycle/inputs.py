@@ -51,7 +51,7 @@ def json_schema(columns: list[InputColumn]) -> dict: # of one record
     "The schema of one record for an OpenAPI document."
     def one(c: InputColumn) -> dict:
         kind = {'type': [c.accepts, 'null'] if c.nullable or not c.required else c.accepts}
-        return kind | ({'format': 'date-time or date'} if c.type == 'date' else {})
+        return kind | ({'anyOf': [{'format': 'date'}, {'format': 'date-time'}, {'type': 'null'}]} if c.type == 'date' else {})
     return {'type': 'object', 'additionalProperties': False, 'properties': {c.name: one(c) for c in columns},
             'required': [c.name for c in columns if c.required]}
 

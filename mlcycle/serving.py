@@ -11,7 +11,7 @@ import pandas as pd
 from pydantic import BaseModel
 from .access import Guard, access_for, find_token, may_listen
 from .core import Blocked, DataError, MlcycleError, Project, SettingsError, jsonable
-from .inputs import BadRequest, Wrong, json_schema, not_valid, read_list, read_records
+from .inputs import BadRequest, Wrong, is_date, json_schema, not_valid, read_list, read_records
 from .scoring import BrokenAnswer, Retired, admit
 from .service import BundleService, NotLogged, ProjectService, open_service
 
@@ -26,8 +26,8 @@ except ImportError as error:
     raise SettingsError(f"Serving needs packages of its own ({error.name} is not here). Next: pip install 'mlcycle[serve]'") from None
 
 # %% auto #0
-__all__ = ['log', 'SETTLE', 'PROBLEMS', 'Problem', 'problem', 'Counters', 'create_app', 'check_media', 'told', 'read_labels',
-           'model_facts', 'document', 'docs_page', 'serve']
+__all__ = ['log', 'SETTLE', 'PROBLEMS', 'AS_JSON', 'DOOR', 'Problem', 'problem', 'Counters', 'create_app', 'check_media', 'told',
+           'read_labels', 'label_names', 'model_facts', 'document', 'label_schema', 'docs_page', 'serve']
 
 # %% ../nbs/05a_serving.ipynb #86920349
 log = logging.getLogger('mlcycle.serving')
@@ -126,16 +126,22 @@ def told(found: pd.DataFrame) -> list[dict]: # one dict a prediction
     plain = [{k: v for k, v in r.items() if k not in scores} for r in rows]
     return [p | {'scores': {c[6:]: r[c] for c in scores}} for p, r in zip(plain, rows)] if scores else plain
 
-def read_labels(body: bytes) -> pd.DataFrame: # prediction_id or the id column, label [, at]
-    "Outcomes in a request as rows."
+def read_labels(body: bytes, names: list[str]) -> pd.DataFrame: # one row an outcome
+    "Outcomes in a request as rows; `names` are the columns that may name a prediction."
     records, errors = read_list(body, 'labels', 10_000), []
     for i, record in enumerate(records):
-        bad = [n for n, v in record.items() if isinstance(v, (Wrong, dict, list)) or (n != 'label' and not isinstance(v, str))]
-        errors += [{'record': i, 'column': n, 'message': getattr(record[n], 'why', 'is not a text')} for n in bad]
+        errors += [{'record': i, 'column': n, 'message': why} for n, v in record.items() if (why := _label_mistake(n, v, names))]
         if 'label' not in record: errors.append({'record': i, 'column': 'label', 'message': 'is missing'})
-        if len(record) > 3: errors.append({'record': i, 'column': None, 'message': 'has more than an id, a label and a time'})
+        if not set(names) & set(record): errors.append({'record': i, 'column': names[0], 'message': f'is missing, as is every other of {", ".join(names)}'})
     if errors: raise not_valid(errors, 'labels')
     return pd.DataFrame({n: pd.Series([r.get(n) for r in records], dtype=object) for n in dict.fromkeys(n for r in records for n in r)})
+
+def _label_mistake(name: str, value: object, names: list[str]) -> str: # empty where there is none
+    if isinstance(value, Wrong): return value.why
+    if name not in (*names, 'label', 'at'): return f'is not a part of an outcome; allowed: {", ".join((*names, "label", "at"))}'
+    if name == 'at': return '' if isinstance(value, str) and is_date(value) else 'is not a date such as 2024-05-31 or 2024-05-31T08:00:00Z'
+    if value == '' or isinstance(value, (dict, list)) or value is None: return 'says nothing'
+    return '' if name == 'label' or isinstance(value, str) else 'is not a text'
 
 def _add_scoring(app: FastAPI, service, counters: Counters) -> None:
     async def on_body(request: Request, work) -> dict:
@@ -153,32 +159,38 @@ def _add_scoring(app: FastAPI, service, counters: Counters) -> None:
 
     @app.post('/label', summary='Outcomes of earlier predictions', responses=PROBLEMS)
     async def label_rows(request: Request) -> JSONResponse:
-        return JSONResponse(await on_body(request, lambda body: service.label(read_labels(body))))
+        return JSONResponse(await on_body(request, lambda body: service.label(read_labels(body, label_names(service)))))
+
+def label_names(service) -> list[str]:
+    "The columns by which an outcome can name its prediction."
+    return ['prediction_id', *(c.name for c in service.schema if c.role == 'id')]
 
 PROBLEMS = {status: {'model': Problem, 'description': text} for status, text in {
     400: 'not JSON, or a host this server is not called by', 401: 'no valid token', 403: 'a page of another site', 408: 'too slow', 410: 'the version is retired',
     413: 'too large', 415: 'not plain JSON', 422: 'records that do not fit the schema', 502: 'the model gave no usable answer', 503: 'cannot answer now'}.items()}
+AS_JSON = {'application/json': {'schema': {'$ref': '#/components/schemas/Problem'}}}
+DOOR = {status: {'description': PROBLEMS[status]['description'], 'content': AS_JSON} for status in (400, 401, 403, 503)}     # what every route may answer
 
 # %% ../nbs/05a_serving.ipynb #ff10f273
 def _add_state(app: FastAPI, service, counters: Counters) -> None:
     @app.get('/health', summary='The process is alive; needs no token')
     async def health() -> JSONResponse: return JSONResponse({'status': 'ok'})
 
-    @app.get('/ready', summary='A model may answer now', responses={503: PROBLEMS[503]})
+    @app.get('/ready', summary='A model may answer now', responses=DOOR)
     def ready(request: Request) -> JSONResponse:
         try: return JSONResponse({'status': 'ready', 'version': service.model().version})
         except MlcycleError as error:
             _, code, message, _ = problem(error)
             return JSONResponse({'code': code, 'message': message, 'request_id': request.state.request_id}, 503)
 
-    @app.get('/metrics', summary='Figures for Prometheus')
+    @app.get('/metrics', summary='Figures for Prometheus', response_class=PlainTextResponse, responses=DOOR)
     def metrics() -> PlainTextResponse:
         return PlainTextResponse(prometheus.generate_latest(counters.registry), media_type=prometheus.CONTENT_TYPE_LATEST)
 
-    @app.get('/model', summary='What answers, and what it takes', responses={410: PROBLEMS[410], 503: PROBLEMS[503]})
+    @app.get('/model', summary='What answers, and what it takes', responses=DOOR | {410: PROBLEMS[410]})
     def model() -> JSONResponse: return JSONResponse(model_facts(service))
 
-    @app.get('/docs', summary='This page')
+    @app.get('/docs', summary='This page', response_class=HTMLResponse, responses=DOOR)
     def docs() -> HTMLResponse: return HTMLResponse(docs_page(app.openapi()))
 
 def model_facts(service) -> dict:
@@ -193,15 +205,23 @@ def model_facts(service) -> dict:
 def document(app: FastAPI, service) -> dict:
     "The OpenAPI document, with the schema of the records that this model takes."
     out = get_openapi(title=app.title, version=app.version, routes=app.routes)
-    label = {'type': 'object', 'required': ['label'], 'properties': {'prediction_id': {'type': 'string'}, 'at': {'type': 'string'},
-             'label': {'type': ['string', 'number', 'boolean']}}, 'additionalProperties': {'type': 'string'}}
+    label = label_schema(service)
     for path, key, record in (('/predict', 'records', json_schema(service.schema)), ('/label', 'labels', label)):
         rows = {'type': 'array', 'minItems': 1, 'maxItems': 10_000, 'items': record}
         body = {'type': 'object', 'required': [key], 'properties': {key: rows}, 'additionalProperties': False}
         out['paths'][path]['post']['requestBody'] = {'required': True, 'content': {'application/json': {'schema': body}}}
     out['components']['securitySchemes'] = {'token': {'type': 'http', 'scheme': 'bearer'}}
-    out['security'] = [{'token': []}]
+    out['security'], out['paths']['/health']['get']['security'] = [{'token': []}], []
     return out
+
+def label_schema(service) -> dict:
+    "The schema of one outcome: what names its prediction, and the outcomes that the task knows."
+    names = {name: {'type': 'string', 'minLength': 1} for name in label_names(service)}
+    classes = service.loaded.info.plan.get('classes', []) if service.loaded else []
+    numbers = [json.loads(c) for c in classes if c.isascii() and c.isdigit() and str(int(c)) == c]
+    said = {'enum': [*classes, *numbers]} if classes else {'type': 'number'}
+    return {'type': 'object', 'required': ['label'], 'anyOf': [{'required': [n]} for n in names], 'additionalProperties': False,
+            'properties': {**names, 'label': said, 'at': {'type': 'string', 'format': 'date-time'}}}
 
 def docs_page(document: dict) -> str: # HTML that loads nothing
     "The operations of an OpenAPI document on one plain page."
