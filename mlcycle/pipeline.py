@@ -116,7 +116,8 @@ def _papermill(source: Path, working: Path, parameters: dict, cwd: Path) -> Base
 @contextmanager
 def _marked(mark: str) -> Iterator[None]:
     "Processes started meanwhile carry the mark; telemetry of what they import is off."
-    quiet = {MARK: mark, 'MLFLOW_DISABLE_TELEMETRY': 'true', 'DO_NOT_TRACK': '1', 'PYDEVD_DISABLE_FILE_VALIDATION': '1'}
+    quiet = {MARK: mark, 'MLFLOW_DISABLE_TELEMETRY': 'true', 'DO_NOT_TRACK': '1', 'PYDEVD_DISABLE_FILE_VALIDATION': '1',
+             'OMP_WAIT_POLICY': 'PASSIVE'}   # a thread that waits leaves the core to others
     before = {k: os.environ.get(k) for k in quiet}
     os.environ.update(quiet)
     try: yield

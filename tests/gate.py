@@ -7,7 +7,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
-QUIET = {'MLFLOW_DISABLE_TELEMETRY': 'true', 'DO_NOT_TRACK': '1', 'OMP_NUM_THREADS': '1',   # two workers share two cores
+QUIET = {'MLFLOW_DISABLE_TELEMETRY': 'true', 'DO_NOT_TRACK': '1', 'OMP_NUM_THREADS': '1', 'OMP_WAIT_POLICY': 'PASSIVE',   # two workers share two cores
          'PATH': f'{BIN}{os.pathsep}{os.environ["PATH"]}'}
 
 
