@@ -70,7 +70,7 @@ class ModelVersion(Result):
     stage: ClassVar[str] = 'development'
     version: str # number, from 1
     hash: str # SHA-256 of the skops file
-    uri: str # of the file: relative to the store, or an MLflow URI
+    uri: str # of the file: relative to the store, or MLflow's URI of the model with the file's name; Registry.content reads both
     algorithm: str
     task: str
     author: str = '' # may not approve it
@@ -126,7 +126,7 @@ class Model:
         return pd.DataFrame({'score': found.max(axis=1) if len(found) else [], 'decision': decision, **columns}, index=df.index)
 
 # %% ../nbs/00c_registry.ipynb #ada4514c
-QUIET = {'MLFLOW_DISABLE_TELEMETRY': 'true', 'DO_NOT_TRACK': '1', 'MLFLOW_LOGGING_LEVEL': 'ERROR'}
+QUIET = {'MLFLOW_DISABLE_TELEMETRY': 'true', 'DO_NOT_TRACK': '1', 'MLFLOW_LOGGING_LEVEL': 'ERROR', 'MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT': 'true'}
 PATIENCE = {'MLFLOW_HTTP_REQUEST_MAX_RETRIES': '3', 'MLFLOW_HTTP_REQUEST_TIMEOUT': '30'}   # with a server; the person's own settings win
 PLACES = (('experiments', 'artifact_location'), ('runs', 'artifact_uri'), ('logged_models', 'artifact_location'),
           ('model_versions', 'storage_location'), ('model_versions', 'source'))   # where MLflow writes absolute paths
@@ -190,8 +190,8 @@ def _answering(where: str) -> Iterator[None]:
     from mlflow.exceptions import MlflowException
     try: yield
     except (MlflowException, OSError) as error:
-        raise Blocked(f'MLflow at {re.sub("//[^/@]*@", "//***@", where)} did not do its part: {str(error).splitlines()[0][:300]}. '
-                      'Start it, or mend store.tracking in mlcycle.toml.') from None
+        said = f'MLflow at {where} did not do its part: {str(error).splitlines()[0][:300]}'
+        raise Blocked(re.sub('//[^/@ ]*@', '//***@', said)+'. Start it, or mend store.tracking in mlcycle.toml.') from None
 
 # %% ../nbs/00c_registry.ipynb #edb2be27
 class Registry:
@@ -277,7 +277,8 @@ class Registry:
         try: client.create_registered_model(self.name)
         except mlflow.exceptions.MlflowException: pass   # it is there
         named = set(versions(self.project.ledger))
-        while (made := str(client.create_model_version(self.name, logged.model_uri, run.info.run_id).version)) in named: pass   # MLflow's file was lost and counts anew
+        create = lambda: str(client.create_model_version(self.name, logged.model_uri, run.info.run_id, model_id=logged.model_id).version)
+        while (made := create()) in named: pass   # MLflow's file was lost and counts anew
         return run.info.run_id, logged.model_uri, made
 
     def _bytes(self, uri: str) -> bytes:
@@ -292,7 +293,8 @@ class Registry:
         self.client()
         from mlflow.artifacts import download_artifacts
         with tempfile.TemporaryDirectory() as folder, _answering(self.tracking):
-            path = Path(download_artifacts(artifact_uri=uri, dst_path=folder, tracking_uri=self.tracking))
+            model, _, name = uri.rpartition('/')
+            path = Path(download_artifacts(artifact_uri=model, dst_path=folder, tracking_uri=self.tracking))/name
             if path.stat().st_size > LARGEST: raise IntegrityError(f'The model file has {path.stat().st_size:,} bytes, allowed are {LARGEST:,}.')
             return path.read_bytes()
 
