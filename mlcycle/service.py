@@ -32,7 +32,7 @@ class ProjectService:
     def __init__(self, project: Project, version: str='champion'):
         self.project, self.version, self.lock = project, version, threading.Lock()
         self.head = self.loaded = self.gone = None
-        self.schema, self.looked = [], -self.every
+        self.schemas, self.looked = {}, -self.every     # version → what it takes
         try: self.model()
         except Retired: pass   # it answers 410
 
@@ -62,13 +62,17 @@ class ProjectService:
             admit(self.project, self.loaded.version)
             return log.error('version %s stays, because: %s', self.loaded.version, error)
         sample = training_rows(self.project, model.info)
-        self.plan = FeaturePlan.from_body(model.info.plan)
-        self.schema = input_schema(self.plan, self.project.settings, sample=sample)
+        self.schemas[version] = input_schema(FeaturePlan.from_body(model.info.plan), self.project.settings, sample=sample)
         self.loaded = model
 
-    def predict(self, df: pd.DataFrame) -> pd.DataFrame:
-        "Answers for rows, kept in the log first."
-        model = self.model()
+    def schema(self, model: Model | None=None) -> list[InputColumn]:
+        "What a model takes; without one, what the model loaded last takes."
+        model = model or self.loaded
+        return self.schemas[model.version] if model else []
+
+    def predict(self, df: pd.DataFrame, model: Model | None=None) -> pd.DataFrame:
+        "Answers for rows by one model, kept in the log first."
+        model = model or self.model()
         found = score_with(self.project, model, df, log=False)
         from mlcycle.spool import spool
         try: spool(self.project, 'predictions', log_rows(self.project, df, FeaturePlan.from_body(model.info.plan), found))
@@ -108,8 +112,8 @@ class BundleService:
         info, content = ModelVersion.from_body(read('model.json')), (self.folder/'model.skops').read_bytes()
         if digest(content) != info.hash: raise IntegrityError(f'model.skops in bundle {self.folder.name!r} is not the model that was registered. Build the bundle again.')
         self.name, self.loaded = self.manifest['name'], Model(info, loads(content))
-        self.schema = [InputColumn.from_body(c) for c in read('schema.json')['columns']]
-        self.time = next((c.name for c in self.schema if c.role == 'time'), '')
+        self.columns = [InputColumn.from_body(c) for c in read('schema.json')['columns']]
+        self.time = next((c.name for c in self.columns if c.role == 'time'), '')
         self.target = os.environ.get('MLCYCLE_LOG') or '-'
         self.kept_in = ('lines of JSON on standard output, as durable as what collects them' if self.target == '-' else
                         'nothing: MLCYCLE_LOG=off' if self.target == 'off' else 'a file of JSON lines, on disk before the answer')
@@ -120,9 +124,11 @@ class BundleService:
         if notice.exists(): raise Retired({'at': '', 'successor': None, 'because': ''} | json.loads(notice.read_text(encoding='utf-8')) | {'version': self.loaded.version})
         return self.loaded
 
-    def predict(self, df: pd.DataFrame) -> pd.DataFrame:
+    def schema(self, model: Model | None=None) -> list[InputColumn]: return self.columns
+
+    def predict(self, df: pd.DataFrame, model: Model | None=None) -> pd.DataFrame:
         "Answers for rows, written as lines first."
-        model = self.model()
+        model = model or self.model()
         found, times = answers(model, df), event_times(df, self.time)
         found = pd.concat([pd.DataFrame({'prediction_id': new_ids(len(df)), 'at': times, 'version': model.version}), found], axis=1)
         inputs = jsonable(df.astype(object).to_dict('records'))
@@ -156,7 +162,7 @@ def _append(file: Path, text: str) -> None:
 def check_golden(folder: str | Path, *, tolerance: float=1e-9) -> int: # how many pairs were reproduced
     "Score a bundle's golden inputs again, through the same reader as a request; IntegrityError at the first that differs."
     service, golden = BundleService(folder), json.loads((Path(folder)/'golden.json').read_text(encoding='utf-8'))
-    rows = read_records(json.dumps(golden['inputs']).encode(), service.schema)
+    rows = read_records(json.dumps(golden['inputs']).encode(), service.schema())
     for i, (found, wanted) in enumerate(zip(jsonable(answers(service.loaded, rows).to_dict('records')), golden['outputs'], strict=True)):
         for name, value in wanted.items():
             same = abs(found[name]-value) <= tolerance if isinstance(value, float) else found[name] == value

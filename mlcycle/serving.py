@@ -149,8 +149,8 @@ def _add_scoring(app: FastAPI, service, counters: Counters) -> None:
         return await run_in_threadpool(work, await request.body())
 
     def predict_rows(body: bytes) -> dict:
-        service.model()
-        found = service.predict(read_records(body, service.schema))
+        model = service.model()     # one model reads, answers and signs the whole request, whoever is promoted meanwhile
+        found = service.predict(read_records(body, service.schema(model)), model)
         counters.predictions.labels(str(found['version'].iloc[0])).inc(len(found))
         return {'version': str(found['version'].iloc[0]), 'predictions': told(found)}
 
@@ -163,7 +163,7 @@ def _add_scoring(app: FastAPI, service, counters: Counters) -> None:
 
 def label_names(service) -> list[str]:
     "The columns by which an outcome can name its prediction."
-    return ['prediction_id', *(c.name for c in service.schema if c.role == 'id')]
+    return ['prediction_id', *(c.name for c in service.schema() if c.role == 'id')]
 
 PROBLEMS = {status: {'model': Problem, 'description': text} for status, text in {
     400: 'not JSON, or a host this server is not called by', 401: 'no valid token', 403: 'a page of another site', 408: 'too slow', 410: 'the version is retired',
@@ -195,18 +195,19 @@ def _add_state(app: FastAPI, service, counters: Counters) -> None:
 
 def model_facts(service) -> dict:
     "What a caller may know about the model that answers."
-    info = service.model().info
+    model = service.model()
+    info = model.info
     plan = info.plan
     return {'name': service.name, 'version': info.version, 'algorithm': info.algorithm, 'hash': info.hash, 'created': info.created,
             'task': plan['task'], 'target': plan['target'], 'classes': plan.get('classes', []), 'threshold': info.threshold,
-            'columns': [c.body() for c in service.schema], 'kept_in': service.kept_in}
+            'columns': [c.body() for c in service.schema(model)], 'kept_in': service.kept_in}
 
 # %% ../nbs/05a_serving.ipynb #218b02a4
 def document(app: FastAPI, service) -> dict:
     "The OpenAPI document, with the schema of the records that this model takes."
     out = get_openapi(title=app.title, version=app.version, routes=app.routes)
     label = label_schema(service)
-    for path, key, record in (('/predict', 'records', json_schema(service.schema)), ('/label', 'labels', label)):
+    for path, key, record in (('/predict', 'records', json_schema(service.schema())), ('/label', 'labels', label)):
         rows = {'type': 'array', 'minItems': 1, 'maxItems': 10_000, 'items': record}
         body = {'type': 'object', 'required': [key], 'properties': {key: rows}, 'additionalProperties': False}
         out['paths'][path]['post']['requestBody'] = {'required': True, 'content': {'application/json': {'schema': body}}}

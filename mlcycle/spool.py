@@ -32,6 +32,7 @@ def _open(project: Project, name: str) -> Iterator[sqlite3.Connection]:
     connection = sqlite3.connect(f'file:{quote(str(file))}?mode=rwc', uri=True, timeout=60, isolation_level=None)
     try:
         connection.execute('PRAGMA synchronous=EXTRA')
+        connection.execute('PRAGMA secure_delete=ON')   # what was moved or erased leaves no bytes here
         connection.execute(SCHEMA)
         yield connection
     except sqlite3.DatabaseError as error:
