@@ -36,7 +36,8 @@ def jensen_shannon(reference: list[int], current: list[int]) -> float | None: # 
     if (shares := _shares(reference, current)) is None: return None
     a, b = shares
     middle = (a+b)/2
-    parts = [np.where(s > 0, s*np.log2(np.where(s > 0, s, 1)/np.where(middle > 0, middle, 1)), 0).sum() for s in (a, b)]
+    parts = [np.where(s > 0, s*np.log2(np.where(s > 0, s, 1)/np.where(middle > 0, middle, 1)), 0).sum()
+             for s in (a, b)]
     return float(np.sqrt(max(sum(parts)/2, 0)))
 
 def total_variation(reference: list[int], current: list[int]) -> float | None: # 0 the same, 1 nothing in common
@@ -92,7 +93,8 @@ PARTS = 10  # parts of a number's range in PSI, distances and plots
 def _ranges(reference: ColumnProfile, current: ColumnProfile) -> pd.DataFrame:
     "Ten parts of a number's range and the counts in them."
     counts, edges = np.array([reference.counts, current.counts]), np.array(reference.edges)
-    if not len(edges): return pd.DataFrame({'part': ['any value'], 'reference': counts[0], 'current': counts[1]})
+    if not len(edges): return pd.DataFrame({'part': ['any value'], 'reference': counts[0],
+                                            'current': counts[1]})
     total = max(counts[0].sum(), 1)
     part = np.minimum((np.cumsum(counts[0])-counts[0])*PARTS//total, PARTS-1)
     if len(edges)-1 > PARTS: part[0], part[-1] = part[1], part[-2]
@@ -107,15 +109,18 @@ def _range_names(ends: list, column: ColumnProfile) -> list[str]:
         if column.kind == 'date': return str(pd.Timestamp(value, unit='s').date())
         return f'{value:,.0f}' if abs(value) >= 1000 or float(value).is_integer() else f'{value:.3g}'
     if len(column.edges)-1 <= PARTS:
-        return [f'below {text(column.edges[1])}', *(text(e) for e in ends[1:-1]), f'above {text(column.edges[-1])}']
-    return [f'to {text(ends[0])}', *(f'{text(a)} to {text(b)}' for a, b in zip(ends, ends[1:-1])), f'above {text(ends[-2])}'] if len(ends) > 1 else ['any value']
+        return [f'below {text(column.edges[1])}', *(text(e) for e in ends[1:-1]),
+                f'above {text(column.edges[-1])}']
+    return [f'to {text(ends[0])}', *(f'{text(a)} to {text(b)}' for a, b in zip(ends, ends[1:-1])),
+            f'above {text(ends[-2])}'] if len(ends) > 1 else ['any value']
 
 # %% ../nbs/06a_drift.ipynb #6ccc9df3
 def _named(reference: ColumnProfile, current: ColumnProfile) -> pd.DataFrame:
     "Levels and the counts of both; what the reference cannot tell apart is put together."
     names = list(reference.levels)
     if not reference.other: names += [v for v in current.levels if v not in reference.levels]
-    counts = [[c.levels.get(v, 0) for v in names]+[c.valid-sum(c.levels.get(v, 0) for v in names)] for c in (reference, current)]
+    counts = [[c.levels.get(v, 0) for v in names]+[c.valid-sum(c.levels.get(v, 0) for v in names)]
+              for c in (reference, current)]
     parts = pd.DataFrame({'part': [*names, '(others)'], 'reference': counts[0], 'current': counts[1]})
     return parts if sum(c[-1] for c in counts) else parts[:-1]
 
@@ -141,10 +146,13 @@ def _percent(share: float) -> str: return f'{100*share:.2g} %' if share < .1 els
 
 def _how_numbers(reference: ColumnProfile, current: ColumnProfile) -> list[str]:
     if current.mean is None or reference.mean is None: return []
-    if reference.kind == 'date': return [f'middle {pd.Timestamp(reference.mean, unit="s").date()} → {pd.Timestamp(current.mean, unit="s").date()}']
+    if reference.kind == 'date':
+        then, now = (pd.Timestamp(c.mean, unit='s').date() for c in (reference, current))
+        return [f'middle {then} → {now}']
     factor, what = unit_factor(reference, current), 'mean length' if reference.kind == 'text' else 'mean'
     said = [f'{what} {shown(reference.mean)} → {shown(current.mean)}']
-    if factor: said = [f'about {factor:,.3g} times larger' if factor > 1 else f'about {1/factor:,.3g} times smaller']+said
+    if factor: said = [f'about {factor:,.3g} times larger'
+                       if factor > 1 else f'about {1/factor:,.3g} times smaller']+said
     outside = (current.counts[0]+current.counts[-1])/max(current.valid, 1) if current.edges else 0
     return said+([f'{_percent(outside)} outside the range of the reference'] if outside >= .01 else [])
 
@@ -154,7 +162,8 @@ NAMED = 5  # rows that a level must have before it is named in a finding
 def _how_levels(reference: ColumnProfile, current: ColumnProfile) -> list[str]:
     parts = _named(reference, current)
     then, now = parts.reference/max(reference.valid, 1), parts.current/max(current.valid, 1)
-    said = [f'new level {v!r} ({_percent(s)})' for v, s, k, n in zip(parts.part, now, parts.reference, parts.current)
+    said = [f'new level {v!r} ({_percent(s)})' for v, s, k,
+            n in zip(parts.part, now, parts.reference, parts.current)
             if k == 0 and n >= NAMED and v != '(others)'][:3]
     said += [f'level {v!r} gone (was {_percent(s)})' for v, s, n in zip(parts.part, then, parts.current)
              if n == 0 and s*current.valid >= 10][:3]
@@ -181,14 +190,16 @@ class Tolerance(Record):
     floor: float = 0.05 # share of rows that must be different for it to matter
     min_rows: int = 50 # values below which nothing is said
 
-FIELDS = ['column', 'kind', 'status', 'effect', 'p_value', 'p_adjusted', 'psi', 'jensen_shannon', 'ks', 'total_variation',
+FIELDS = ['column', 'kind', 'status', 'effect', 'p_value', 'p_adjusted', 'psi', 'jensen_shannon', 'ks',
+          'total_variation',
           'missing_reference', 'missing', 'rows', 'why']
 
 def _measures(reference: ColumnProfile, current: ColumnProfile, ks: tuple | None) -> dict:
     "Every measure of a column of which both sides have values; effect and p-value of the test that fits its kind."
     parts = distributions(reference, current)
     then, now = parts.reference.to_numpy(), parts.current.to_numpy()
-    found = dict(psi=psi(then, now), jensen_shannon=jensen_shannon(then, now), total_variation=total_variation(then, now))
+    found = dict(psi=psi(then, now), jensen_shannon=jensen_shannon(then, now),
+                 total_variation=total_variation(then, now))
     if reference.kind in ('category', 'boolean'):
         test = chi_squared(then, now)
         return found | dict(effect=found['total_variation'], p_value=None if test is None else test[1])
@@ -198,25 +209,32 @@ def _measures(reference: ColumnProfile, current: ColumnProfile, ks: tuple | None
 # %% ../nbs/06a_drift.ipynb #ed07e8df
 def _absent(reference: ColumnProfile | None, current: ColumnProfile | None) -> dict | None:
     "The finding about a column that cannot be compared because it is not there, or is of another kind."
-    if reference is None: return dict(status='new column', kind=current.kind, why='the reference does not have it')
+    if reference is None: return dict(status='new column', kind=current.kind,
+                                      why='the reference does not have it')
     if current is None: return dict(status='missing column', kind=reference.kind, why='the reference has it')
     if reference.kind == current.kind: return None
     return dict(status='type changed', kind=reference.kind, why=f'{reference.kind} → {current.kind}')
 
 def _compare(reference: ColumnProfile, current: ColumnProfile, tolerance: Tolerance, ks: tuple | None) -> dict:
     "One column's comparison, before the adjustment for their number."
-    row = dict(kind=reference.kind, missing_reference=1-reference.valid/max(reference.rows, 1), rows=current.rows,
+    row = dict(kind=reference.kind, missing_reference=1-reference.valid/max(reference.rows, 1),
+               rows=current.rows,
                missing=1-current.valid/max(current.rows, 1), why='; '.join(findings(reference, current)))
     if not current.rows: return row | dict(status='no data', why='the window has no rows', missing=None)
-    if current.rows < tolerance.min_rows: return row | dict(status='too few', why=f'{current.rows} rows, {tolerance.min_rows} are needed')
-    if not reference.valid: return row | dict(status='undetermined', why='the reference has no values to compare with')
+    if current.rows < tolerance.min_rows:
+        return row | dict(status='too few', why=f'{current.rows} rows, {tolerance.min_rows} are needed')
+    if not reference.valid: return row | dict(status='undetermined',
+                                              why='the reference has no values to compare with')
     change, p_missing = missing_test(reference, current)
     if current.valid < tolerance.min_rows:
         why = [f'{current.valid} values, {tolerance.min_rows} are needed', row['why']]
-        return row | dict(status='too few', effect=abs(change), p_value=p_missing, why='; '.join(filter(None, why)))
+        return row | dict(status='too few', effect=abs(change), p_value=p_missing,
+                          why='; '.join(filter(None, why)))
     row |= _measures(reference, current, ks)
     found = [row.get('effect'), row.get('p_value'), p_missing]
-    if any(v is None or not np.isfinite(v) for v in found): return row | dict(status='undetermined', p_value=None, why='the statistic does not exist here')
+    if any(v is None or not np.isfinite(v)
+           for v in found): return row | dict(status='undetermined', p_value=None,
+                                              why='the statistic does not exist here')
     return row | dict(status='', effect=max(row['effect'], abs(change)), p_value=min(1., 2*min(found[1:])))
 
 # %% ../nbs/06a_drift.ipynb #685d3017
@@ -252,4 +270,5 @@ def _judged(rows: pd.DataFrame, tolerance: Tolerance) -> pd.DataFrame:
     rows.loc[rows.status == '', 'status'] = 'no drift'
     order = {'drift': 0, 'type changed': 1, 'missing column': 2, 'new column': 3, 'undetermined': 4}
     rows['order'] = rows.status.map(lambda s: order.get(s, 5))
-    return rows.sort_values(['order', 'effect'], ascending=[True, False], kind='stable').drop(columns='order').reset_index(drop=True)
+    return rows.sort_values(['order', 'effect'], ascending=[True, False],
+                            kind='stable').drop(columns='order').reset_index(drop=True)

@@ -11,17 +11,19 @@ import numpy as np
 import pandas as pd
 
 from .alarms import Alarm, acknowledge_alarm, current_alarms, episodes, update_alarms
-from .core import Estimate, Project, Record, Result, digest, escaped, html_table
+from .core import Project, Record, Result, digest, escaped, html_table
 from .ledger import champion, retired, roles, versions
-from .profile import Profile, load_profile
-from .scoring import label, labelled, predictions, score
+from .profile import load_profile
+from .scoring import event_times, label, labelled, predictions, score
 from .tables import Snapshot
-from .windows import (Watch, Window, look, main_metric, profiles_folder, watch, window_bounds, window_findings, window_number,
+from .windows import (Watch, Window, look, main_metric, profiles_folder, watch, window_bounds,
+                             window_findings, window_number,
                              with_scores)
 
 # %% auto #0
-__all__ = ['FORMAT', 'Health', 'MonitoringReport', 'watched_version', 'health', 'windows_table', 'alarms_table', 'prediction_log',
-           'monitor', 'recorded', 'Replay', 'replay_live', 'monitor_json', 'blocking']
+__all__ = ['BRING', 'FORMAT', 'NOT_HELD', 'Health', 'MonitoringReport', 'watched_version', 'drifted_columns', 'health',
+           'windows_table', 'alarms_table', 'prediction_log', 'monitor', 'recorded', 'Replay', 'replay_live',
+           'monitor_json', 'blocking']
 
 # %% ../nbs/06_monitoring.ipynb #76043db0
 class Health(Record):
@@ -34,7 +36,7 @@ class Health(Record):
     @property
     def sentence(self) -> str:
         since = f' since {self.since[:10]}' if self.since else ''
-        return f'{self.verdict.capitalize()}{since}: {self.why[0]}' if self.why else f'{self.verdict.capitalize()}{since}'
+        return f'{self.verdict.capitalize()}{since}'+(f': {self.why[0]}' if self.why else '')
 
 class MonitoringReport(Result):
     "Every window and every alarm, as they stand."
@@ -52,29 +54,36 @@ class MonitoringReport(Result):
 
     def plot(self):
         "A static figure: performance with its interval, drifted columns and traffic over time, alarms marked."
-        from mlcycle.dashboard import plot_timeline
+        from mlcycle.charts import plot_timeline
         return plot_timeline(self)
 
     def _repr_html_(self) -> str:
         state = health(self)
-        parts = [f'<h4>{escaped(self.project)}: {escaped(state.verdict)}</h4>', *(f'<p>{escaped(t, longest=2000)}</p>' for t in [*state.why, *state.next])]
+        parts = [f'<h4>{escaped(self.project)}: {escaped(state.verdict)}</h4>',
+                 *(f'<p>{escaped(t, longest=2000)}</p>' for t in [*state.why, *state.next])]
         tables = [(windows_table(self), 'Windows'), (alarms_table(self), 'Alarms')]
         return ''.join([*parts, *(html_table(t, caption=c, limit=200) for t, c in tables if len(t))])
 
 # %% ../nbs/06_monitoring.ipynb #bdad1be0
+BRING = 'Log predictions (mlcycle score, mlcycle serve) and bring outcomes: mlcycle label FILE'
+
 def watched_version(report: MonitoringReport) -> str | None:
     "The version the report is about first of all: the champion, else the newest that answered."
     return report.champion or (report.windows[-1].version if report.windows else None)
+
+def drifted_columns(window: Window) -> list[str]:
+    "Names of the columns that a window calls drifted."
+    return [r.column for r in window.drift.itertuples() if r.status == 'drift']
 
 def _unsure(windows: list[Window], metric: str) -> list[str]:
     "Why nothing can be said."
     full = [w for w in windows if w.complete and w.rows]
     if not windows: return ['no predictions have been logged']
     if not full: return ['the first window is still filling']
-    figure, drifted = full[-1].performance.get(metric), [r.column for r in full[-1].drift.itertuples() if r.status == 'drift']
+    newest, figure = full[-1], full[-1].performance.get(metric)
     why = [f'{metric}: {figure.reason}' if figure and figure.reason else f'{metric} could not be measured']
-    if full[-1].status != 'ok': return [f'{full[-1].rows} rows in the newest full window'] + why
-    return why+[] if drifted else why+['the rows themselves look as they did in training']
+    if newest.status != 'ok': return [f'{newest.rows} rows in the newest full window', *why]
+    return why if drifted_columns(newest) else [*why, 'the rows themselves look as they did in training']
 
 def health(report: MonitoringReport) -> Health:
     "Whether the version in use is well, since when, why, and what to do."
@@ -82,22 +91,24 @@ def health(report: MonitoringReport) -> Health:
     windows = [w for w in report.windows if w.version == version]
     mine = [a for a in report.alarms if a.version == version]
     going = [a for a in mine if a.state != 'resolved']
-    if going: return Health(verdict='not well', since=min(a.since for a in going), why=[a.headline for a in going], next=list(dict.fromkeys(a.advice for a in going)))
-    known = [w for w in windows if w.complete and w.change is not None and w.change.status == 'ok']
-    newest = [w for w in windows if w.complete and w.rows]
-    if not known or newest[-1] is not known[-1] and len([w for w in newest if w.start > known[-1].start]) > 2:
-        return Health(verdict='cannot tell', why=_unsure(windows, report.metric), next=['Log predictions (mlcycle score, mlcycle serve) and bring outcomes: mlcycle label FILE'])
-    since = max((a.until for a in mine), default='') or known[0].start
-    return Health(verdict='well', since=since, why=[f'{report.metric} {known[-1].performance[report.metric].text} in the window from {known[-1].start[:10]}'])
+    if going:
+        return Health(verdict='not well', since=min(a.since for a in going), why=[a.headline for a in going],
+                      next=list(dict.fromkeys(a.advice for a in going)))
+    full = [w for w in windows if w.complete and w.rows]
+    known = [w for w in full[-3:] if w.change is not None and w.change.status == 'ok']
+    if not known: return Health(verdict='cannot tell', why=_unsure(windows, report.metric), next=[BRING])
+    figure = known[-1].performance[report.metric].text
+    return Health(verdict='well', since=max((a.until for a in mine), default='') or full[0].start,
+                  why=[f'{report.metric} {figure} in the window from {known[-1].start[:10]}'])
 
 # %% ../nbs/06_monitoring.ipynb #4eca95af
 def windows_table(report: MonitoringReport) -> pd.DataFrame:
     "One row a window, for reading."
     rows = []
     for w in report.windows:
-        drifted = [r.column for r in w.drift.itertuples() if r.status == 'drift']
+        drifted = (drifted_columns(w) or 'none') if w.status == 'ok' else w.status
         rows.append({'version': w.version, 'from': w.start[:10], 'to': w.end[:10], 'rows': w.rows, 'outcomes known': w.labelled,
-                     report.metric: w.performance.get(report.metric), 'drifted columns': (drifted or 'none') if w.status == 'ok' else w.status,
+                     report.metric: w.performance.get(report.metric), 'drifted columns': drifted,
                      'state': 'complete' if w.complete else 'still filling'})
     return pd.DataFrame(rows, dtype=object)
 
@@ -106,12 +117,13 @@ def alarms_table(report: MonitoringReport) -> pd.DataFrame:
     order = {'raised': 0, 'acknowledged': 1, 'resolved': 2}
     fields = ['id', 'cause', 'column', 'state', 'since', 'until', 'why', 'advice', 'by', 'because']
     alarms = sorted(report.alarms, key=lambda a: order[a.state])
-    return pd.DataFrame([[getattr(a, f)[:10] if f in ('since', 'until') else getattr(a, f) for f in fields] for a in alarms], columns=fields, dtype=object)
+    def cell(alarm, field): return getattr(alarm, field)[:10] if field in ('since', 'until') else getattr(alarm, field)
+    return pd.DataFrame([[cell(a, f) for f in fields] for a in alarms], columns=fields, dtype=object)
 
 # %% ../nbs/06_monitoring.ipynb #a7ce0b3e
 FORMAT = 1  # of windows: a higher number makes all of them anew
 
-def prediction_log(project: Project) -> pd.DataFrame: # as logged, with `label`, missing where no outcome is known
+def prediction_log(project: Project) -> pd.DataFrame: # as logged, with `label` where it is known
     "Every prediction with the newest outcome known for it."
     log = predictions(project)
     if not len(log): return log
@@ -120,7 +132,8 @@ def prediction_log(project: Project) -> pd.DataFrame: # as logged, with `label`,
 
 def _settings_digest(project: Project) -> str:
     s = project.settings
-    return digest([s.monitoring.body(), s.validation.body(), [c.body() for c in [*s.problem.success, *s.problem.kill]], s.problem.costs.body(),
+    return digest([s.monitoring.body(), s.validation.body(),
+                   [c.body() for c in [*s.problem.success, *s.problem.kill]], s.problem.costs.body(),
                    s.data.protected, s.development.metric, s.project.seed])
 
 def _rows_digest(log: pd.DataFrame) -> str:
@@ -130,7 +143,8 @@ def _rows_digest(log: pd.DataFrame) -> str:
 
 def _inputs(project: Project, watch: Watch, log: pd.DataFrame, facts: dict) -> str:
     expected = {k: v.body() for k, v in watch.expected.items()}
-    return digest([FORMAT, watch.version, facts, _rows_digest(log), digest(watch.reference.body()), expected, _settings_digest(project)])
+    return digest([FORMAT, watch.version, facts, _rows_digest(log), digest(watch.reference.body()), expected,
+                   _settings_digest(project)])
 
 # %% ../nbs/06_monitoring.ipynb #96a18c70
 def _stretches(log: pd.DataFrame, days: float, now: pd.Timestamp) -> list[int]:
@@ -141,25 +155,26 @@ def _stretches(log: pd.DataFrame, days: float, now: pd.Timestamp) -> list[int]:
 
 def _known_windows(project: Project, version: str) -> dict[tuple[str, str], Window]:
     "The newest entry of each window of a version."
-    return {(e.body['from'], e.body['to']): Window.from_body(e.body) for e in project.ledger.entries('window', version)}
+    return {(e.body['from'], e.body['to']): Window.from_body(e.body)
+            for e in project.ledger.entries('window', version)}
 
-def _watch_version(project: Project, version: str, log: pd.DataFrame, *, days: float, now: pd.Timestamp) -> list[Window]:
+def _watch_version(project: Project, version: str, log: pd.DataFrame, *, days: float, now: pd.Timestamp) -> None:
     "The windows of one version, recorded where they are new or have changed; its alarms brought in step."
-    against, kept, windows, said = watch(project, version), _known_windows(project, version), [], []
+    against, kept, said = watch(project, version), _known_windows(project, version), []
     numbers = window_number(log['at'], days)
     for number in _stretches(log, days, now):
         start, end = window_bounds(number, days)
         part = log[numbers == number]
-        facts = dict(start=start.isoformat(), end=end.isoformat(), complete=bool(end <= now), future=int((part['at'] > now).sum()))
+        facts = dict(start=start.isoformat(), end=end.isoformat(), complete=bool(end <= now),
+                     future=int((part['at'] > now).sum()))
         window, current = _window(project, against, part, facts, kept)
-        windows.append(window)
         said.append((window.start, window.end, window_findings(project, against, window)))
-        if 'score' not in against.reference.columns and window.complete and window.status == 'ok': against = with_scores(against, current)
+        first = 'score' not in against.reference.columns and window.complete and window.status == 'ok'
+        if first: against = with_scores(against, current)
     update_alarms(project, version, episodes(said), over=_over(project, version))
-    return windows
 
-def _window(project: Project, against: Watch, part: pd.DataFrame, facts: dict, kept: dict) -> tuple[Window, Profile]:
-    "The window in the ledger if nothing about it has changed; else a new one, recorded."
+def _window(project: Project, against: Watch, part: pd.DataFrame, facts: dict, kept: dict):
+    "The window in the ledger if nothing about it has changed, else a new one, recorded; and its profile."
     inputs, before = _inputs(project, against, part, facts), kept.get((facts['start'], facts['end']))
     if before is not None and before.inputs == inputs:
         profile = load_profile(profiles_folder(project), before.profile)
@@ -172,7 +187,8 @@ def _over(project: Project, version: str) -> str:
     "Why a version is no longer watched; empty while it is."
     if version in retired(project.ledger): return f'version {version} is retired'
     served = {str(e.body['version']) for e in project.ledger.entries('promotion')}
-    return f'version {version} is no longer in use' if version in served and version not in roles(project.ledger).values() else ''
+    let_go = version in served and version not in roles(project.ledger).values()
+    return f'version {version} is no longer in use' if let_go else ''
 
 # %% ../nbs/06_monitoring.ipynb #8da20f28
 def monitor(project: Project,
@@ -186,9 +202,11 @@ def monitor(project: Project,
     at = at.tz_localize('UTC') if at.tz is None else at.tz_convert('UTC')
     log = prediction_log(project)
     registered = [v for v in versions(project.ledger) if v in set(log['version'].astype(str))]
-    for version in registered: _watch_version(project, version, log[log['version'].astype(str) == version], days=days, now=at)
+    for version in registered:
+        _watch_version(project, version, log[log['version'].astype(str) == version], days=days, now=at)
     strange = int((~log['version'].astype(str).isin(registered)).sum())
-    return recorded(project, window_days=days, note=f'{strange:,} predictions are of versions that are not registered; they are left out.' if strange else '')
+    note = f'{strange:,} predictions are of versions that are not registered; they are left out.' if strange else ''
+    return recorded(project, window_days=days, note=note)
 
 def recorded(project: Project,
              *, window_days: float | None=None, # length of the windows shown; default: that of the newest
@@ -196,13 +214,17 @@ def recorded(project: Project,
              ) -> MonitoringReport:
     "The report as the ledger has it; computes and writes nothing."
     found = [w for v in versions(project.ledger) for w in _known_windows(project, v).values()]
-    if found and window_days is None: window_days = _days(Window.from_body(project.ledger.last('window').body))
-    shown = sorted((w for w in found if abs(_days(w)-window_days) < 1e-6), key=lambda w: (w.start, int(w.version) if w.version.isdigit() else 0))
+    newest = project.ledger.last('window')
+    if newest and window_days is None: window_days = _days(Window.from_body(newest.body))
+    shown = sorted((w for w in found if abs(_days(w)-window_days) < 1e-6),
+                   key=lambda w: (w.start, int(w.version) if w.version.isdigit() else 0))
     note = note or ('' if shown else 'No predictions have been logged.')
-    return MonitoringReport(project=project.name, metric=main_metric(project), champion=champion(project.ledger), windows=shown,
+    return MonitoringReport(project=project.name, metric=main_metric(project),
+                            champion=champion(project.ledger), windows=shown,
                             alarms=current_alarms(project), note=note)
 
-def _days(window: Window) -> float: return (pd.Timestamp(window.end)-pd.Timestamp(window.start))/pd.Timedelta(days=1)
+def _days(window: Window) -> float:
+    return (pd.Timestamp(window.end)-pd.Timestamp(window.start))/pd.Timedelta(days=1)
 
 # %% ../nbs/06_monitoring.ipynb #37e97bd0
 class Replay(Result):
@@ -217,21 +239,26 @@ class Replay(Result):
     why: str = ''
 
     @property
-    def headline(self) -> str: return f'Replay {self.state}: {self.why or f"{self.rows:,} held-back rows scored by version {self.version}, {self.labelled:,} outcomes; not production"}'
+    def headline(self) -> str:
+        done = f'{self.rows:,} held-back rows scored by version {self.version}, {self.labelled:,} outcomes; not production'
+        return f'Replay {self.state}: {self.why or done}'
+
+NOT_HELD = 'no rows were held back; set data.split.live in mlcycle.toml'
 
 def replay_live(project: Project) -> Replay:
-    "Score the rows held back in the table `live` once, with their own times and outcomes, clearly marked as a replay."
+    "Score the rows held back in the table `live` once, with their own times and outcomes, marked as a replay."
     entry, version = project.ledger.last('snapshot', 'live'), champion(project.ledger)
-    if entry is None or not entry.body['rows']: return Replay(state='not possible', why='no rows were held back; set data.split.live in mlcycle.toml')
+    if entry is None or not entry.body['rows']: return Replay(state='not possible', why=NOT_HELD)
     live = entry.body['hash']
     before = [Replay.from_body(e.body) for e in project.ledger.entries('replay', live)]
     if before and before[-1].state == 'done': return before[-1]
     if version is None: return Replay(state='not possible', why='no version is champion yet')
-    if not before: project.record(Replay(state='begun', version=version, rows=entry.body['rows'], live=live), subject=live)
+    begun = Replay(state='begun', version=version, rows=entry.body['rows'], live=live)
+    if not before: project.record(begun, subject=live)
     rows = project.tables.read(Snapshot.from_body(entry.body))
     ids = _replayed(project, rows, version) if before else None
     if ids is None: ids = score(project, rows, version=version)['prediction_id'].to_numpy()
-    done = Replay(state='done', version=version, rows=len(rows), labelled=_outcomes(project, rows, ids), live=live)
+    done = begun.model_copy(update=dict(state='done', labelled=_outcomes(project, rows, ids)))
     project.record(done, subject=live)
     return done
 
@@ -241,11 +268,12 @@ def _replayed(project: Project, rows: pd.DataFrame, version: str) -> np.ndarray 
     time = project.settings.data.time
     log = predictions(project, version=version)
     if not len(log) or time not in rows: return None
-    times = pd.to_datetime(rows[time], utc=True, format='ISO8601' if rows[time].dtype.kind not in 'M' else None)
+    times = event_times(rows, time)
     inside = log[log['at'].isin(set(times))]
     if len(inside) != len(rows): return None
     ids = np.empty(len(rows), dtype=object)
-    ids[np.argsort(times.to_numpy(), kind='stable')] = inside.sort_values('at', kind='stable')['prediction_id'].to_numpy()
+    order = np.argsort(times.to_numpy(), kind='stable')
+    ids[order] = inside.sort_values('at', kind='stable')['prediction_id'].to_numpy()
     return ids
 
 def _outcomes(project: Project, rows: pd.DataFrame, ids: np.ndarray) -> int:
@@ -267,7 +295,8 @@ def monitor_json(report: MonitoringReport) -> dict:
             'alarms': [a.body() for a in report.alarms]}
 
 def _window_json(window: Window) -> dict:
-    body = {k: v for k, v in window.body().items() if k in ('version', 'from', 'to', 'rows', 'labelled', 'complete', 'status', 'future', 'performance', 'change')}
+    told = ('version', 'from', 'to', 'rows', 'labelled', 'complete', 'status', 'future', 'performance', 'change')
+    body = {k: v for k, v in window.body().items() if k in told}
     fields = ['status', 'effect', 'p_adjusted', 'psi', 'missing', 'why']
     rows = window.drift.astype(object).where(window.drift.notna(), None)
     return body | {'drift': {r['column']: {f: r[f] for f in fields} for r in rows.to_dict('records')}}

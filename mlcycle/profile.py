@@ -37,7 +37,7 @@ class ColumnProfile(Record):
     mean: float | None = None
     variance: float | None = None # of the rows themselves (divided by n)
     edges: list[float] = Field(default_factory=list) # cut points; the outermost enclose the reference exactly
-    counts: list[int] = Field(default_factory=list) # values up to and including each cut point, and beyond the last
+    counts: list[int] = Field(default_factory=list) # up to and including each cut point, and beyond
     levels: dict[str, int] = Field(default_factory=dict) # level → rows, the most frequent first
     other: int = 0 # rows whose level is not kept by name
     distinct: int | None = None # None: not known any more after a merge
@@ -86,7 +86,8 @@ def _shape(values: np.ndarray, known: ColumnProfile | None) -> dict:
                  distinct=int((x[1:] != x[:-1]).sum())+bool(len(x)))
     if not len(x): return found
     with np.errstate(over='ignore', invalid='ignore'): mean, variance = x.mean(), x.var()
-    return found | dict(minimum=float(x[0]), maximum=float(x[-1]), mean=_finite(mean), variance=_finite(variance))
+    return found | dict(minimum=float(x[0]), maximum=float(x[-1]), mean=_finite(mean),
+                        variance=_finite(variance))
 
 # %% ../nbs/00d_profile.ipynb #ecba8644
 def _name(value: object) -> str:
@@ -184,7 +185,8 @@ def _column(series: pd.Series, like: ColumnProfile | None) -> ColumnProfile:
     known = like if like is not None and like.kind == kind else None
     missing = int(series.isna().sum())
     unread = int(values.isna().sum())-missing if stored else 0
-    return ColumnProfile(**dict(kind=kind, rows=len(series), nulls=missing, nans=_nans(series), unread=unread, stored=stored)
+    return ColumnProfile(**dict(kind=kind, rows=len(series), nulls=missing, nans=_nans(series), unread=unread,
+                                stored=stored)
                          | _found(values, kind, known))
 
 def _found(values: pd.Series, kind: Kind | None, known: ColumnProfile | None) -> dict:
@@ -192,7 +194,8 @@ def _found(values: pd.Series, kind: Kind | None, known: ColumnProfile | None) ->
     if kind is None: return _strings(values)
     if kind in ('category', 'boolean'): return _levels(_counted(values), known)
     if not values.notna().any(): return _shape(np.array([]), known)
-    return {'number': lambda: _shape(_numbers(values), known), 'date': lambda: _shape(_seconds(values), known),
+    return {'number': lambda: _shape(_numbers(values), known),
+            'date': lambda: _shape(_seconds(values), known),
             'text': lambda: _lengths(values, known)}[kind]()
 
 def _nans(series: pd.Series) -> int:
@@ -210,7 +213,8 @@ def profile(df: pd.DataFrame, # the rows
     doubled = sorted({n for n in names if names.count(n) > 1}) if len(set(names)) < len(names) else []
     if doubled: raise DataError(f'Column {doubled[0]!r} is there twice. Rename one of the two.')
     known = {} if like is None else like.columns
-    return Profile(rows=len(df), columns={name: _column(df.iloc[:, i], known.get(name)) for i, name in enumerate(names)
+    return Profile(rows=len(df),
+                   columns={name: _column(df.iloc[:, i], known.get(name)) for i, name in enumerate(names)
                                           if columns is None or name in columns})
 
 # %% ../nbs/00d_profile.ipynb #4915c4fb
@@ -239,13 +243,19 @@ def _merge_columns(a: ColumnProfile, b: ColumnProfile) -> ColumnProfile:
     stored = a.stored or b.stored
     if a.kind != b.kind:
         if not a.valid: a, b = b, a
-        return a.model_copy(update=counts | dict(unread=counts['unread']+b.valid, stored=stored or (b.kind if b.valid else '')))
-    if a.kind in ('category', 'boolean'): return a.model_copy(update=counts | dict(stored=stored) | _merged_levels(a, b))
-    if a.edges != b.edges: raise DataError('These two profiles have different cut points. Make both with profile(df, like=reference).')
+        return a.model_copy(update=counts
+                            | dict(unread=counts['unread']+b.valid, stored=stored
+                                   or (b.kind if b.valid else '')))
+    if a.kind in ('category',
+                  'boolean'): return a.model_copy(update=counts | dict(stored=stored) | _merged_levels(a, b))
+    if a.edges != b.edges:
+        raise DataError('These two profiles have different cut points. Make both with profile(df, like=reference).')
     ends = [p for p in (a, b) if p.minimum is not None]
     lows, highs = [p.minimum for p in ends], [p.maximum for p in ends]
-    found = dict(minimum=min(lows, default=None), maximum=max(highs, default=None), distinct=None, mean=None, variance=None)
-    return a.model_copy(update=counts | found | _moments(a, b) | dict(stored=stored, counts=[x+y for x, y in zip(a.counts, b.counts)]))
+    found = dict(minimum=min(lows, default=None), maximum=max(highs, default=None), distinct=None, mean=None,
+                 variance=None)
+    return a.model_copy(update=counts | found | _moments(a, b)
+                        | dict(stored=stored, counts=[x+y for x, y in zip(a.counts, b.counts)]))
 
 def merge(a: Profile, # made like the same reference
           b: Profile, # made like the same reference
@@ -282,5 +292,6 @@ def load_profile(folder: str | Path, # where profiles are kept
     path = Path(folder)/f'{name}.json'
     if not path.exists(): return None
     text = path.read_text(encoding='utf-8')
-    if digest(text) != name: raise IntegrityError(f'The profile {name[:12]}… is not what was written. Delete it: it will be made again.')
+    if digest(text) != name:
+        raise IntegrityError(f'The profile {name[:12]}… is not what was written. Delete it: it will be made again.')
     return Profile.from_body(json.loads(text))
