@@ -4,16 +4,21 @@
 
 # %% ../nbs/09_retirement.ipynb #3890ff79
 from __future__ import annotations
-from datetime import datetime, timedelta, timezone
+import fcntl, json, shutil
+from contextlib import contextmanager
+from datetime import datetime, timezone
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Iterator
 import pandas as pd
-from .core import (Blocked, Frame, Project, Result, SettingsError, digest, escaped, html_pairs, html_table, shown, write_atomic)
-from .gates import registered
+from .core import Blocked, Frame, Project, Result, SettingsError, digest, write_atomic
+from .documents import Document, Evidence, by_hand, document_sections, each_of, figures_of, one_line, pairs_of, source, table_of
+from .gates import check_all, registered
 from .ledger import Entry, champion, retired, roles, versions
+from .scoring import logged
 
 # %% auto #0
-__all__ = ['RECENT_DAYS', 'MISSING', 'RetirementPlan', 'plan_retirement', 'handover', 'Retirement', 'Erasure', 'retire']
+__all__ = ['RECENT_DAYS', 'DECIDED', 'RetirementPlan', 'plan_retirement', 'dependents', 'doomed', 'handover', 'Retirement',
+           'Erasure', 'retire']
 
 # %% ../nbs/09_retirement.ipynb #9821689e
 RECENT_DAYS = 30   # callers within this time before the newest prediction still depend on a version
@@ -23,31 +28,35 @@ class RetirementPlan(Result):
     kind: ClassVar[str] = 'plan'
     stage: ClassVar[str] = 'retirement'
     version: str | None # None: there is no version
-    successor: str | None = None
+    successor: str | None = None # who answers instead; promoted first where it is not champion yet
+    since: str = '' # when it was retired, if it was
     dependents: Frame # what, detail
-    obstacles: list[str] = [] # each with the command that removes it
+    obstacles: list[str] = [] # each with what removes it
     archived: list[str] = [] # documents that would be written
-    deleted: Frame # table, rows, of, older than
+    deleted: Frame # table, rows, of, older_than
     kept: list[str] = []
 
     @property
     def headline(self) -> str:
+        "How many depend on it, how much would go, and what stands in the way."
         if self.version is None: return 'There is no model version to retire yet.'
-        rows = int(self.deleted['rows'].sum()) if len(self.deleted) else 0
+        rows = f'{int(self.deleted["rows"].sum()) if len(self.deleted) else 0:,} rows to delete'
+        if self.since: return f'Version {self.version} is retired since {self.since[:10]}; {rows}'
         ready = 'nothing stands in the way' if not self.obstacles else '; '.join(self.obstacles)
-        return f'Retiring version {self.version}: {len(self.dependents)} dependents, {rows:,} rows to delete, {ready}'
+        return f'Retiring version {self.version}: {len(self.dependents)} dependents, {rows}, {ready}'
 
 def plan_retirement(project: Project, version: str | None=None, # default: the one before the champion, else the champion
                     *, successor: str | None=None, # the version that answers instead; default: the champion
                     ) -> RetirementPlan:
     "Who depends on a version, what would be archived, deleted and kept, and what stands in the way."
     version = _chosen(project, version)
-    if version is None: return RetirementPlan(version=None, dependents=_frame([]), deleted=_doomed(project, None))
-    now = champion(project.ledger)
-    successor = successor or (now if now != version else None)
-    return RetirementPlan(version=version, successor=successor, dependents=_frame(_dependents(project, version)), obstacles=_obstacles(project, version, successor),
-                          archived=[str(_folder(project, version).relative_to(project.folder)/name) for name in ('handover.html', 'handover.md')],
-                          deleted=_doomed(project, version), kept=[f'{k}, as retention.keep says' for k in project.settings.retention.keep])
+    if version is None: return RetirementPlan(version=None, dependents=_table([], ['what', 'detail']), deleted=_listed({}))
+    done, now = project.ledger.last('retirement', version), champion(project.ledger)
+    successor = done.body.get('successor') if done else successor or (now if now != version else None)
+    return RetirementPlan(
+        version=version, successor=successor, since=done.at if done else '', dependents=_table(dependents(project, version), ['what', 'detail']),
+        obstacles=[] if done else _obstacles(project, version, successor), deleted=_listed(doomed(project, version, _cutoffs(project))),
+        archived=[f'{_folder(project, version).relative_to(project.folder).as_posix()}/handover.{kind}' for kind in ('html', 'md')], kept=_kept(project, version))
 
 def _chosen(project: Project, version: str | None) -> str | None:
     if version is not None: return registered(project, version).subject
@@ -55,85 +64,113 @@ def _chosen(project: Project, version: str | None) -> str | None:
     if now not in alive: return alive[-1] if alive else None
     return (alive[:alive.index(now)] or [now])[-1]
 
-def _frame(rows: list[tuple]) -> pd.DataFrame: return pd.DataFrame(rows, columns=['what', 'detail'], dtype=object)
+def _table(rows: list[tuple], columns: list[str]) -> pd.DataFrame: return pd.DataFrame(rows, columns=columns, dtype=object)
 
-def _dependents(project: Project, version: str) -> list[tuple[str, str]]:
+# %% ../nbs/09_retirement.ipynb #a16a78c6
+def dependents(project: Project, version: str) -> list[tuple[str, str]]: # (what, detail)
+    "Roles, schedules, bundles, recent callers, the newest window and open alarms of a version."
     held = [('role', role) for role, holder in roles(project.ledger).items() if holder == version]
-    plans = [('schedule', f'{step}: {cron}') for step, cron in project.settings.schedule.items()] if held else []
-    bundles = [('bundle', f"entry {e.seq}, {e.at[:10]}") for e in project.ledger.entries('bundle', version)]
-    answered = _answered(project, version)
-    recent = answered[answered > answered.max()-timedelta(days=RECENT_DAYS)] if len(answered) else answered
-    return held+plans+bundles+([('callers', f'{len(recent):,} predictions in the {RECENT_DAYS} days before {answered.max():%Y-%m-%d}')] if len(recent) else [])
+    plans = [('schedule', f'{step}: {cron}') for step, cron in project.settings.schedule.items()] if ('role', 'champion') in held else []
+    bundles = {e.body.get('folder', ''): ('bundle', f"{e.body.get('folder', '')}, {source(e)}; where else it runs, nothing here knows") for e in project.ledger.entries('bundle', version)}
+    window = project.ledger.last('window', version)
+    watched = [('monitoring', f"window from {window.body['from'][:10]} to {window.body['to'][:10]}: {window.body['rows']:,} predictions")] if window else []
+    newest = {e.body.get('id', e.seq): e for e in project.ledger.entries('alarm') if str(e.body.get('version')) == version}
+    alarms = [('alarm', f"{e.body.get('kind', '')} {e.body.get('column', '')} since {str(e.body.get('since', ''))[:10]}, {e.body.get('state')}")
+              for e in newest.values() if e.body.get('state') != 'resolved']
+    return [*held, *plans, *bundles.values(), *_callers(project, version), *watched, *alarms]
 
-def _answered(project: Project, version: str) -> pd.Series: # UTC event times of a version's predictions
-    if not project.tables.exists('predictions'): return pd.Series([], dtype='datetime64[us, UTC]')
-    log = project.tables.read('predictions', columns=['at'], where=[('version', '=', version)])
-    return pd.to_datetime(log['at'], utc=True)
+def _callers(project: Project, version: str) -> list[tuple[str, str]]:
+    if not logged(project): return []
+    log = project.tables.read('predictions', columns=['at', 'version'])
+    at = pd.to_datetime(log['at'], utc=True)
+    recent = at[(log['version'] == version) & (at > at.max()-pd.Timedelta(days=RECENT_DAYS))]
+    if not len(recent): return []
+    return [('callers', f'{len(recent):,} predictions on {recent.dt.date.nunique()} of the {RECENT_DAYS} days before {at.max():%Y-%m-%d}')]
 
 def _obstacles(project: Project, version: str, successor: str | None) -> list[str]:
-    now, gone = champion(project.ledger), retired(project.ledger)
-    if version in gone: return [f'version {version} is retired already']
-    if successor is not None and successor not in versions(project.ledger): return [f'successor {successor!r} is no version. See mlcycle history']
-    if successor in gone: return [f'successor {successor} is retired itself. Choose another with --successor']
-    if version == now and successor in (None, version): return [f'version {version} answers. Promote a successor first: mlcycle promote MODEL_VERSION --to champion']
-    if version == now: return [f'version {version} still answers. First: mlcycle promote {successor} --to champion']
-    return []
+    now = champion(project.ledger)
+    others = [v for v in versions(project.ledger) if v != version and v not in retired(project.ledger)]
+    if successor is not None and successor not in others:
+        why = 'is retired itself' if successor in retired(project.ledger) else 'is the version that goes' if successor == version else 'is no version'
+        return [f'successor {one_line(successor, 80)!r} {why}. Choose one of: {", ".join(others) or "none yet"}']
+    if version != now: return []
+    if successor is None:
+        return [f'version {version} answers, and nobody would. Name who answers instead: mlcycle retire {version} --successor {others[-1] if others else "V"} --because TEXT']
+    return [f'successor {successor} waits at gate {a.name}: {a.answer}, {a.why}. Next: {a.command}' for a in check_all(project, successor) if a.answer != 'pass']
 
 # %% ../nbs/09_retirement.ipynb #230e7ad6
-def _cutoff(days: float) -> pd.Timestamp: return pd.Timestamp(datetime.now(timezone.utc))-pd.Timedelta(days=days)
+def _now() -> datetime: return datetime.now(timezone.utc)
 
-def _ids_of(project: Project, version: str) -> pd.DataFrame: # prediction_id, at
-    if not project.tables.exists('predictions'): return pd.DataFrame({'prediction_id': [], 'at': pd.Series([], dtype='datetime64[us, UTC]')})
-    return project.tables.read('predictions', columns=['prediction_id', 'at'], where=[('version', '=', version)])
-
-def _doomed_rows(project: Project, version: str | None) -> dict[str, pd.Series]: # table → ids of rows past their time
-    if version is None: return {}
-    log, rules = _ids_of(project, version), project.settings.retention
-    at = pd.to_datetime(log['at'], utc=True)
-    past = {'predictions': log.loc[at < _cutoff(rules.predictions_days), 'prediction_id']}
-    if project.tables.exists('labels'):
-        labels = project.tables.read('labels', columns=['prediction_id', 'at'])
-        old = labels[pd.to_datetime(labels['at'], utc=True) < _cutoff(rules.labels_days)]
-        past['labels'] = old.loc[old['prediction_id'].isin(log['prediction_id']), 'prediction_id']
-    return past
-
-def _doomed(project: Project, version: str | None) -> pd.DataFrame:
+def _cutoffs(project: Project) -> dict[str, str]: # table → ISO time; older rows go
     rules = project.settings.retention
-    days = {'predictions': rules.predictions_days, 'labels': rules.labels_days}
-    rows = [(table, len(ids), version, f'{days[table]:g} days') for table, ids in _doomed_rows(project, version).items()]
-    return pd.DataFrame(rows, columns=['table', 'rows', 'of', 'older_than'])
+    return {name: (pd.Timestamp(_now())-pd.Timedelta(days=days)).isoformat() for name, days in
+            (('predictions', rules.predictions_days), ('labels', rules.labels_days), ('model file', rules.artifacts_days))}
+
+def doomed(project: Project, version: str, cutoffs: dict[str, str]) -> dict[tuple[str, str], tuple[pd.Series, str]]: # (table, of) → ids, older than
+    "What is past its time: a version's predictions, its outcomes, outcomes of no prediction, and at last its file."
+    found, gone = {}, project.ledger.last('retirement', version)
+    if logged(project):
+        log = project.tables.read('predictions', columns=['prediction_id', 'at', 'version'])
+        log, everybody = log[log['version'] == version], log['prediction_id']
+        found['predictions', f'version {version}'] = log.loc[_before(log, cutoffs['predictions']), 'prediction_id'], cutoffs['predictions']
+        if project.tables.exists('labels'):
+            old = project.tables.read('labels', columns=['prediction_id', 'at'])
+            old = old.loc[_before(old, cutoffs['labels']), 'prediction_id']
+            found['labels', f'version {version}'] = old[old.isin(log['prediction_id'])], cutoffs['labels']
+            found['labels', 'no prediction'] = old[~old.isin(everybody)], cutoffs['labels']
+    file = _file(project, version)
+    if gone and gone.at < cutoffs['model file'] and file.exists(): found['model file', f'version {version}'] = pd.Series([file.name]), cutoffs['model file']
+    return {what: ids for what, ids in found.items() if len(ids[0])}
+
+def _file(project: Project, version: str) -> Path: return project.path(Path('store')/registered(project, version).body['uri'])
+
+def _before(rows: pd.DataFrame, cutoff: str) -> pd.Series: return pd.to_datetime(rows['at'], utc=True) < pd.Timestamp(cutoff)
+
+def _listed(found: dict) -> pd.DataFrame:
+    return _table([(table, len(ids), of, cutoff[:10]) for (table, of), (ids, cutoff) in found.items()], ['table', 'rows', 'of', 'older_than'])
+
+def _kept(project: Project, version: str) -> list[str]:
+    rules, model = project.settings.retention, registered(project, version).body
+    trained = next((e.body for e in project.ledger.entries('snapshot') if e.body.get('hash') == model.get('data')), None)
+    rows = [f"training rows: table {trained['table']}, version {trained['version']}"] if trained else []
+    return [*(f'{k}: for good, retention.keep' for k in rules.keep), f'model file: {rules.artifacts_days:g} days after retirement', *rows,
+            f'predictions: {rules.predictions_days:g} days, outcomes: {rules.labels_days:g} days after the event']
 
 # %% ../nbs/09_retirement.ipynb #9f116db2
-def handover(project: Project, plan: RetirementPlan, because: str) -> dict[str, dict]: # section → label → value
-    "The sections of the handover document, from evidence only."
-    version, last = plan.version, project.ledger.last
-    problem, model, checked = last('problem'), registered(project, version), last('validation', version)
-    metrics = (checked.body.get('metrics') or {}) if checked else {}
-    return {'End': {'version': version, 'reason': because, 'successor': plan.successor or 'none', 'project': project.name},
-            'Purpose': {k: problem.body.get(k) for k in ('objective', 'decision', 'intended_use', 'out_of_scope')} if problem else MISSING,
-            'Model': {k: model.body.get(k) for k in ('algorithm', 'hash', 'data', 'author', 'created', 'threshold', 'columns')},
-            'Test figures': {name: f"{shown(e.get('value'))} [{shown(e.get('low'))}, {shown(e.get('high'))}] (n = {e.get('n')})" for name, e in metrics.items()} or MISSING,
-            'Decisions': {f'entry {e.seq}': f"{e.at[:10]} {e.kind} by {e.body.get('by', e.actor)}: {e.body.get('because', '')}" for e in _decisions(project, version)} or MISSING,
-            'Alarms': {f'entry {e.seq}': f"{e.at[:10]} {e.body.get('kind_of', e.body.get('what', ''))} {e.body.get('column', '')} {e.body.get('state', '')}"
-                       for e in project.ledger.entries('alarm') if str(e.body.get('version', version)) == version} or {'none': 'no alarm was recorded'},
-            'Who depended on it': dict(zip(plan.dependents['what'], plan.dependents['detail'])) or {'nobody': 'no role, schedule, bundle or recent caller'}}
+DECIDED = ('approval', 'override', 'promotion', 'comparison', 'retirement')
 
-MISSING = {'missing': 'nothing in the ledger'}
+def handover(project: Project, plan: RetirementPlan, *,
+             because: str, # the reason
+             by: str, # who decides
+             ) -> Document:
+    "Everything that whoever comes after should know of a version, from evidence only."
+    version = plan.version
+    fields = lambda what, kind, *names: lambda e: pairs_of(e, what, kind, {n.replace('_', ' '): f'{n}?' for n in names})
+    sections = {
+        'The end': [_told('The end', [['version', version], ['reason', one_line(because)], ['decided by', one_line(by, 200)], ['answers instead', plan.successor or 'nothing']])],
+        'What it was for': [fields('Purpose', 'problem', 'objective', 'decision', 'owner', 'stakeholders', 'intended_use', 'out_of_scope', 'target', 'protected')],
+        'What it could do': [fields('Verdict on the sealed test set', 'validation', 'verdict', 'why'), lambda e: figures_of(e, 'On the sealed test set', 'validation', 'metrics'),
+                             lambda e: table_of(e, 'By group', 'validation', 'by_group'),
+                             lambda e: each_of(e, 'In production', 'window', {'from': 'from', 'to': 'to', 'predictions': 'rows', 'with outcome': 'labelled'})],
+        'What was decided': [_decisions(project, version)],
+        'What went wrong': [lambda e: each_of(e, 'Alarms', 'alarm', {'kind': 'kind', 'column': 'column', 'since': 'since', 'state': 'state', 'why': 'why'})
+                            if e.all('alarm') else [{'text': 'No alarm was recorded.'}], by_hand('what the people who ran it learnt')],
+        'Who depended on it': [{'title': 'Dependents', 'columns': ['what', 'detail'], 'rows': plan.dependents.values.tolist(), 'source': 'the plan'}],
+        'Where everything is': [fields('Model file', 'model', 'uri', 'hash', 'algorithm', 'columns', 'data', 'author', 'created', 'requirements'), _reading(project, version),
+                                _told('Kept', [[k.partition(': ')[0], k.partition(': ')[2]] for k in plan.kept])]}
+    return Document(title=f'Handover of version {version} of {project.name}', **document_sections(Evidence(project, version), sections))
 
-def _decisions(project: Project, version: str) -> list[Entry]:
-    return project.ledger.entries(('approval', 'override', 'promotion', 'comparison'), version)
+def _told(what: str, pairs: list) -> dict: return {'title': what, 'pairs': pairs, 'source': 'the plan'}
 
-def _documents(project: Project, plan: RetirementPlan, because: str) -> dict[str, str]: # name → text
-    sections = handover(project, plan, because)
-    title = f'Handover of version {plan.version} of {project.name}'
-    page = ''.join(f'<h2>{escaped(name)}</h2>{html_pairs(pairs)}' for name, pairs in sections.items())
-    html = f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escaped(title)}</title></head><body><h1>{escaped(title)}</h1>{page}</body></html>'
-    lines = [f'# {_md(title)}']+[line for name, pairs in sections.items() for line in ('', f'## {name}', '', *[f'- {_md(k)}: {_md(shown(v))}' for k, v in pairs.items()])]
-    return {'handover.html': html, 'handover.md': '\n'.join(lines)+'\n'}
+def _decisions(project: Project, version: str) -> dict:
+    rows = [[e.at[:10], e.kind, e.body.get('by', e.actor), one_line(str(e.body.get('because') or e.body.get('why') or '')), source(e)] for e in project.ledger.entries(DECIDED, version)]
+    return {'title': 'Decisions', 'columns': ['date', 'what', 'by', 'because', 'read from'], 'rows': rows, 'source': 'the ledger'}
 
-def _md(text: object) -> str: return escaped(' '.join(str(text).split()), 2000).replace('|', '\\|').replace('`', '\\`')
+def _reading(project: Project, version: str) -> dict:
+    pins = ' '.join(registered(project, version).body.get('requirements') or ['the requirements of the time'])
+    return {'text': f"To read the file again: install {pins}, then mlcycle.registry.loads(file.read_bytes()); first compare its SHA-256 with the one above."}
 
-def _folder(project: Project, version: str) -> Path: return project.reports/f'retirement-{int(version) if version.isdigit() else digest(version)[:12]}'
+def _folder(project: Project, version: str) -> Path: return project.reports/f'retirement-{version if version.isdigit() else digest(version)[:12]}'
 
 # %% ../nbs/09_retirement.ipynb #e98461b2
 class Retirement(Result):
@@ -144,58 +181,92 @@ class Retirement(Result):
     successor: str | None = None
     because: str
     by: str
+    roles: list[str] = [] # that ended with it
+    model_hash: str = ''
     documents: dict[str, str] = {} # path below the project → SHA-256
 
     @property
     def headline(self) -> str: return f"Version {self.version} is retired; {f'version {self.successor} answers instead' if self.successor else 'nothing answers instead'}"
 
 class Erasure(Result):
-    "What was deleted, by count and hash; no row is named."
+    "What is being deleted, or was: by count and hash; no row is named."
     kind: ClassVar[str] = 'erasure'
     stage: ClassVar[str] = 'retirement'
     version: str
+    state: str # 'begun' or 'done'
     why: str
-    deleted: Frame # table, rows, hash of the deleted rows' ids, files removed
+    before: dict[str, str] # table → rows older than this time
+    deleted: Frame # table, rows, of, older_than, ids_hash
+
+    @property
+    def headline(self) -> str: return f"{int(self.deleted['rows'].sum()):,} rows of version {self.version}: deletion {self.state}"
+
+@contextmanager
+def _alone(project: Project) -> Iterator[None]:
+    "One retirement at a time."
+    project.store.mkdir(parents=True, exist_ok=True)
+    with (project.store/'.retirement.lock').open('a') as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 def retire(project: Project, version: str, *,
-           successor: str | None=None, # the version that answers instead
+           successor: str | None=None, # the version that answers instead; default: the champion
            because: str, # the reason
            confirm: bool=False, # do it; otherwise only the plan comes back
            by: str | None=None, # who decides; default: the project's actor
            ) -> RetirementPlan | Retirement:
-    "End a version's life, or show what that would mean; called again it completes what a crash left."
-    plan = plan_retirement(project, version, successor=successor)
-    if not confirm: return plan
+    "End a version's life, or show what that would mean; called again it completes what a crash left, or deletes what has become due."
+    if not confirm: return plan_retirement(project, version, successor=successor)
     project.must_write('retirement')
     if not because.strip(): raise SettingsError('A retirement needs a reason. Add --because TEXT.')
-    done = project.latest(Retirement, subject=plan.version)
-    if done is None:
+    with _alone(project):
+        plan = plan_retirement(project, version, successor=successor)
         if plan.obstacles: raise Blocked(f'Version {plan.version} cannot be retired: {"; ".join(plan.obstacles)}')
-        done = _switch_off(project, plan, because, by or project.actor)
-    _erase(project, plan.version)
+        done = project.latest(Retirement, subject=plan.version) or _switch_off(project, plan, because=because, by=by or project.actor)
+        _notify_bundles(project, done)
+        while _erase(project, plan.version): pass
     return done
 
-def _switch_off(project: Project, plan: RetirementPlan, because: str, by: str) -> Retirement:
-    from mlcycle.registry import repair
-    folder, documents = _folder(project, plan.version), _documents(project, plan, because)
-    written = {str(write_atomic(folder/name, text).relative_to(project.folder)): digest(text) for name, text in documents.items()}
-    done = Retirement(version=plan.version, successor=plan.successor, because=because, by=by, documents=written)
+def _switch_off(project: Project, plan: RetirementPlan, *, because: str, by: str) -> Retirement:
+    from mlcycle.registry import promote, repair
+    held = [role for role, holder in roles(project.ledger).items() if holder == plan.version]
+    if 'champion' in held: promote(project, plan.successor, because=f'takes over from version {plan.version}: {because}', by=by)
+    document, folder = handover(project, plan, because=because, by=by), _folder(project, plan.version)
+    texts = {'handover.html': document.to_html(), 'handover.md': document.to_markdown()}
+    written = {write_atomic(folder/name, text).relative_to(project.folder).as_posix(): digest(text) for name, text in texts.items()}
+    done = Retirement(version=plan.version, successor=plan.successor, because=because, by=by, roles=held, documents=written,
+                      model_hash=registered(project, plan.version).body['hash'])
     project.record(done, subject=plan.version)
     repair(project)
     return done
 
+def _notify_bundles(project: Project, done: Retirement) -> None:
+    "Put the notice that a served bundle answers with into every bundle of the version that lies in the project."
+    entry = project.ledger.last('retirement', done.version)
+    notice = json.dumps({'version': done.version, 'at': entry.at, 'successor': done.successor, 'because': done.because}, indent=1)+'\n'
+    for bundle in project.ledger.entries('bundle', done.version):
+        folder = project.path(bundle.body.get('folder') or '.')
+        if (folder/'manifest.json').is_file() and json.loads((folder/'manifest.json').read_text()).get('version') == done.version:
+            write_atomic(folder/'retired.json', notice)
+
+# %% ../nbs/09_retirement.ipynb #866344ff
 def _erase(project: Project, version: str) -> Erasure | None: # None: nothing was past its time
-    "Delete what is past its time and record it; the files of deleted rows are removed in any case."
-    doomed = {table: ids for table, ids in _doomed_rows(project, version).items() if len(ids)}
-    rows = []
-    for table, ids in sorted(doomed.items()):   # labels before predictions: their version is found through them
-        count = project.tables.delete(table, [('prediction_id', 'in', ids.tolist()), *_past(project, table)])
-        rows.append((table, count, digest(sorted(ids)), len(project.tables.vacuum(table))))
-    if not rows: return None
-    done = Erasure(version=version, why='retention', deleted=pd.DataFrame(rows, columns=['table', 'rows', 'ids_hash', 'files_removed']))
+    "Delete what is past its time between two entries, or finish what was begun."
+    last = project.latest(Erasure, subject=version)
+    begun = last if last and last.state == 'begun' else None
+    before = begun.before if begun else _cutoffs(project)
+    found = doomed(project, version, before)
+    if not begun and not found: return None
+    if not begun:
+        hashes = [digest(sorted(ids.astype(str))) for ids, _ in found.values()]
+        begun = Erasure(version=version, state='begun', why='retention', before=before, deleted=_listed(found).assign(ids_hash=hashes))
+        project.record(begun, subject=version)
+    for table, of in sorted(found): _delete(project, version, table, found[table, of])   # labels before predictions, through which they are found
+    for table in {t for t in begun.deleted['table'] if t != 'model file'}: project.tables.vacuum(table)
+    done = begun.model_copy(update={'state': 'done'})
     project.record(done, subject=version)
     return done
 
-def _past(project: Project, table: str) -> list[tuple]:
-    rules = project.settings.retention
-    return [('at', '<', _cutoff(rules.labels_days if table == 'labels' else rules.predictions_days))]
+def _delete(project: Project, version: str, table: str, ids: tuple[pd.Series, str]) -> None:
+    if table != 'model file': project.tables.delete(table, [('prediction_id', 'in', ids[0].tolist()), ('at', '<', ids[1])])
+    else: shutil.rmtree(_file(project, version).parent)
