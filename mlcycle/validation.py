@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 from .checks import (Examined, calibration_table, curve, disparities, group_gap, group_labels,
                             groups_table, overfit_gap, robustness, sampled, worst_slices)
-from .core import (Criterion, DataError, Estimate, Frame, MissingEvidence, Project, Result, Settings,
-                          judge, missing_evidence)
+from .core import (Criterion, DataError, Estimate, Frame, Project, Result, Settings, escaped,
+                          estimates_table, html_pairs, html_table, judge, label, missing_evidence)
 from .explainability import explain, importance, leaves
 from .features import encode_target
 from .ledger import versions
@@ -21,9 +21,9 @@ from .registry import Model
 from .tables import Snapshot
 
 # %% auto #0
-__all__ = ['TURNED', 'EXPLAINED', 'FEWEST_EXPLAINED', 'TRAIN_ROWS', 'LARGE_FOREST', 'Look', 'looks', 'snapshot_entries',
-           'sealed_rows_of', 'open_seal', 'criteria_of', 'trivial_scores', 'baselines_of', 'verdict_on', 'overall',
-           'Validation', 'validate', 'examine']
+__all__ = ['TURNED', 'FIGURES', 'TABLES', 'EXPLAINED', 'FEWEST_EXPLAINED', 'TRAIN_ROWS', 'LARGE_FOREST', 'Look', 'looks',
+           'snapshot_entries', 'sealed_rows_of', 'open_seal', 'criteria_of', 'trivial_scores', 'baselines_of',
+           'verdict_on', 'overall', 'Validation', 'validate', 'examine']
 
 # %% ../nbs/04_validation.ipynb #ef3fd8c7
 class Look(Result):
@@ -131,6 +131,11 @@ def overall(verdicts: list[str]) -> str: # 'pass', 'fail' or 'undetermined'
     return 'pass' if verdicts and set(verdicts) == {'pass'} else 'undetermined'
 
 # %% ../nbs/04_validation.ipynb #5a35fbc4
+FIGURES = {'metrics': 'On the sealed rows', 'baselines': 'The trivial model',
+           'parts': 'Where it learnt, and here', 'disparities': 'Largest differences between groups'}
+TABLES = {'by_group': 'By group', 'robustness': 'Under disturbance', 'calibration': 'Said and came',
+          'importance': 'What the model uses', 'slices': 'Where the loss is largest'}
+
 class Validation(Result):
     "What the sealed rows say about one version."
     kind: ClassVar[str] = 'validation'
@@ -162,6 +167,14 @@ class Validation(Result):
 
     @property
     def headline(self) -> str: return f'Version {self.version}: {self.verdict}. {self.why}'
+
+    def _repr_html_(self) -> str:
+        notes = ''.join(f'<li>{escaped(note, 1000)}</li>' for note in self.notes)
+        tables = [estimates_table(getattr(self, name), caption=title) for name, title in FIGURES.items()]
+        tables += [html_table(getattr(self, name), caption=title) for name, title in TABLES.items()]
+        facts = {name: getattr(self, name) for name in ('rows', 'looks', 'model_hash', 'data', 'test_hash')}
+        head = f'<h4>{escaped(self.headline)}</h4>{html_table(self.verdicts)}<ul>{notes}</ul>'
+        return head+''.join(tables)+html_pairs({label(name): value for name, value in facts.items()})
 
     def plot(self): # a matplotlib figure
         "Four pictures: curve, calibration, groups, robustness."
@@ -266,7 +279,8 @@ def _findings(project: Project, examined: Examined, train: pd.DataFrame, notes: 
         baselines=baselines, overfit=overfit_gap(before, metrics[name]), by_group=groups, importance=table,
         parts={k: e for k, e in parts.items() if e}, calibration=calibration_table(examined),
         curve=curve(examined), disparities=disparities(examined, groups), robustness=robustness(examined),
-        importance_unit=unit, slices=worst_slices(examined), task=examined.task, metric=name, rows=len(examined.y))
+        importance_unit=unit, slices=worst_slices(examined), task=examined.task, metric=name,
+        rows=len(examined.y))
 
 def _learnt(examined: Examined, train: pd.DataFrame) -> tuple[np.ndarray, Examined]: # outcomes; some rows
     "The training rows that have an outcome, in the place of the sealed ones."
