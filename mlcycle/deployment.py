@@ -4,7 +4,7 @@
 
 # %% ../nbs/05_deployment.ipynb #9da21025
 from __future__ import annotations
-import ast, json, os, re, shutil, tempfile
+import ast, json, os, re, shutil, sys, tempfile
 from importlib import metadata
 from pathlib import Path
 from typing import ClassVar
@@ -22,15 +22,32 @@ from .manifests import TEMPLATES, manifests, service_name
 from .service import check_bundle, check_golden
 
 # %% auto #0
-__all__ = ['SERVING', 'pinned_requirements', 'estimator_packages', 'serving_modules', 'golden_inputs', 'golden_pairs', 'Bundle',
-           'bundle_files', 'model_bytes', 'build_bundle', 'write_folder']
+__all__ = ['LATER', 'serving_modules', 'loaded_imports', 'pinned_requirements', 'imported_packages', 'estimator_packages',
+           'distributions', 'golden_inputs', 'golden_pairs', 'Bundle', 'bundle_files', 'model_bytes', 'build_bundle',
+           'write_folder']
 
 # %% ../nbs/05_deployment.ipynb #98a95c5f
-SERVING = ('fastapi', 'uvicorn', 'prometheus-client', 'pydantic', 'numpy', 'scipy', 'pandas', 'scikit-learn', 'skops', 'threadpoolctl')
+def serving_modules() -> dict[str, bytes]: # path in the bundle → source
+    "mlcycle's own source as far as a served bundle imports it."
+    home, found, waiting = Path(mlcycle.__file__).parent, {}, ['__init__', 'serving', 'features']
+    while waiting:
+        path = f'mlcycle/{(name := waiting.pop())}.py'
+        if path in found: continue
+        found[path] = (home/f'{name}.py').read_bytes()
+        waiting += [node.module for node in loaded_imports(found[path]) if isinstance(node, ast.ImportFrom) and node.level == 1 and node.module]
+    return dict(sorted(found.items()))
+
+def loaded_imports(source: bytes) -> list[ast.stmt]:
+    "The imports that run when a module is loaded, not those inside its functions."
+    body = [s for node in ast.parse(source).body for s in (node.body if isinstance(node, ast.Try) else [node])]
+    return [node for node in body if isinstance(node, (ast.Import, ast.ImportFrom))]
+
+# %% ../nbs/05_deployment.ipynb #278d2f7d
+LATER = ('uvicorn', 'skops', 'threadpoolctl')     # what a server imports only when it needs it
 
 def pinned_requirements(estimator: object) -> list[str]: # name==version, sorted
     "What serving an estimator needs, with all that requires in turn, at the installed versions."
-    found, waiting = {}, [*SERVING, *estimator_packages(estimator)]
+    found, waiting = {}, [*LATER, *distributions(imported_packages() | estimator_packages(estimator))]
     while waiting:
         name = re.sub('[-_.]+', '-', waiting.pop()).lower()
         if name in found: continue
@@ -43,28 +60,21 @@ def _required(name: str) -> list[str]:
     needs = [Requirement(text) for text in metadata.requires(name) or []]
     return [r.name for r in needs if r.marker is None or r.marker.evaluate({'extra': ''})]
 
-def estimator_packages(estimator: object) -> set[str]: # distributions
-    "The packages, beside scikit-learn and mlcycle, that an estimator and its parts come from."
+def imported_packages() -> set[str]: # as they are imported
+    "The packages that mlcycle's serving modules load."
+    nodes = [node for source in serving_modules().values() for node in loaded_imports(source)]
+    names = {a.name for n in nodes if isinstance(n, ast.Import) for a in n.names} | {n.module for n in nodes if isinstance(n, ast.ImportFrom) and not n.level}
+    return {n.partition('.')[0] for n in names}
+
+def estimator_packages(estimator: object) -> set[str]: # as they are imported
+    "The packages that an estimator and its parts come from."
     parts = [estimator, *(estimator.get_params(deep=True).values() if hasattr(estimator, 'get_params') else ())]
-    modules = {type(p).__module__.partition('.')[0] for p in parts}-{'mlcycle', 'sklearn', 'numpy', 'builtins', 'pandas'}
+    return {type(p).__module__.partition('.')[0] for p in parts}
+
+def distributions(packages: set[str]) -> set[str]: # as they are installed
+    "The distributions that packages come from; the standard library and mlcycle come from none."
     known = metadata.packages_distributions()
-    return {known[m][0] for m in modules if m in known}
-
-# %% ../nbs/05_deployment.ipynb #278d2f7d
-def serving_modules() -> dict[str, bytes]: # path in the bundle → source
-    "mlcycle's own source as far as a served bundle imports it."
-    home, found, waiting = Path(mlcycle.__file__).parent, {}, ['__init__', 'serving', 'features']
-    while waiting:
-        name = waiting.pop()
-        if f'mlcycle/{name}.py' in found: continue
-        found[f'mlcycle/{name}.py'] = (home/f'{name}.py').read_bytes()
-        waiting += _siblings(found[f'mlcycle/{name}.py'])
-    return dict(sorted(found.items()))
-
-def _siblings(source: bytes) -> list[str]:
-    "The modules of mlcycle that a source imports when it is loaded."
-    body = [s for node in ast.parse(source).body for s in (node.body if isinstance(node, ast.Try) else [node])]
-    return [node.module for node in body if isinstance(node, ast.ImportFrom) and node.level == 1 and node.module]
+    return {known[p][0] for p in packages-set(sys.stdlib_module_names)-{'mlcycle'} if p in known}
 
 # %% ../nbs/05_deployment.ipynb #6e01a344
 def golden_inputs(rows: pd.DataFrame, # training rows
