@@ -18,12 +18,13 @@ from .ledger import versions
 from .metrics import METRICS
 from .pictures import plot_calibration, plot_errors, plot_estimates, plot_roc
 from .registry import Model
+from .scoring import event_times, training_rows
 from .tables import Snapshot
 
 # %% auto #0
 __all__ = ['TURNED', 'FIGURES', 'TABLES', 'EXPLAINED', 'FEWEST_EXPLAINED', 'TRAIN_ROWS', 'LARGE_FOREST', 'Look', 'looks',
-           'snapshot_entries', 'sealed_rows_of', 'open_seal', 'criteria_of', 'trivial_scores', 'baselines_of',
-           'verdict_on', 'overall', 'Validation', 'validate', 'examine']
+           'sealed_rows_of', 'open_seal', 'criteria_of', 'trivial_scores', 'baselines_of', 'verdict_on', 'overall',
+           'Validation', 'validate', 'examine']
 
 # %% ../nbs/04_validation.ipynb #ef3fd8c7
 class Look(Result):
@@ -45,18 +46,17 @@ def looks(project: Project) -> pd.DataFrame: # at, actor, version, test_hash, lo
     found = [{'at': e.at, 'actor': e.actor, **e.body} for e in project.ledger.entries('look')]
     return pd.DataFrame(found, columns=columns)
 
-def snapshot_entries(project: Project, table: str) -> list: # entries, oldest first
-    return project.ledger.entries('snapshot', table)
-
 def sealed_rows_of(project: Project, trained_on: str, # content hash of the version's training rows
                    ) -> Snapshot:
     "The sealed rows that belong to the same split as the training rows, else the newest ones."
-    tests, trains = (snapshot_entries(project, table) for table in ('test', 'train'))
+    entries = project.ledger.entries('snapshot')
+    tests = [e for e in entries if e.subject == 'test']
     if not tests: raise missing_evidence('snapshot', 'data', 'test')
-    own = [e for e in trains if e.body['hash'] == trained_on]
-    if not own: return Snapshot.from_body(tests[-1].body)
-    nearest = min(tests, key=lambda e: (abs(e.seq-own[-1].seq), -e.seq))
-    return Snapshot.from_body(nearest.body)
+    own = next((e for e in reversed(entries) if e.body['hash'] == trained_on), None)
+    if own is None: found = tests[-1]
+    elif own.subject == 'train': found = min(tests, key=lambda e: (abs(e.seq-own.seq), -e.seq))
+    else: found = next((e for e in reversed(tests) if e.seq < own.seq), tests[-1])
+    return Snapshot.from_body(found.body)
 
 def open_seal(project: Project, version: str, snapshot: Snapshot) -> tuple[pd.DataFrame, Look]:
     "Count a look, then read the sealed rows."
@@ -214,10 +214,10 @@ def validate(project: Project, version: str | None=None, # None: the newest
     project.must_write('validation')
     model = project.registry.load(version or _newest(project))
     snapshot = sealed_rows_of(project, model.info.data)
-    train = _training_rows(project, model.info.data)
+    train, learnt_from = _training_rows(project, model)
     sealed, look = open_seal(project, model.version, snapshot)
     examined, notes = examine(project, model, sealed)
-    notes += _notes_on_rows(examined, train)
+    notes += learnt_from+_notes_on_rows(examined, train)
     found = _findings(project, examined, train, notes)
     hashes = {'test_hash': snapshot.hash, 'data': model.info.data, 'model_hash': model.info.hash}
     result = Validation(version=model.version, looks=look.looks, notes=notes, **hashes, **found)
@@ -229,11 +229,11 @@ def _newest(project: Project) -> str:
     if not found: raise missing_evidence('model', 'development')
     return found[-1]
 
-def _training_rows(project: Project, trained_on: str) -> pd.DataFrame:
-    "The rows that a version was trained on, else the newest training rows."
-    entries = snapshot_entries(project, 'train')
-    own = [e for e in entries if e.body['hash'] == trained_on] or entries
-    return project.tables.read(Snapshot.from_body(own[-1].body)) if own else pd.DataFrame()
+def _training_rows(project: Project, model: Model) -> tuple[pd.DataFrame, list[str]]: # rows, notes
+    "The rows that a version was trained on; where they are gone, none, and a note."
+    found = training_rows(project, model.info)
+    if found is not None: return found, []
+    return pd.DataFrame(), ['The rows it was trained on are not there: no figure on them, no check for shared rows.']
 
 def examine(project: Project, model: Model, sealed: pd.DataFrame) -> tuple[Examined, list[str]]: # with notes
     "Sealed rows that have an outcome, scored."
@@ -251,6 +251,8 @@ def _notes_on_rows(examined: Examined, train: pd.DataFrame) -> list[str]:
     "What has to be known about the sealed rows themselves."
     rows, protected, twins = examined.rows, examined.settings.data.protected, _twins(examined, train)
     notes = [f'{twins:,} of {len(rows):,} sealed rows stand, word for word, in training too.']*(twins > 0)
+    newer = _newer(rows, train, examined.settings.data.time)
+    notes += [f'{newer:,} training rows are newer than every sealed row: these rows are its past.']*(newer > 0)
     gone = [f'{a}: no such column in the sealed rows.' for a in protected if a not in rows]
     cut = [f'{a}: {note}.' for a in protected if a in rows and (note := group_labels(rows[a])[1])]
     return notes+gone+cut
@@ -261,6 +263,11 @@ def _twins(examined: Examined, train: pd.DataFrame) -> int:
     if not len(train) or not len(examined.rows) or not set(names) <= set(train): return 0
     hashed = lambda df: pd.util.hash_pandas_object(df[names].astype(str), index=False)
     return int(hashed(examined.rows).isin(hashed(train)).sum())
+
+def _newer(rows: pd.DataFrame, train: pd.DataFrame, time: str) -> int:
+    "Training rows with a later time than any sealed row."
+    if not len(rows) or time not in train or time not in rows: return 0
+    return int((event_times(train, time) > event_times(rows, time).max()).sum())
 
 def _findings(project: Project, examined: Examined, train: pd.DataFrame, notes: list[str]) -> dict: # fields
     "Every check, and the verdicts that follow."
@@ -285,7 +292,7 @@ def _findings(project: Project, examined: Examined, train: pd.DataFrame, notes: 
 def _learnt(examined: Examined, train: pd.DataFrame) -> tuple[np.ndarray, Examined]: # outcomes; some rows
     "The training rows that have an outcome, in the place of the sealed ones."
     target, nothing = examined.settings.problem.target, examined.part(np.zeros(len(examined.y), dtype=bool))
-    if target not in train: return nothing.y, nothing
+    if target not in train: return np.zeros(0), nothing
     known = train[train[target].notna()].reset_index(drop=True)
     y = encode_target(known[target], examined.settings).to_numpy()
     some = sampled(examined._replace(rows=known, y=y, scores=y), TRAIN_ROWS)
