@@ -78,7 +78,8 @@ def trivial_scores(examined: Examined, y_train: np.ndarray) -> np.ndarray: # sha
     "What a model says that knows the training outcomes only."
     n = len(examined.y)
     if examined.task != 'multiclass': return np.full(n, float(y_train.mean()) if len(y_train) else math.nan)
-    return np.tile([float((y_train == str(c)).mean()) for c in examined.model.info.classes], (n, 1))
+    classes = [str(c) for c in examined.model.info.classes]
+    return np.tile([float((y_train == c).mean()) if len(y_train) else math.nan for c in classes], (n, 1))
 
 def baselines_of(project: Project, examined: Examined,
                  y_train: np.ndarray, # encoded training outcomes
@@ -233,7 +234,7 @@ def _training_rows(project: Project, model: Model) -> tuple[pd.DataFrame, list[s
     "The rows that a version was trained on; where they are gone, none, and a note."
     found = training_rows(project, model.info)
     if found is not None: return found, []
-    return pd.DataFrame(), ['The rows it was trained on are not there: no figure on them, no check for shared rows.']
+    return pd.DataFrame(), ['The rows it was trained on are gone: shared rows cannot be looked for.']
 
 def examine(project: Project, model: Model, sealed: pd.DataFrame) -> tuple[Examined, list[str]]: # with notes
     "Sealed rows that have an outcome, scored."
@@ -252,7 +253,7 @@ def _notes_on_rows(examined: Examined, train: pd.DataFrame) -> list[str]:
     rows, protected, twins = examined.rows, examined.settings.data.protected, _twins(examined, train)
     notes = [f'{twins:,} of {len(rows):,} sealed rows stand, word for word, in training too.']*(twins > 0)
     newer = _newer(rows, train, examined.settings.data.time)
-    notes += [f'{newer:,} training rows are newer than every sealed row: these rows are its past.']*(newer > 0)
+    notes += [f'{newer:,} training rows are newer than every sealed row: these are its past.']*(newer > 0)
     gone = [f'{a}: no such column in the sealed rows.' for a in protected if a not in rows]
     cut = [f'{a}: {note}.' for a in protected if a in rows and (note := group_labels(rows[a])[1])]
     return notes+gone+cut
@@ -267,7 +268,8 @@ def _twins(examined: Examined, train: pd.DataFrame) -> int:
 def _newer(rows: pd.DataFrame, train: pd.DataFrame, time: str) -> int:
     "Training rows with a later time than any sealed row."
     if not len(rows) or time not in train or time not in rows: return 0
-    return int((event_times(train, time) > event_times(rows, time).max()).sum())
+    try: return int((event_times(train, time) > event_times(rows, time).max()).sum())
+    except DataError: return 0   # the data stage says what is wrong with the times
 
 def _findings(project: Project, examined: Examined, train: pd.DataFrame, notes: list[str]) -> dict: # fields
     "Every check, and the verdicts that follow."

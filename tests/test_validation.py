@@ -47,11 +47,11 @@ def registered(project, train, estimator=None, kind='linear', mlflow=False, **fa
     settings = project.settings
     target = settings.problem.target
     plan = infer_plan(train[[c for c in train if c not in {'late', 'kind', 'delay'}-{target}]], settings)
-    columns = [c.name for c in plan.columns if c.role == 'feature']
+    columns = list(plan.inputs)
     y = encode_target(train[target], settings)
     pipeline = build_pipeline(plan, estimator or LogisticRegression(max_iter=300), kind=kind).fit(train[columns], y)
     entry = project.ledger.last('snapshot', 'train')
-    known = dict(algorithm='a', author='Ada', plan=plan.body(), data=entry.body['hash'] if entry else '',
+    known = dict(algorithm='a', author='Ada', plan=plan.body(), data=facts.pop('data', entry.body['hash'] if entry else ''),
                  threshold=0.5 if settings.problem.task == 'binary' else None,
                  classes=sorted(set(y)) if settings.problem.task == 'multiclass' else [])
     if mlflow: return project.registry.register(pipeline, example=train[columns].head(), facts={**known, **facts})
@@ -107,7 +107,7 @@ def test_a_look_that_breaks_is_still_a_look(usual, monkeypatch):
     project, made, *_ = usual
     before = len(looks(project))
     monkeypatch.setattr(type(project.tables), 'read', lambda *a, **k: 1/0)
-    monkeypatch.setattr('mlcycle.validation._training_rows', lambda *a: pd.DataFrame())
+    monkeypatch.setattr('mlcycle.validation._training_rows', lambda *a: (pd.DataFrame(), []))
     with pytest.raises(ZeroDivisionError): validate(project)
     assert len(looks(project)) == before+1
 
@@ -284,6 +284,21 @@ def test_an_older_version_is_judged_on_its_own_split(tmp_path):
     newest = validate(project)
     assert newest.version == new.version and newest.test_hash == project.latest(Snapshot, subject='test').hash
     assert not [note for note in newest.notes if 'word for word' in note and int(note.split()[0]) > 5]   # gaps make a few twins
+
+
+def test_a_challenger_is_judged_on_the_test_set_of_its_time_and_its_own_rows(tmp_path):
+    df = people(900).assign(day=pd.date_range('2026-01-01', periods=900, freq='h'))
+    project = project_of(tmp_path, more='time = "day"', train=df.iloc[:400], test=df.iloc[400:600])
+    learnt = pd.concat([df.iloc[:400], df.iloc[600:700]])
+    project.record(project.tables.write('challenger', learnt), subject='challenger')
+    made = registered(project, learnt, data=project.latest(Snapshot, subject='challenger').hash)
+    own = project.latest(Snapshot, subject='test').hash
+    project.record(project.tables.write('test', df.iloc[700:]), subject='test')
+    found = validate(project, made.version)
+    assert found.test_hash == own and found.parts['training rows'].n == 500
+    assert any(note.startswith('100 training rows are newer') for note in found.notes)
+    gone = validate(project, registered(project, learnt, data='nowhere').version)
+    assert gone.parts['training rows'].status != 'ok' and 'are gone' in gone.notes[0]
 
 
 def test_rows_shared_with_training_are_counted(tmp_path):
