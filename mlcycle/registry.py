@@ -216,7 +216,9 @@ class Registry:
         for key, value in (QUIET | {k: os.environ.get(k, v) for k, v in PATIENCE.items()}).items(): os.environ[key] = value
         import logging, mlflow
         for noisy in ('mlflow', 'alembic'): logging.getLogger(noisy).setLevel(logging.ERROR)
-        if not self.project.settings.store.tracking: _prepare(self.project)
+        if not self.project.settings.store.tracking and not (self.project.read_only and (self.project.store/'mlflow.db').exists()):
+            self.project.must_write('registry')
+            _prepare(self.project)
         mlflow.set_tracking_uri(self.tracking)
         mlflow.set_registry_uri(self.tracking)
         return mlflow.MlflowClient()

@@ -34,11 +34,26 @@ def project_in(folder: Path, *, name: str='churn', task: str='binary', more: str
 
 
 @pytest.fixture(scope='module')
-def three(tmp_path_factory):
+def three(blank, tmp_path_factory):
     "A project with three versions; whoever changes it works on a copy."
-    project = project_in(tmp_path_factory.mktemp('three')/'churn')
+    project = fresh(blank, tmp_path_factory.mktemp('three')/'churn')
     for _ in range(3): project.registry.register(FITTED, example=ROWS, facts=FACTS)
     return project.folder
+
+
+@pytest.fixture(scope='module')
+def blank(tmp_path_factory):
+    "An MLflow file with nothing in it, made once."
+    project = project_in(tmp_path_factory.mktemp('blank'))
+    project.registry.client()
+    return project.store/'mlflow.db'
+
+
+def fresh(blank: Path, folder: Path, **how) -> Project:
+    "A project without versions; only making MLflow's file is spared."
+    (folder/'store').mkdir(parents=True)
+    shutil.copy(blank, folder/'store'/'mlflow.db')
+    return project_in(folder, **how)
 
 
 @pytest.fixture
@@ -210,8 +225,8 @@ def test_what_would_be_read_wrongly_is_not_registered(project, fitted_on, facts,
     assert versions(project.ledger) == ['1', '2', '3'] and len(list((project.store/'artifacts').rglob('*'))) == before
 
 
-def test_classes_keep_the_order_of_the_scores(tmp_path):
-    project = project_in(tmp_path, task='multiclass')
+def test_classes_keep_the_order_of_the_scores(blank, tmp_path):
+    project = fresh(blank, tmp_path/'p', task='multiclass')
     made = LogisticRegression().fit(ROWS, ['c', 'a', 'b', 'a']*5)
     with pytest.raises(DataError, match='in their order: a, b, c'): project.registry.register(made, example=ROWS, facts={'algorithm': 'l', 'classes': ['c', 'b', 'a']})
     project.registry.register(made, example=ROWS, facts={'algorithm': 'l', 'classes': ['a', 'b', 'c']})
@@ -220,8 +235,8 @@ def test_classes_keep_the_order_of_the_scores(tmp_path):
     assert len(project.registry.load('1').predict(ROWS[:0])) == 0
 
 
-def test_regression_scores_are_amounts(tmp_path):
-    project = project_in(tmp_path, task='regression')
+def test_regression_scores_are_amounts(blank, tmp_path):
+    project = fresh(blank, tmp_path/'p', task='regression')
     project.registry.register(Ridge().fit(ROWS, ROWS['age']), example=ROWS, facts={'algorithm': 'ridge'})
     found = project.registry.load('1').predict(ROWS)
     assert np.allclose(found['score'], ROWS['age'], atol=1) and (found['score'] == found['decision']).all()
@@ -229,8 +244,8 @@ def test_regression_scores_are_amounts(tmp_path):
 
 HOSTILE = ['a b', 'a\nb', '', '"; drop table x; --', '<img src=x onerror=alert(1)>', 'x'*500, 'index', '__class__', '0', "=cmd|' /C calc'!A0", 'ä', 'A', 'a', '😀']
 
-def test_strangers_columns_of_every_kind_register_and_load(tmp_path):
-    project = project_in(tmp_path)
+def test_strangers_columns_of_every_kind_register_and_load(blank, tmp_path):
+    project = fresh(blank, tmp_path/'p')
     for X in (pd.DataFrame({c: ROWS['age'] for c in HOSTILE}), pd.DataFrame({'t': pd.date_range('2024', periods=20), 'i': pd.array([1, None]*10, dtype='Int64'),
               'b': pd.array([True, None]*10, dtype='boolean'), 'none': [None]*20, 'mixed': [1, 'a', None, 2.5]*5, 'c': pd.Categorical(['u', 'v']*10), 'nan': [np.nan]*20})):
         made = project.registry.register(DummyClassifier(strategy='prior').fit(X, [0, 0, 1, 1]*5), example=X, facts={'algorithm': 'dummy'})
@@ -292,14 +307,14 @@ def test_two_processes_registering_at_once_get_different_numbers(tmp_path):
     for v in told: assert project.registry.load(v).version == v
 
 
-def test_a_killed_maker_of_the_file_leaves_none(tmp_path):
+def test_a_crash_while_the_file_is_made_leaves_none(tmp_path, monkeypatch):
     project = project_in(tmp_path)
-    code = 'import sys; from mlcycle.core import Project; Project(sys.argv[1]).registry.client(); print("made", flush=True)'
-    for wait in (2.5,):
-        process = subprocess.Popen([sys.executable, '-c', code, str(tmp_path)], stdout=subprocess.PIPE)
-        time.sleep(wait)
-        process.kill(); process.communicate()
-    assert project.registry.client().search_experiments()
+    def crash(*args): raise KeyboardInterrupt
+    with monkeypatch.context() as patched:
+        patched.setattr('mlcycle.registry._durable', crash)
+        with pytest.raises(KeyboardInterrupt): project.registry.client()
+    assert sorted(p.name for p in project.store.iterdir()) == ['.mlflow.lock']
+    assert project.registry.client().search_experiments()[0].artifact_location == (project.store/'artifacts'/'0').as_uri()
 
 
 def test_read_only_registers_and_promotes_nothing(project):
@@ -307,6 +322,10 @@ def test_read_only_registers_and_promotes_nothing(project):
     before = {p: p.stat().st_mtime for p in project.store.rglob('*') if not p.name.endswith('.db')}
     with pytest.raises(Blocked): closed.registry.register(FITTED, example=ROWS, facts=FACTS)
     with pytest.raises(Blocked): promote(closed, '1', because='x')
+    assert closed.registry.client().get_model_version('churn', '1')
+    empty = project_in(project.folder.parent/'empty')
+    with pytest.raises(Blocked, match='read-only'): Project(empty.folder, read_only=True).registry.client()
+    assert not empty.store.exists()
     assert closed.registry.load('1').version == '1' and {p: p.stat().st_mtime for p in project.store.rglob('*') if not p.name.endswith('.db')} == before
 
 
@@ -432,11 +451,9 @@ def free_port() -> int:
 
 
 @pytest.fixture(scope='module')
-def server(tmp_path_factory):
+def server(blank, tmp_path_factory):
     folder, port = tmp_path_factory.mktemp('server'), free_port()
-    blank = project_in(tmp_path_factory.mktemp('blank'))
-    blank.registry.client()
-    shutil.copy(blank.store/'mlflow.db', folder/'mlflow.db')
+    shutil.copy(blank, folder/'mlflow.db')
     command = [sys.executable, '-m', 'mlflow', 'server', '--host', '127.0.0.1', '--port', str(port), '--workers', '1', '--backend-store-uri', f'sqlite:///{folder}/mlflow.db',
                '--artifacts-destination', str(folder/'artifacts')]
     process = subprocess.Popen(command, env={**os.environ, 'MLFLOW_DISABLE_TELEMETRY': 'true', 'DO_NOT_TRACK': '1'}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
