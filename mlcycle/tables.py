@@ -4,7 +4,7 @@
 
 # %% ../nbs/00b_tables.ipynb #1d7496d3
 from __future__ import annotations
-import fcntl, hashlib, json, os, re, secrets, shutil
+import fcntl, json, os, re, secrets, shutil
 from contextlib import contextmanager
 from pathlib import Path
 from typing import ClassVar, Iterator, Literal
@@ -13,115 +13,37 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
-from .core import DataError, IntegrityError, MissingEvidence, Project, Result, SettingsError, digest, shown, sync_folder
+from .content import NAME, ORDER, content_hash, stored_names, to_arrow, to_frame
+from .core import (DataError, IntegrityError, MissingEvidence, Project, Result, SettingsError, shown,
+                          sync_folder)
 
 # %% auto #0
-__all__ = ['NULLABLE', 'ORDER', 'NAME', 'Where', 'OPERATORS', 'HASH', 'COMMIT', 'RULES', 'UNFIT', 'canonical_type', 'to_arrow',
-           'to_frame', 'content_hash', 'stored_names', 'condition', 'Snapshot', 'check_place', 'Tables']
-
-# %% ../nbs/00b_tables.ipynb #774d5bfc
-def canonical_type(kind: pa.DataType) -> pa.DataType: # the type a column is stored with
-    "The one type for each kind of column: text, 64-bit numbers, booleans, microseconds."
-    if pa.types.is_dictionary(kind): return canonical_type(kind.value_type)
-    if pa.types.is_boolean(kind): return pa.bool_()
-    if pa.types.is_integer(kind): return pa.int64()
-    if pa.types.is_floating(kind) or pa.types.is_decimal(kind): return pa.float64()
-    if pa.types.is_timestamp(kind): return pa.timestamp('us', tz='UTC' if kind.tz else None)
-    if pa.types.is_date(kind): return pa.timestamp('us')
-    return pa.string()
-
-def to_arrow(df: pd.DataFrame) -> pa.Table: # canonical types, rows in order
-    "A DataFrame as an Arrow table of canonical types; DataError names a column that cannot be one."
-    columns = {}
-    for position, name in enumerate(df.columns):
-        if not isinstance(name, str) or name in columns:
-            raise DataError(f'Column names must be text and different, came {name!r} at position {position+1}. Rename it.')
-        try: columns[name] = _column(name, df.iloc[:, position])
-        except UnicodeEncodeError:
-            raise DataError(f'Column {name!r} (position {position+1}) holds text that is not valid Unicode. Read the file with its encoding.') from None
-    if not columns: raise DataError('A table needs at least one column, came none.')
-    return pa.table(columns)
-
-def _column(name: str, values: pd.Series) -> pa.Array:
-    name.encode()   # a name that is not Unicode is refused here
-    try:
-        array = pa.array(values, from_pandas=True)
-        array = array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
-        return array.cast(canonical_type(array.type), safe=not pa.types.is_timestamp(array.type))   # only nanoseconds may go
-    except (pa.ArrowException, OverflowError):
-        return pa.array([None if pd.api.types.is_scalar(v) and pd.isna(v) else str(v) for v in values], type=pa.string())
-
-# %% ../nbs/00b_tables.ipynb #a6e0a654
-NULLABLE = {pa.int64(): pd.Int64Dtype(), pa.bool_(): pd.BooleanDtype()}
-
-def to_frame(table: pa.Table) -> pd.DataFrame:
-    "An Arrow table as a DataFrame: text as `str`, whole numbers and booleans with missing values as `Int64` and `boolean`."
-    df = table.to_pandas()
-    for name, column in zip(table.column_names, table.columns):
-        if column.type in NULLABLE and column.null_count: df[name] = column.to_pandas(types_mapper=NULLABLE.get)
-    return df
-
-# %% ../nbs/00b_tables.ipynb #6a2e80bb
-def content_hash(table: pa.Table) -> str: # 64 hexadecimal digits
-    "SHA-256 of names, types, values and order; independent of how the table is cut into chunks."
-    found = hashlib.sha256()
-    for name, column in zip(table.column_names, table.columns):
-        column = column.cast(canonical_type(column.type), safe=False)
-        found.update(f'{len(name.encode())}:{name}:{column.type}:{len(column)}:{column.null_count}:'.encode())
-        for part in _bytes_of(column): found.update(part)
-    return found.hexdigest()
-
-def _bytes_of(column: pa.ChunkedArray) -> list[bytes]:
-    "Where values are missing, then the values with the missing ones filled in."
-    missing = column.is_null().to_numpy(zero_copy_only=False).tobytes() if column.null_count else b''
-    if pa.types.is_string(column.type):
-        text = column.fill_null('').cast(pa.large_string())
-        joined = pa.concat_arrays(text.chunks) if text.num_chunks else pa.array([], pa.large_string())
-        return [missing, pc.binary_length(joined).to_numpy(zero_copy_only=False).tobytes(), _text_bytes(joined)]
-    numbers = column.cast(pa.int64()) if pa.types.is_timestamp(column.type) or pa.types.is_boolean(column.type) else column
-    return [missing, numbers.fill_null(0).to_numpy().tobytes()]
-
-def _text_bytes(joined: pa.Array) -> bytes:
-    _, offsets, data = joined.buffers()
-    if data is None or not len(joined): return b''
-    ends = memoryview(offsets).cast('q')
-    return bytes(memoryview(data)[ends[joined.offset]:ends[joined.offset+len(joined)]])
-
-# %% ../nbs/00b_tables.ipynb #9aed1eb4
-ORDER = '__mlcycle_row'   # keeps the order of rows; never shown
-NAME = 'mlcycle.name'     # beside a column: what it is called
-
-def stored_names(names: list[str], # what the columns are called
-                 there: dict[str, str]={}, # columns that the table has already
-                 ) -> dict[str, str]: # name → name in the files
-    "Each column's name in the files: its own where every reader of Delta tables takes it, else a digest of it."
-    found, taken = {}, {ORDER, *(s.casefold() for s in there.values())}
-    for name in names:
-        plain = re.fullmatch(r'[^\W\d]\w{0,99}', name) and name.casefold() not in taken
-        stored = there.get(name) or (name if plain else f'column_{digest(name)[:16]}')
-        while stored.casefold() in taken and name not in there: stored += '_'
-        found[name] = stored
-        taken.add(stored.casefold())
-    return found
+__all__ = ['Where', 'OPERATORS', 'HASH', 'COMMIT', 'RULES', 'UNFIT', 'condition', 'Snapshot', 'check_place', 'Tables']
 
 # %% ../nbs/00b_tables.ipynb #0e280646
 Where = list[tuple]   # [('column', '=', value), …]
-OPERATORS = {'=': pc.equal, '!=': pc.not_equal, '<': pc.less, '<=': pc.less_equal, '>': pc.greater, '>=': pc.greater_equal}
+OPERATORS = {'=': pc.equal, '!=': pc.not_equal, '<': pc.less, '<=': pc.less_equal, '>': pc.greater,
+             '>=': pc.greater_equal, 'in': pc.Expression.isin}
 
 def condition(where: Where, # all must hold; a missing value fulfils nothing
               schema: pa.Schema, # of the table asked
               names: dict[str, str], # name → name in that schema
               ) -> pc.Expression:
-    "Tuples as an expression of Arrow; an unknown column, an unknown operator or a value of another kind is an error."
+    "Tuples as an expression of Arrow; an unknown column or operator or a value of another kind is an error."
     found = pc.scalar(True)
     for column, operator, value in where:
-        if column not in names: raise DataError(f'No column {column!r} in the table. Columns: {shown(list(names)[:40])}.')
-        if operator != 'in' and operator not in OPERATORS: raise SettingsError(f'No operator {operator!r}. Allowed: in, {", ".join(OPERATORS)}.')
-        kind, asked = schema.field(names[column]).type, pc.field(names[column])
-        try: found &= asked.isin(_values(list(value), kind)) if operator == 'in' else OPERATORS[operator](asked, _values([value], kind)[0])
+        stored = _known(column, names)
+        if operator not in OPERATORS: raise SettingsError(f'No operator {operator!r}. Allowed: {", ".join(OPERATORS)}.')
+        kind = schema.field(stored).type
+        try: compared = _values(list(value), kind) if operator == 'in' else _values([value], kind)[0]
         except (pa.ArrowException, TypeError, ValueError, OverflowError):
             raise DataError(f'Column {column!r} holds {kind}; {shown(value)!r} cannot be compared with it.') from None
+        found &= OPERATORS[operator](pc.field(stored), compared)
     return pc.coalesce(found, pc.scalar(False))
+
+def _known(column: str, names: dict[str, str]) -> str:
+    if column in names: return names[column]
+    raise DataError(f'No column {column!r} in the table. Columns: {shown(list(names)[:40])}.')
 
 def _values(values: list, kind: pa.DataType) -> pa.Array:
     if pa.types.is_timestamp(kind): values = [_moment(v, bool(kind.tz)) for v in values]
@@ -145,18 +67,23 @@ class Snapshot(Result):
     hash: str # of the content; order counts. Empty after an append, which reads nothing: see Tables.snapshot
 
     @property
-    def headline(self) -> str: return f'{self.table}: {self.rows:,} rows, {len(self.columns)} columns, version {self.version}, content {self.hash[:12]}'
+    def headline(self) -> str:
+        "How large it is, and which."
+        size = f'{self.rows:,} rows, {len(self.columns)} columns'
+        return f'{self.table}: {size}, version {self.version}, content {self.hash[:12]}'
 
-HASH, COMMIT = 'mlcycle.hash', 'mlcycle.commit'   # in the log of a commit: what the content hashes to, which call it was
+HASH, COMMIT = 'mlcycle.hash', 'mlcycle.commit'   # in a commit's log: what the content hashes to, which call it was
 RULES = {'delta.dataSkippingNumIndexedCols': '0', 'delta.enableExpiredLogCleanup': 'false',
-         'delta.logRetentionDuration': 'interval 36500 days', 'delta.deletedFileRetentionDuration': 'interval 36500 days'}
+         'delta.logRetentionDuration': 'interval 36500 days',
+         'delta.deletedFileRetentionDuration': 'interval 36500 days'}
 UNFIT = r'[#?\[\]\\^|{}`<>\x00-\x1f]|%[0-9A-Fa-f]{2}'   # in a folder's path: what the Delta library cannot open
 
 def check_place(path: str) -> str: # the path
-    "Refuse a folder whose path the libraries beneath read as a URL: better before the first byte than after the last."
-    if bad := re.search(UNFIT, path):
-        raise SettingsError(f'A project cannot lie in a folder whose path holds {bad[0]!r}: {path}. Rename the folder; spaces and letters of any language are fine.')
-    return path
+    "Refuse a folder whose path the libraries beneath would read as a URL."
+    bad = re.search(UNFIT, path)
+    if not bad: return path
+    raise SettingsError(f'A project cannot lie in a folder whose path holds {bad[0]!r}: {path}. Rename the folder; '
+                        'spaces and letters of any language are fine.')
 
 class Tables:
     "The Delta tables of a project."
@@ -165,10 +92,10 @@ class Tables:
     def uri(self, name: str) -> str:
         "Where a table lies; its name is a plain word."
         if not re.fullmatch('[a-z][a-z0-9_]{0,60}', name):
-            raise SettingsError(f'{name!r} cannot name a table. Allowed: a small letter, then small letters, digits and _.')
-        elsewhere = self.project.settings.store.tables
-        if '://' in elsewhere and not elsewhere.startswith('file://'): return f"{elsewhere.rstrip('/')}/{name}"
-        place = unquote(urlsplit(elsewhere).path) if elsewhere.startswith('file://') else elsewhere or 'store/tables'
+            raise SettingsError(f'{name!r} cannot name a table. Allowed: a small letter, then small letters, digits, _.')
+        place = self.project.settings.store.tables or 'store/tables'
+        if place.startswith('file://'): place = unquote(urlsplit(place).path)
+        if '://' in place: return f"{place.rstrip('/')}/{name}"
         return check_place(str(self.project.folder/Path(place).expanduser()/name))
 
     def folder(self, name: str) -> Path | None: # None: in an object store
@@ -183,7 +110,8 @@ class Tables:
 
     def _open(self, name: str, version: int | None=None):
         from deltalake import DeltaTable
-        if not self.exists(name): raise MissingEvidence(f'There is no table {name!r} yet. Run the stage that writes it: mlcycle run data')
+        if not self.exists(name):
+            raise MissingEvidence(f'There is no table {name!r} yet. Run the stage that writes it: mlcycle run data')
         which = f'Version {version} of table {name!r}' if version is not None else f'Table {name!r}'
         with _readable(which): return DeltaTable(self.uri(name), version=version)
 
@@ -201,25 +129,28 @@ class Tables:
               df: pd.DataFrame, # all rows
               *, mode: Literal['overwrite', 'append']='overwrite',
               ) -> Snapshot: # of the table as it is now; not recorded by itself
-        "Write rows in one commit, durable on return. Overwriting with the same content changes nothing; appending keeps each column's type."
+        "Write rows in one commit, durable on return. The same content again changes nothing; an append keeps types."
         if mode not in ('overwrite', 'append'): raise SettingsError(f'No mode {mode!r}. Allowed: overwrite, append.')
         self.project.must_write(f'table {name}')
         table = to_arrow(df)
         with self._alone(name):
-            return self._append(name, table) if mode == 'append' and self.exists(name) else self._overwrite(name, table)
+            how = self._append if mode == 'append' and self.exists(name) else self._overwrite
+            return how(name, table)
 
     def _overwrite(self, name: str, table: pa.Table) -> Snapshot:
         opened, hash = self._open(name) if self.exists(name) else None, content_hash(table)
         if opened and (same := self._unchanged(name, opened, hash)): return same
         how = {'schema_mode': 'overwrite'} if opened else {'configuration': RULES}
-        version = self._commit(name, opened, table, stored_names(table.column_names), hash=hash, mode='overwrite', **how)
-        return Snapshot(table=name, version=version, rows=table.num_rows, columns=table.column_names, hash=hash)
+        names = stored_names(table.column_names)
+        version = self._commit(name, opened, table, names, hash=hash, mode='overwrite', **how)
+        return Snapshot(table=name, version=version, rows=table.num_rows, columns=list(names), hash=hash)
 
     def _unchanged(self, name: str, opened, hash: str) -> Snapshot | None:
         "The newest content as a snapshot, where it has this hash and its files are whole."
         newest = next((c for c in opened.history(50) if not c.get('operation', '').startswith('VACUUM')), {})
         if newest.get(HASH) != hash: return None
-        found = Snapshot(table=name, version=newest['version'], rows=_count(opened), columns=list(_names(opened)), hash=hash)
+        columns = list(_names(opened))
+        found = Snapshot(table=name, version=newest['version'], rows=_count(opened), columns=columns, hash=hash)
         try: self._verified(found)
         except IntegrityError: return None   # written anew
         return found
@@ -228,23 +159,26 @@ class Tables:
         opened = self._open(name)
         there, count = _names(opened), _count(opened)
         names = stored_names(list(dict.fromkeys([*there, *table.column_names])), there)
-        fitting = pa.table({n: _fit(name, n, table, _schema(opened).field(there[n]).type if n in there else None) for n in names})
-        schema_mode = 'merge' if len(names) > len(there) else None
-        version = self._commit(name, opened, fitting, names, start=count, mode='append', schema_mode=schema_mode)
+        kinds = {n: _schema(opened).field(stored).type for n, stored in there.items()}
+        fitting = pa.table({n: _fit(name, n, table, kinds.get(n)) for n in names})
+        merge = 'merge' if len(names) > len(there) else None
+        version = self._commit(name, opened, fitting, names, start=count, mode='append', schema_mode=merge)
         return Snapshot(table=name, version=version, rows=count+table.num_rows, columns=list(names), hash='')
 
-    def _commit(self, name: str, opened, table: pa.Table, names: dict[str, str], *, start: int=0, hash: str='', **how) -> int: # version
+    def _commit(self, name: str, opened, table: pa.Table, names: dict[str, str],
+                *, start: int=0, hash: str='', **how) -> int: # the version it made
         from deltalake import CommitProperties, write_deltalake
         from deltalake.exceptions import DeltaError
         mark = secrets.token_hex(8)
-        fields = [pa.field(names[n], table.schema.field(n).type, metadata={NAME: n} if names[n] != n else None) for n in table.column_names]
-        numbered = pa.table([*table.columns, pa.array(np.arange(start, start+table.num_rows))], schema=pa.schema([*fields, pa.field(ORDER, pa.int64())]))
+        numbered = _numbered(table, names, start)
         properties = CommitProperties(custom_metadata={COMMIT: mark, HASH: hash}, max_commit_retries=50)
         try: write_deltalake(opened or self.uri(name), numbered, commit_properties=properties, **how)
-        except (DeltaError, OSError) as error: raise DataError(f'Table {name!r} was not written, nothing changed: {str(error)[:300]}') from None
+        except (DeltaError, OSError) as error:
+            raise DataError(f'Table {name!r} was not written, nothing changed: {str(error)[:300]}') from None
         opened = opened or self._open(name)
         opened.update_incremental()
-        version = next(c['version'] for many in (1, 500) for c in opened.history(many) if c.get(COMMIT) == mark)
+        lately = (c for many in (1, 500) for c in opened.history(many))
+        version = next(c['version'] for c in lately if c.get(COMMIT) == mark)
         if (folder := self.folder(name)) is not None: _settle(folder, version)
         return version
 
@@ -256,46 +190,51 @@ class Tables:
         "A table as it is now; reads all of it to hash its content."
         opened = self._open(name)
         table = self._rows(name, opened)
-        return Snapshot(table=name, version=opened.version(), rows=table.num_rows, columns=table.column_names, hash=content_hash(table))
+        return Snapshot(table=name, version=opened.version(), rows=table.num_rows, columns=table.column_names,
+                        hash=content_hash(table))
 
     def read(self, name: str | Snapshot, # a table as it is now, or one version of it
              *, columns: list[str] | None=None, # only these
              where: Where | None=None, # only rows for which all conditions hold
              ) -> pd.DataFrame: # rows in their order
         "Read a table; a Snapshot is read at its version and refused when its content is not what was recorded."
-        if not isinstance(name, Snapshot): return to_frame(self._rows(name, self._open(name), columns=columns, where=where or []))
+        if not isinstance(name, Snapshot):
+            return to_frame(self._rows(name, self._open(name), columns=columns, where=where or []))
         table = self._verified(name)
         names = {c: c for c in table.column_names}
         if where: table = table.filter(condition(where, table.schema, names))
         return to_frame(table if columns is None else table.select([_known(c, names) for c in columns]))
 
-    def _rows(self, name: str, opened, *, columns: list[str] | None=None, where: Where=(), without: Where=()) -> pa.Table:
-        "Rows in order under their columns' own names: those for which `where` holds, or those for which `without` does not."
+    def _rows(self, name: str, opened, *, columns: list[str] | None=None, where: Where=(),
+              without: Where=()) -> pa.Table:
+        "Rows in order, columns by their own names: where `where` holds, or where `without` does not."
         from pyarrow import fs
-        names, schema = _names(opened), _schema(opened)
+        names, schema, place = _names(opened), _schema(opened), self.folder(name)
         wanted = list(names) if columns is None else list(columns)
-        chosen = condition(where, schema, names) if where else ~condition(without, schema, names) if without else None
-        place = self.folder(name)
+        stored, chosen = [_known(c, names) for c in wanted], condition(where or without, schema, names)
         files = fs.SubTreeFileSystem(str(place), fs.LocalFileSystem()) if place else None
         with _readable(f'Table {name!r}'):
             dataset = opened.to_pyarrow_dataset(filesystem=files)
-            table = dataset.to_table(columns=[*(names[_known(c, names)] for c in wanted), ORDER], filter=chosen)
+            table = dataset.to_table(columns=[*stored, ORDER], filter=~chosen if without else chosen)
         numbers = table[ORDER].to_numpy()
         if (np.diff(numbers) < 0).any(): table = table.take(np.argsort(numbers, kind='stable'))
         return table.drop_columns([ORDER]).rename_columns(wanted)
 
     def _verified(self, snapshot: Snapshot) -> pa.Table:
-        if not snapshot.hash: raise SettingsError(f'This snapshot of {snapshot.table!r} names no content: an append gave it. Take one with tables.snapshot({snapshot.table!r}).')
-        table = self._rows(snapshot.table, self._open(snapshot.table, snapshot.version))
-        if content_hash(table) != snapshot.hash:
-            raise IntegrityError(f'Table {snapshot.table!r} version {snapshot.version} is not the content that was recorded ({snapshot.hash[:12]}). '
-                                 'Run mlcycle run data again, or put back a copy of the store.')
-        return table
+        name = snapshot.table
+        if not snapshot.hash:
+            raise SettingsError(f'This snapshot of {name!r} names no content: an append gave it. '
+                                f'Take one with tables.snapshot({name!r}).')
+        table = self._rows(name, self._open(name, snapshot.version))
+        if content_hash(table) == snapshot.hash: return table
+        raise IntegrityError(f'Table {name!r} version {snapshot.version} is not the content that was recorded '
+                             f'({snapshot.hash[:12]}). Run mlcycle run data again, or put back a copy of the store.')
 
     def versions(self, name: str) -> pd.DataFrame: # version, at (UTC), operation; newest first
         "The commits of a table."
         commits = self._open(name).history()
-        return pd.DataFrame({'version': [c['version'] for c in commits], 'at': pd.to_datetime([c['timestamp'] for c in commits], unit='ms', utc=True),
+        at = pd.to_datetime([c['timestamp'] for c in commits], unit='ms', utc=True)
+        return pd.DataFrame({'version': [c['version'] for c in commits], 'at': at,
                              'operation': [c.get('operation', '') for c in commits]})
 
     def delete(self, name: str, where: Where) -> int: # rows deleted
@@ -304,17 +243,19 @@ class Tables:
         with self._alone(name):
             opened = self._open(name)
             kept, before = self._rows(name, opened, without=where), _count(opened)
-            if kept.num_rows < before: self._commit(name, opened, kept, _names(opened), hash=content_hash(kept), mode='overwrite')
+            if kept.num_rows < before:
+                self._commit(name, opened, kept, _names(opened), hash=content_hash(kept), mode='overwrite')
         return before-kept.num_rows
 
     def vacuum(self, name: str, *, hours: int=0) -> list[str]: # files removed
-        "Remove files that only versions older than some hours need; with 0 only the newest can be read afterwards, and strays of killed writers go too."
+        "Remove files that only versions older than some hours need; with 0 only the newest version stays readable."
         with self._alone(name):
             opened, folder = self._open(name), self.folder(name)
-            removed = opened.vacuum(retention_hours=hours, dry_run=False, enforce_retention_duration=False, full=folder is not None)
+            removed = opened.vacuum(retention_hours=hours, dry_run=False, full=folder is not None,
+                                    enforce_retention_duration=False)
             if folder is None or hours: return removed
             used = {Path(f).name for f in opened.file_uris()}
-            strays = [f for f in folder.iterdir() if f.is_file() and f.name not in used]
+            strays = [f for f in folder.iterdir() if f.is_file() and f.name not in used]   # of killed writers
             for stray in strays: stray.unlink()
             sync_folder(folder)
             return removed+[f.name for f in strays]
@@ -322,10 +263,14 @@ class Tables:
     def drop(self, name: str) -> None:
         "Remove a table with all its versions; in an object store an empty table stays."
         with self._alone(name):
-            folder = self.folder(name)
-            if folder is not None and folder.exists(): folder.rename(folder.parent/f'.{name}.dropped')   # gone at once, whatever happens next
-            if folder is not None: shutil.rmtree(folder.parent/f'.{name}.dropped', ignore_errors=True); return
-        if self.exists(name): self._open(name).delete(); self.vacuum(name)
+            if (folder := self.folder(name)) is not None:
+                dropped = folder.with_name(f'.{name}.dropped')   # gone at once, whatever happens next
+                if folder.exists(): folder.rename(dropped)
+                shutil.rmtree(dropped, ignore_errors=True)
+                return
+        if self.exists(name):
+            self._open(name).delete()
+            self.vacuum(name)
 
 # %% ../nbs/00b_tables.ipynb #a826d3b2
 def _names(opened) -> dict[str, str]: # name → name in the files
@@ -333,11 +278,15 @@ def _names(opened) -> dict[str, str]: # name → name in the files
 
 def _schema(opened) -> pa.Schema: return pa.schema(opened.schema().to_arrow())
 
-def _count(opened) -> int: return int(pc.sum(pa.table(opened.get_add_actions(flatten=True))['num_records']).as_py() or 0)
+def _count(opened) -> int: # rows, from the log
+    return int(pc.sum(pa.table(opened.get_add_actions(flatten=True))['num_records']).as_py() or 0)
 
-def _known(column: str, names: dict[str, str]) -> str:
-    if column not in names: raise DataError(f'No column {column!r} in the table. Columns: {shown(list(names)[:40])}.')
-    return column
+def _numbered(table: pa.Table, names: dict[str, str], start: int) -> pa.Table:
+    "The table as its files hold it: stored names, each with its own beside it, and a number for each row."
+    told = [{NAME: n} if names[n] != n else None for n in table.column_names]
+    fields = [pa.field(names[f.name], f.type, metadata=t) for f, t in zip(table.schema, told)]
+    numbers = pa.array(np.arange(start, start+table.num_rows))
+    return pa.table([*table.columns, numbers], schema=pa.schema([*fields, pa.field(ORDER, pa.int64())]))
 
 @contextmanager
 def _readable(which: str) -> Iterator[None]:
@@ -345,7 +294,8 @@ def _readable(which: str) -> Iterator[None]:
     from deltalake.exceptions import DeltaError
     try: yield
     except (DeltaError, OSError, ValueError, pa.ArrowException) as error:
-        raise IntegrityError(f'{which} cannot be read: {str(error)[:200]}. Put back a copy of the store, or run the stage that writes it again.') from None
+        raise IntegrityError(f'{which} cannot be read: {str(error)[:200]}. Put back a copy of the store, or run the '
+                             'stage that writes it again.') from None
 
 def _fit(name: str, column: str, table: pa.Table, kind: pa.DataType | None) -> pa.ChunkedArray:
     "A column as the table stores it; nothing is rounded or read as something else on the way."
@@ -357,7 +307,8 @@ def _fit(name: str, column: str, table: pa.Table, kind: pa.DataType | None) -> p
     try:
         if number(kind) and number(values.type): return values.cast(kind, safe=True)
     except pa.ArrowInvalid: pass
-    raise DataError(f'Column {column!r} of table {name!r} holds {kind}, the new rows hold {values.type}. Nothing was appended; convert them first.')
+    raise DataError(f'Column {column!r} of table {name!r} holds {kind}, the new rows hold {values.type}. '
+                    'Nothing was appended; convert them first.')
 
 def _settle(folder: Path, version: int) -> None:
     "Make a commit durable: its files, its line in the log, and the folders."
