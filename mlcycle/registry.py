@@ -4,64 +4,21 @@
 
 # %% ../nbs/00c_registry.ipynb #68120981
 from __future__ import annotations
-import fcntl, os, re, tempfile, warnings
-from contextlib import contextmanager
+import re, tempfile, warnings
 from datetime import datetime, timezone
-from importlib.metadata import version as installed
 from pathlib import Path
-from typing import ClassVar, Iterator
+from typing import ClassVar
 import numpy as np
 import pandas as pd
-from .core import (Blocked, DataError, Estimate, IntegrityError, Project, Result, SettingsError, digest, shown, sync_folder,
-                          write_atomic)
+from .core import (Blocked, DataError, Estimate, IntegrityError, Project, Result, SettingsError,
+                          digest, shown, write_atomic)
 from .gates import check, must_pass, registered
 from .ledger import ROLE_KINDS, ROLES, Entry, retired, roles, versions
-from .tables import check_place
+from .mlstore import alone, answering, durable, hush, prepare
+from .modelfiles import TRUSTED_TYPES, check_size, dumps, loads, pinned, refuse_other_library
 
 # %% auto #0
-__all__ = ['TRUSTED_TYPES', 'LARGEST', 'QUIET', 'PATIENCE', 'PLACES', 'dumps', 'loads', 'ModelVersion', 'Model', 'Registry',
-           'pinned', 'promote', 'rollback', 'repair']
-
-# %% ../nbs/00c_registry.ipynb #7dbe8789
-TRUSTED_TYPES = [
-    'mlcycle.features.Clean', 'mlcycle.features.Calibrated',
-    *(f'sklearn.{name}' for name in (
-        'tree._tree.Tree', 'ensemble._hist_gradient_boosting.predictor.TreePredictor',
-        '_loss.link.Interval', '_loss.link.LogitLink', '_loss.link.IdentityLink', '_loss.link.LogLink', '_loss.link.MultinomialLogit',
-        *(f'_loss.loss.{loss}' for loss in ('HalfBinomialLoss', 'HalfMultinomialLoss', 'HalfSquaredError', 'AbsoluteError', 'PinballLoss', 'HuberLoss',
-                                            'HalfPoissonLoss', 'HalfGammaLoss', 'HalfTweedieLoss', 'HalfTweedieLossIdentity', 'ExponentialLoss')),
-        *(f'_loss._loss.Cy{loss}' for loss in ('HalfBinomialLoss', 'HalfMultinomialLoss', 'HalfSquaredError', 'AbsoluteError', 'PinballLoss', 'HuberLoss',
-                                               'HalfPoissonLoss', 'HalfGammaLoss', 'HalfTweedieLoss', 'HalfTweedieLossIdentity', 'ExponentialLoss')),
-        'calibration._CalibratedClassifier', 'calibration._SigmoidCalibration', 'calibration._TemperatureScaling',
-        'neighbors._kd_tree.KDTree', 'neighbors._ball_tree.BallTree', 'metrics._dist_metrics.EuclideanDistance64',
-        'metrics._dist_metrics.ManhattanDistance64', 'metrics._dist_metrics.MinkowskiDistance64', 'utils._bunch.Bunch',
-        'neural_network._stochastic_optimizers.AdamOptimizer', 'neural_network._stochastic_optimizers.SGDOptimizer')),
-    'lightgbm.basic.Booster', 'lightgbm.sklearn.LGBMClassifier', 'lightgbm.sklearn.LGBMRegressor', 'xgboost.core.Booster',
-    'xgboost.sklearn.XGBClassifier', 'xgboost.sklearn.XGBRegressor', 'collections.OrderedDict', 'collections.defaultdict',
-    'numpy.dtype']
-LARGEST = 2*1024**3   # bytes of a model file
-
-def dumps(estimator: object) -> bytes: # a skops file
-    "An estimator as a skops file; a type outside the list is refused by name."
-    import skops.io
-    content = skops.io.dumps(estimator)
-    _refuse_untrusted(content)
-    return content
-
-def loads(content: bytes) -> object: # an estimator
-    "The estimator in a skops file; pickles and types outside the list are refused."
-    import skops.io
-    _refuse_untrusted(content)
-    try: return skops.io.loads(content, trusted=TRUSTED_TYPES)
-    except Exception as error: raise IntegrityError(f'The model file cannot be read: {type(error).__name__}. Put back a copy of the store.') from None
-
-def _refuse_untrusted(content: bytes) -> None:
-    import skops.io
-    if len(content) > LARGEST: raise IntegrityError(f'The model file has {len(content):,} bytes, allowed are {LARGEST:,}.')
-    if content[:2] != b'PK': raise IntegrityError('The model file is no skops file. Only skops files are loaded; a pickle could run code.')
-    try: unknown = sorted(set(skops.io.get_untrusted_types(data=content))-set(TRUSTED_TYPES))
-    except Exception as error: raise IntegrityError(f'The model file cannot be read: {type(error).__name__}. Put back a copy of the store.') from None
-    if unknown: raise IntegrityError(f'The model file holds types that are not trusted: {", ".join(unknown)}. Build the model from scikit-learn parts.')
+__all__ = ['ModelVersion', 'Model', 'Registry', 'promote', 'rollback', 'repair']
 
 # %% ../nbs/00c_registry.ipynb #b5b58d43
 class ModelVersion(Result):
@@ -70,11 +27,11 @@ class ModelVersion(Result):
     stage: ClassVar[str] = 'development'
     version: str # number, from 1
     hash: str # SHA-256 of the skops file
-    uri: str # of the file: relative to the store, or MLflow's URI of the model with the file's name; Registry.content reads both
+    uri: str # of the file: below the store, or in MLflow's address of the model; Registry.content reads both
     algorithm: str
     task: str
     author: str = '' # may not approve it
-    threshold: float | None = None # binary: a score from here on is a 1; 0.5 unless the caller knows better
+    threshold: float | None = None # binary: a score from here on is a 1
     classes: list = [] # multiclass: in the order of the scores
     columns: list[str] # raw input columns, in order
     plan: dict = {} # FeaturePlan
@@ -100,98 +57,38 @@ class Model:
     def align(self, df: pd.DataFrame) -> pd.DataFrame: # exactly the model's columns, in its order
         "The model's columns out of a DataFrame by name; others are ignored, missing ones are an error."
         if not isinstance(df, pd.DataFrame):
-            raise DataError(f'A model takes a DataFrame with named columns, came {type(df).__name__}. Columns: {shown(self.info.columns)}.')
+            raise DataError(f'A model takes a DataFrame with named columns, came {type(df).__name__}. '
+                            f'Columns: {shown(self.info.columns)}.')
         missing = [c for c in self.info.columns if c not in df.columns]
-        if missing: raise DataError(f'Missing columns: {shown(missing)}. Version {self.version} needs: {shown(self.info.columns)}.')
+        if missing:
+            raise DataError(f'Missing columns: {shown(missing)}. Version {self.version} needs: '
+                            f'{shown(self.info.columns)}.')
         found = df[self.info.columns]
-        if found.shape[1] == len(self.info.columns): return found
-        raise DataError(f'Columns came more than once: {shown(sorted(set(found.columns[found.columns.duplicated()])))}. Keep one of each.')
+        doubled = sorted(set(found.columns[found.columns.duplicated()]))
+        if doubled: raise DataError(f'Columns came more than once: {shown(doubled)}. Keep one of each.')
+        return found
 
-    def scores(self, df: pd.DataFrame) -> np.ndarray: # (n,) probability of 1, or (n, k) of the classes, or (n,) predicted amount
+    def scores(self, df: pd.DataFrame) -> np.ndarray: # (n,) of 1, (n, k) of classes, or (n,) amounts
         "Scores of rows; a score that is not finite is an error."
         rows = self.align(df)
         if not len(rows): return np.zeros((0, len(self.info.classes)) if self.task == 'multiclass' else 0)
-        found = self.estimator.predict(rows) if self.task == 'regression' else self.estimator.predict_proba(rows)
+        ask = self.estimator.predict if self.task == 'regression' else self.estimator.predict_proba
+        found = ask(rows)
         found = np.asarray(found if self.task != 'binary' else found[:, 1], dtype=float)
-        if not np.isfinite(found).all(): raise IntegrityError(f'Version {self.version} gave a score that is not a number. It must not answer.')
-        return found
+        if np.isfinite(found).all(): return found
+        raise IntegrityError(f'Version {self.version} gave a score that is not a number. It must not answer.')
 
-    def predict(self, df: pd.DataFrame) -> pd.DataFrame: # score, decision and for classes score_<class>; the index is the rows'
+    def predict(self, df: pd.DataFrame) -> pd.DataFrame: # score, decision [, score_<class>…]; index as df's
         "Scores with the decision that follows from them."
-        found = self.scores(df)
-        if self.task == 'binary': return pd.DataFrame({'score': found, 'decision': (found >= self.info.threshold).astype(int)}, index=df.index)
-        if self.task == 'regression': return pd.DataFrame({'score': found, 'decision': found}, index=df.index)
-        columns = {f'score_{c}': found[:, i] for i, c in enumerate(self.info.classes)}
-        decision = np.array([str(c) for c in self.info.classes], dtype=object)[found.argmax(axis=1)] if len(found) else np.array([], dtype=object)
-        return pd.DataFrame({'score': found.max(axis=1) if len(found) else [], 'decision': decision, **columns}, index=df.index)
-
-# %% ../nbs/00c_registry.ipynb #ada4514c
-QUIET = {'MLFLOW_DISABLE_TELEMETRY': 'true', 'DO_NOT_TRACK': '1', 'MLFLOW_LOGGING_LEVEL': 'ERROR', 'MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT': 'true'}
-PATIENCE = {'MLFLOW_HTTP_REQUEST_MAX_RETRIES': '3', 'MLFLOW_HTTP_REQUEST_TIMEOUT': '30'}   # with a server; the person's own settings win
-PLACES = (('experiments', 'artifact_location'), ('runs', 'artifact_uri'), ('logged_models', 'artifact_location'),
-          ('model_versions', 'storage_location'), ('model_versions', 'source'))   # where MLflow writes absolute paths
-
-@contextmanager
-def _alone(project: Project) -> Iterator[None]:
-    "One process at a time at a project's MLflow file."
-    project.store.mkdir(parents=True, exist_ok=True)
-    with (project.store/'.mlflow.lock').open('a') as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-def _prepare(project: Project) -> None:
-    "The project's MLflow file: made once, its paths those of where the project lies now."
-    check_place(str(project.store))
-    with _alone(project):
-        if not (project.store/'mlflow.db').exists(): _make_file(project.store)
-        _relocate(project.store)
-
-def _make_file(store: Path) -> None:
-    "An empty MLflow file, whole or not at all."
-    import mlflow
-    from sqlalchemy import event
-    from sqlalchemy.engine import Engine
-    hurried = lambda connection, _: connection.execute('PRAGMA synchronous=OFF') and connection.execute('PRAGMA journal_mode=MEMORY')
-    event.listen(Engine, 'connect', hurried)
-    try:
-        with tempfile.TemporaryDirectory(prefix='.mlflow-', dir=store) as folder:
-            address = f'sqlite:///{folder}/mlflow.db'
-            mlflow.MlflowClient(tracking_uri=address, registry_uri=address).search_experiments()
-            _durable(Path(folder)/'mlflow.db')
-            os.replace(Path(folder)/'mlflow.db', store/'mlflow.db')
-    finally: event.remove(Engine, 'connect', hurried)
-    sync_folder(store)
-
-def _relocate(store: Path) -> None:
-    "Rewrite the paths in an MLflow file that was made where the project lay before."
-    import sqlite3
-    here = (store/'artifacts').as_uri()
-    connection = sqlite3.connect(store/'mlflow.db', timeout=60)
-    try:
-        connection.execute("UPDATE experiments SET artifact_location = ? WHERE experiment_id = 0 AND artifact_location <> ?", [f'{here}/0']*2)
-        known = connection.execute('SELECT DISTINCT artifact_location FROM experiments').fetchall()
-        for before in {place[:-len('/artifacts')] for (place,) in known if place.endswith('/store/artifacts') and place != here}:
-            for table, column in PLACES:
-                connection.execute(f'UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE substr({column}, 1, ?) = ?',
-                                   (here[:-len('/artifacts')], len(before)+1, len(before)+1, f'{before}/'))
-        connection.commit()
-    finally: connection.close()
-
-def _durable(path: Path) -> None:
-    "A file and its folders' entries on the disk."
-    handle = os.open(path, os.O_RDONLY)
-    try: os.fsync(handle)
-    finally: os.close(handle)
-    for folder in list(path.parents)[:5]: sync_folder(folder)
-
-@contextmanager
-def _answering(where: str) -> Iterator[None]:
-    "MLflow's own errors as one of ours."
-    from mlflow.exceptions import MlflowException
-    try: yield
-    except (MlflowException, OSError) as error:
-        said = f'MLflow at {where} did not do its part: {str(error).splitlines()[0][:300]}'
-        raise Blocked(re.sub('//[^/@ ]*@', '//***@', said)+'. Start it, or mend store.tracking in mlcycle.toml.') from None
+        found, classes = self.scores(df), np.array([str(c) for c in self.info.classes], dtype=object)
+        if self.task == 'regression': columns = {'score': found, 'decision': found}
+        elif self.task == 'binary':
+            columns = {'score': found, 'decision': (found >= self.info.threshold).astype(int)}
+        else:
+            best = found.argmax(axis=1)
+            columns = {'score': found[np.arange(len(found)), best], 'decision': classes[best]}
+            columns |= {f'score_{c}': found[:, i] for i, c in enumerate(classes)}
+        return pd.DataFrame(columns, index=df.index)
 
 # %% ../nbs/00c_registry.ipynb #edb2be27
 class Registry:
@@ -199,7 +96,7 @@ class Registry:
     def __init__(self, project: Project): self.project = project
 
     @property
-    def name(self) -> str: # of the registered model in MLflow; on a server shared by projects, their names must differ
+    def name(self) -> str: # of the registered model; projects that share a server need different names
         "The project's name as MLflow allows it; a project that is renamed stays under its first name."
         first = self.project.ledger.last('model')
         if first and first.body.get('registered_as'): return first.body['registered_as']
@@ -211,14 +108,19 @@ class Registry:
         "MLflow's address: the project's SQLite file unless the settings name a server."
         return self.project.settings.store.tracking or f"sqlite:///{self.project.store/'mlflow.db'}"
 
+    @property
+    def local(self) -> bool:
+        "Whether model files lie in the project's folder."
+        return not self.project.settings.store.tracking
+
     def client(self):
         "An MLflow client on the project's store."
-        for key, value in (QUIET | {k: os.environ.get(k, v) for k, v in PATIENCE.items()}).items(): os.environ[key] = value
-        import logging, mlflow
-        for noisy in ('mlflow', 'alembic'): logging.getLogger(noisy).setLevel(logging.ERROR)
-        if not self.project.settings.store.tracking and not (self.project.read_only and (self.project.store/'mlflow.db').exists()):
+        hush()
+        import mlflow
+        only_look = self.project.read_only and (self.project.store/'mlflow.db').exists()
+        if self.local and not only_look:
             self.project.must_write('registry')
-            _prepare(self.project)
+            prepare(self.project)
         mlflow.set_tracking_uri(self.tracking)
         mlflow.set_registry_uri(self.tracking)
         return mlflow.MlflowClient()
@@ -227,12 +129,12 @@ class Registry:
         "The project's MLflow experiment; made when it is not there."
         found = client.get_experiment_by_name(self.name)
         if found: return found.experiment_id
-        location = None if self.project.settings.store.tracking else (self.project.store/'artifacts').as_uri()
+        location = (self.project.store/'artifacts').as_uri() if self.local else None
         try: return client.create_experiment(self.name, artifact_location=location)
-        except Exception: return client.get_experiment_by_name(self.name).experiment_id   # another process was first
+        except Exception: return client.get_experiment_by_name(self.name).experiment_id   # another was first
 
     def register(self, pipeline: object, # fitted, takes raw columns
-                 *, example: pd.DataFrame, # a few rows of them; five are kept beside the model, so let them be nobody's
+                 *, example: pd.DataFrame, # a few rows; five are kept with the model, so let them be nobody's
                  facts: dict, # the fields of ModelVersion that the caller knows
                  ) -> ModelVersion:
         "Store a fitted pipeline as a new version; the ledger entry that makes it one is written last."
@@ -240,12 +142,14 @@ class Registry:
         known = self._facts(pipeline, example, facts)
         dumps(pipeline)   # what cannot be loaded again is refused before anything is written
         client = self.client()
-        with _alone(self.project), _answering(self.tracking):
-            run_id, model_uri, version = self._log(client, pipeline, example.head(5), known)
-            uri = f'{model_uri}/model.skops' if self.project.settings.store.tracking else f"artifacts/models/{model_uri.rsplit('/', 1)[-1]}/artifacts/model.skops"
+        with alone(self.project), answering(self.tracking):
+            run_id, model_id, version = self._log(client, pipeline, example.head(5), known)
+            place = f'artifacts/models/{model_id}/artifacts' if self.local else f'models:/{model_id}'
+            uri = f'{place}/model.skops'
             content = self._bytes(uri)
-        if not self.project.settings.store.tracking: _durable(self.project.store/uri)
-        made = ModelVersion(**known, version=version, hash=digest(content), uri=uri, run_id=run_id, registered_as=self.name)
+        if self.local: durable(self.project.store/uri)
+        made = ModelVersion(**known, version=version, hash=digest(content), uri=uri, run_id=run_id,
+                            registered_as=self.name)
         _same_answers(Model(made, pipeline), Model(made, loads(content)), example.head(5))
         self.project.record(made, subject=version)
         return made
@@ -253,57 +157,65 @@ class Registry:
     def _facts(self, pipeline: object, example: pd.DataFrame, facts: dict) -> dict:
         "What the caller knows, completed and checked against the fitted pipeline."
         settings, unknown = self.project.settings, sorted(set(facts)-set(ModelVersion.model_fields))
-        if unknown: raise SettingsError(f'A version has no fact {shown(unknown)}. Facts: {", ".join(ModelVersion.model_fields)}.')
-        known = {'task': settings.problem.task, 'columns': list(example.columns), 'settings_digest': digest(settings.body()), 'requirements': pinned(),
-                 'created': datetime.now(timezone.utc).isoformat(timespec='seconds'), **facts, 'author': facts.get('author') or settings.project.author or self.project.actor}
-        fitted = [] if known['task'] == 'regression' else [getattr(c, 'item', lambda: c)() for c in pipeline.classes_]
-        if known['task'] == 'binary':
-            known['threshold'] = 0.5 if known.get('threshold') is None else known['threshold']
-            if fitted != [0, 1]: raise DataError(f'A binary model is fitted on 0 and 1, this one on {shown(fitted)}. Encode the target with features.encode_target.')
-        if known['task'] == 'multiclass':
-            known['classes'] = known.get('classes') or fitted
-            if [str(c) for c in known['classes']] != [str(c) for c in fitted]:
-                raise DataError(f'The classes {shown(known["classes"])} are not those of the fitted model in their order: {shown(fitted)}.')
-        return known
+        if unknown:
+            raise SettingsError(f'A version has no fact {shown(unknown)}. '
+                                f'Facts: {", ".join(ModelVersion.model_fields)}.')
+        author = facts.get('author') or settings.project.author or self.project.actor
+        known = {'task': settings.problem.task, 'columns': list(example.columns), 'requirements': pinned(),
+                 'settings_digest': digest(settings.body()), **facts, 'author': author,
+                 'created': facts.get('created') or datetime.now(timezone.utc).isoformat(timespec='seconds')}
+        return known | _read_rightly(known, pipeline)
 
-    def _log(self, client, pipeline: object, example: pd.DataFrame, known: dict) -> tuple[str, str, str]: # run id, model URI, version
+    def _log(self, client, pipeline: object, example: pd.DataFrame, known: dict) -> tuple[str, str, str]:
+        "Put a pipeline into MLflow: the ids of run and model, and the version's number."
         import mlflow
-        from mlflow.models import infer_signature
         tags = {'mlflow.source.name': 'mlcycle', 'mlflow.user': known['author']}
-        with warnings.catch_warnings(), mlflow.start_run(experiment_id=self.experiment(client), run_name=str(known.get('algorithm', 'model')), nested=True, tags=tags) as run:
+        begun = dict(experiment_id=self.experiment(client), run_name=str(known['algorithm']), nested=True)
+        with warnings.catch_warnings(), mlflow.start_run(**begun, tags=tags) as run:
             warnings.simplefilter('ignore')
-            logged = mlflow.sklearn.log_model(pipeline, name='model', serialization_format='skops', skops_trusted_types=TRUSTED_TYPES, input_example=example,
-                                              signature=infer_signature(example, pipeline.predict(example)), pip_requirements=known['requirements'])
-            mlflow.log_params({str(k)[:200]: str(v)[:500] for k, v in (known.get('parameters') or {}).items()})
-            mlflow.log_metrics({k: e.value for k, e in (known.get('metrics') or {}).items() if e.status == 'ok'})
+            signature = mlflow.models.infer_signature(example, pipeline.predict(example))
+            logged = mlflow.sklearn.log_model(
+                pipeline, name='model', serialization_format='skops', skops_trusted_types=TRUSTED_TYPES,
+                input_example=example, signature=signature, pip_requirements=known['requirements'])
+            parameters, metrics = known.get('parameters') or {}, known.get('metrics') or {}
+            mlflow.log_params({str(k)[:200]: str(v)[:500] for k, v in parameters.items()})
+            mlflow.log_metrics({k: e.value for k, e in metrics.items() if e.status == 'ok'})
+        return run.info.run_id, logged.model_id, self._number(client, logged, run.info.run_id)
+
+    def _number(self, client, logged, run_id: str) -> str:
+        "The next number that no recorded version has; MLflow's own count starts anew when its file was lost."
+        from mlflow.exceptions import MlflowException
         try: client.create_registered_model(self.name)
-        except mlflow.exceptions.MlflowException: pass   # it is there
+        except MlflowException: pass   # it is there
         named = set(versions(self.project.ledger))
-        create = lambda: str(client.create_model_version(self.name, logged.model_uri, run.info.run_id, model_id=logged.model_id).version)
-        while (made := create()) in named: pass   # MLflow's file was lost and counts anew
-        return run.info.run_id, logged.model_uri, made
+        create = lambda: client.create_model_version(self.name, logged.model_uri, run_id,
+                                                     model_id=logged.model_id)
+        while (made := str(create().version)) in named: pass
+        return made
 
     def _bytes(self, uri: str) -> bytes:
         "The stored file, read once."
         if uri.startswith('models:'): return self._downloaded(uri)
         path = self.project.path(Path('store')/uri)
-        if not path.exists(): raise IntegrityError(f'The file of the model is gone: store/{uri}. Put back a copy of the store.')
-        if path.stat().st_size > LARGEST: raise IntegrityError(f'The model file has {path.stat().st_size:,} bytes, allowed are {LARGEST:,}.')
+        if not path.exists():
+            raise IntegrityError(f'The file of the model is gone: store/{uri}. Put back a copy of the store.')
+        check_size(path.stat().st_size)
         return path.read_bytes()
 
     def _downloaded(self, uri: str) -> bytes:
         self.client()
         from mlflow.artifacts import download_artifacts
-        with tempfile.TemporaryDirectory() as folder, _answering(self.tracking):
-            model, _, name = uri.rpartition('/')
-            path = Path(download_artifacts(artifact_uri=model, dst_path=folder, tracking_uri=self.tracking))/name
-            if path.stat().st_size > LARGEST: raise IntegrityError(f'The model file has {path.stat().st_size:,} bytes, allowed are {LARGEST:,}.')
+        model, _, name = uri.rpartition('/')
+        with tempfile.TemporaryDirectory() as folder, answering(self.tracking):
+            path = Path(download_artifacts(model, dst_path=folder, tracking_uri=self.tracking))/name
+            check_size(path.stat().st_size)
             return path.read_bytes()
 
     def info(self, version: str) -> ModelVersion:
         "What is recorded of a version, given its number or a role."
         number = roles(self.project.ledger)[version] if version in ROLES else version
-        if number is None: raise Blocked(f'No version is {version}. Next: mlcycle promote MODEL_VERSION --to {version}')
+        if number is None:
+            raise Blocked(f'No version is {version}. Next: mlcycle promote MODEL_VERSION --to {version}')
         return ModelVersion.from_body(registered(self.project, number).body)
 
     def content(self, version: str='champion') -> bytes: # a skops file
@@ -311,30 +223,35 @@ class Registry:
         info = self.info(str(version))
         content = self._bytes(info.uri)
         if digest(content) == info.hash: return content
-        raise IntegrityError(f'The file of version {info.version} is not the one that was recorded (sha256 {digest(content)[:12]}, recorded {info.hash[:12]}). '
-                             'It is not loaded. Put back a copy of the store.')
+        raise IntegrityError(f'The file of version {info.version} is not the one that was recorded (sha256 '
+                             f'{digest(content)[:12]}, recorded {info.hash[:12]}). It is not loaded. '
+                             'Put back a copy of the store.')
 
     def load(self, version: str='champion') -> Model: # a number or a role
-        "A version ready to score: its bytes are the recorded ones, and the scikit-learn here reads files of the one that made it."
+        "A version ready to score: its bytes are the recorded ones, and the library here reads them as meant."
         info = self.info(str(version))
         content = self.content(info.version)
-        _refuse_other_library(info)
+        refuse_other_library(info.requirements, info.version)
         return Model(info, loads(content))
 
-def pinned() -> list[str]: # requirements
-    "What a stored model needs, at the versions that are installed."
-    return [f'{name}=={installed(name)}' for name in ('scikit-learn', 'pandas', 'numpy', 'scipy', 'skops')]
-
-def _refuse_other_library(info: ModelVersion) -> None:
-    made = next((r.partition('==')[2] for r in info.requirements if r.startswith('scikit-learn==')), '')
-    minor = lambda version: version.split('.')[:2]
-    if made and minor(made) != minor(installed('scikit-learn')):
-        raise IntegrityError(f"Version {info.version} was made with scikit-learn {made}, here is {installed('scikit-learn')}, which may read it as another model. "
-                             f'Install scikit-learn=={made}, or train anew: mlcycle run development --force')
+def _read_rightly(known: dict, pipeline: object) -> dict: # threshold and classes, where the task has them
+    "What turns scores into decisions, checked against what the pipeline was fitted on."
+    if known['task'] == 'regression': return {}
+    fitted = [getattr(c, 'item', lambda: c)() for c in pipeline.classes_]
+    if known['task'] == 'binary':
+        threshold = 0.5 if known.get('threshold') is None else known['threshold']
+        if fitted == [0, 1]: return {'threshold': threshold}
+        raise DataError(f'A binary model is fitted on 0 and 1, this one on {shown(fitted)}. '
+                        'Encode the target with features.encode_target.')
+    classes = known.get('classes') or fitted
+    if [str(c) for c in classes] == [str(c) for c in fitted]: return {'classes': classes}
+    raise DataError(f'The classes {shown(classes)} are not those of the fitted model in their order: '
+                    f'{shown(fitted)}.')
 
 def _same_answers(given: Model, stored: Model, example: pd.DataFrame) -> None:
     if np.allclose(given.scores(example), stored.scores(example), rtol=0, atol=1e-9): return
-    raise IntegrityError(f'The stored model does not give the scores of the one that was handed in ({given.info.algorithm}). It is not recorded.')
+    raise IntegrityError('The stored model does not give the scores of the one that was handed in '
+                         f'({given.info.algorithm}). It is not recorded.')
 
 # %% ../nbs/00c_registry.ipynb #7b4413a0
 def promote(project: Project, version: str, *,
@@ -342,23 +259,28 @@ def promote(project: Project, version: str, *,
             because: str, # the reason
             by: str | None=None, # who decides; default: the project's actor
             ) -> Entry: # kind 'promotion'
-    "Give a version a role. Blocked while a gate is closed; a version that has the role already is left as it is."
+    "Give a version a role. Blocked while a gate is closed; who has the role already keeps it."
     version = str(version)
     if to not in ROLES: raise SettingsError(f'No role {to!r}. Roles: {", ".join(ROLES)}.')
     registered(project, version)
-    if version in retired(project.ledger): raise Blocked(f'Version {version} is retired and takes no role. Choose another version: mlcycle history')
+    if version in retired(project.ledger):
+        raise Blocked(f'Version {version} is retired and takes no role. Choose another version: '
+                      'mlcycle history')
     if roles(project.ledger)[to] == version: return project.ledger.last('promotion', version)
     answers = must_pass(project, version) if to == 'champion' else []
     project.registry.load(version)
     return _assign(project, version, to, because=because, by=by, gates={a.name: a.entries for a in answers})
 
 def rollback(project: Project, *, because: str, by: str | None=None) -> Entry: # kind 'promotion'
-    "Make the champion before the present one champion again, if it may still answer; what was rolled back from does not come back this way."
+    "Make the champion before the present one champion again; one that was rolled back from stays away."
     gone, line = retired(project.ledger), _line(project)
     earlier = [v for v in line[:-1] if v not in gone]
     if not earlier: raise Blocked('There is no earlier champion to go back to. See mlcycle history.')
-    closed = [a for g in project.settings.gates if g.before == 'promotion' and g.evidence != 'comparison' and (a := check(project, g, earlier[-1])).answer != 'pass']
-    if closed: raise Blocked(f'Version {earlier[-1]} may not answer ({closed[0].name}: {closed[0].answer}, {closed[0].why}). Next: {closed[0].command}')
+    wanted = [g for g in project.settings.gates if g.before == 'promotion' and g.evidence != 'comparison']
+    for found in (check(project, g, earlier[-1]) for g in wanted):
+        if found.answer == 'pass': continue
+        raise Blocked(f'Version {earlier[-1]} may not answer ({found.name}: {found.answer}, {found.why}). '
+                      f'Next: {found.command}')
     project.registry.load(earlier[-1])
     return _assign(project, earlier[-1], 'champion', because=because, by=by, rollback=True)
 
@@ -367,23 +289,29 @@ def _line(project: Project) -> list[str]: # the champions that led to the presen
     for e in project.ledger.entries('promotion'):
         version = str(e.body['version'])
         if e.body['role'] != 'champion': continue
-        line = line[:line.index(version)+1] if e.body.get('rollback') and version in line else [*(v for v in line if v != version), version]
-    return line if roles(project.ledger)['champion'] == (line or [None])[-1] else [*line, '']   # '': nobody is champion now
+        if e.body.get('rollback') and version in line: line = line[:line.index(version)+1]
+        else: line = [*(v for v in line if v != version), version]
+    now = roles(project.ledger)['champion']
+    return line if line and line[-1] == now else [*line, '']   # '': nobody is champion now
 
 def _assign(project: Project, version: str, role: str, *, because: str, by: str | None, **more) -> Entry:
     project.must_write('promotion')
     if not because.strip(): raise SettingsError('A change of roles needs a reason. Add --because TEXT.')
-    body = {'version': version, 'role': role, 'because': because, 'by': by or project.actor, 'previous': roles(project.ledger)[role], **more}
-    entry = project.ledger.append(stage='deployment', kind='promotion', subject=version, body=body, actor=project.actor)
+    body = {'version': version, 'role': role, 'because': because, 'by': by or project.actor,
+            'previous': roles(project.ledger)[role], **more}
+    entry = project.ledger.append(stage='deployment', kind='promotion', subject=version, body=body,
+                                  actor=project.actor)
     repair(project)
     return entry
 
 def repair(project: Project) -> None:
-    "Put MLflow's aliases right from the ledger. While MLflow does not answer there is a warning: the ledger holds, and the next opening tries again."
+    "Put MLflow's aliases right from the ledger; while MLflow is away, warn and leave it to the next opening."
     changes = [e.seq for kind in ROLE_KINDS if (e := project.ledger.last(kind))]
     try:
-        with _answering(project.registry.tracking): _set_aliases(project)
-    except Blocked as error: warnings.warn(f'The roles are as the ledger says; MLflow does not show them yet. {error}', stacklevel=2)
+        with answering(project.registry.tracking): _set_aliases(project)
+    except Blocked as error:
+        said = f'The roles are as the ledger says; MLflow does not show them yet. {error}'
+        warnings.warn(said, stacklevel=2)
     else:
         if changes: write_atomic(project.store/'projected', str(max(changes)))
 
@@ -392,4 +320,5 @@ def _set_aliases(project: Project) -> None:
     shown_there = client.get_registered_model(name).aliases
     for role, version in roles(project.ledger).items():
         if version is None and role in shown_there: client.delete_registered_model_alias(name, role)
-        elif version is not None and str(shown_there.get(role)) != version: client.set_registered_model_alias(name, role, version)
+        elif version not in (None, str(shown_there.get(role))):
+            client.set_registered_model_alias(name, role, version)

@@ -33,11 +33,13 @@ def condition(where: Where, # all must hold; a missing value fulfils nothing
     found = pc.scalar(True)
     for column, operator, value in where:
         stored = _known(column, names)
-        if operator not in OPERATORS: raise SettingsError(f'No operator {operator!r}. Allowed: {", ".join(OPERATORS)}.')
+        if operator not in OPERATORS:
+            raise SettingsError(f'No operator {operator!r}. Allowed: {", ".join(OPERATORS)}.')
         kind = schema.field(stored).type
         try: compared = _values(list(value), kind) if operator == 'in' else _values([value], kind)[0]
         except (pa.ArrowException, TypeError, ValueError, OverflowError):
-            raise DataError(f'Column {column!r} holds {kind}; {shown(value)!r} cannot be compared with it.') from None
+            raise DataError(f'Column {column!r} holds {kind}; {shown(value)!r} cannot be compared '
+                            'with it.') from None
         found &= OPERATORS[operator](pc.field(stored), compared)
     return pc.coalesce(found, pc.scalar(False))
 
@@ -72,18 +74,18 @@ class Snapshot(Result):
         size = f'{self.rows:,} rows, {len(self.columns)} columns'
         return f'{self.table}: {size}, version {self.version}, content {self.hash[:12]}'
 
-HASH, COMMIT = 'mlcycle.hash', 'mlcycle.commit'   # in a commit's log: what the content hashes to, which call it was
+HASH, COMMIT = 'mlcycle.hash', 'mlcycle.commit'   # in the log: what the content hashes to, which call it was
 RULES = {'delta.dataSkippingNumIndexedCols': '0', 'delta.enableExpiredLogCleanup': 'false',
          'delta.logRetentionDuration': 'interval 36500 days',
          'delta.deletedFileRetentionDuration': 'interval 36500 days'}
-UNFIT = r'[#?\[\]\\^|{}`<>\x00-\x1f]|%[0-9A-Fa-f]{2}'   # in a folder's path: what the Delta library cannot open
+UNFIT = r'[#?\[\]\\^|{}`<>\x00-\x1f]|%[0-9A-Fa-f]{2}'   # in a path: what the Delta library cannot open
 
 def check_place(path: str) -> str: # the path
     "Refuse a folder whose path the libraries beneath would read as a URL."
     bad = re.search(UNFIT, path)
     if not bad: return path
-    raise SettingsError(f'A project cannot lie in a folder whose path holds {bad[0]!r}: {path}. Rename the folder; '
-                        'spaces and letters of any language are fine.')
+    raise SettingsError(f'A project cannot lie in a folder whose path holds {bad[0]!r}: {path}. '
+                        'Rename the folder; spaces and letters of any language are fine.')
 
 class Tables:
     "The Delta tables of a project."
@@ -92,7 +94,8 @@ class Tables:
     def uri(self, name: str) -> str:
         "Where a table lies; its name is a plain word."
         if not re.fullmatch('[a-z][a-z0-9_]{0,60}', name):
-            raise SettingsError(f'{name!r} cannot name a table. Allowed: a small letter, then small letters, digits, _.')
+            raise SettingsError(f'{name!r} cannot name a table. Allowed: a small letter, then small letters, '
+                                'digits and _.')
         place = self.project.settings.store.tables or 'store/tables'
         if place.startswith('file://'): place = unquote(urlsplit(place).path)
         if '://' in place: return f"{place.rstrip('/')}/{name}"
@@ -111,7 +114,8 @@ class Tables:
     def _open(self, name: str, version: int | None=None):
         from deltalake import DeltaTable
         if not self.exists(name):
-            raise MissingEvidence(f'There is no table {name!r} yet. Run the stage that writes it: mlcycle run data')
+            raise MissingEvidence(f'There is no table {name!r} yet. Run the stage that writes it: '
+                                  'mlcycle run data')
         which = f'Version {version} of table {name!r}' if version is not None else f'Table {name!r}'
         with _readable(which): return DeltaTable(self.uri(name), version=version)
 
@@ -129,8 +133,9 @@ class Tables:
               df: pd.DataFrame, # all rows
               *, mode: Literal['overwrite', 'append']='overwrite',
               ) -> Snapshot: # of the table as it is now; not recorded by itself
-        "Write rows in one commit, durable on return. The same content again changes nothing; an append keeps types."
-        if mode not in ('overwrite', 'append'): raise SettingsError(f'No mode {mode!r}. Allowed: overwrite, append.')
+        "Write rows in one commit, durable on return; the same content again changes nothing."
+        if mode not in ('overwrite', 'append'):
+            raise SettingsError(f'No mode {mode!r}. Allowed: overwrite, append.')
         self.project.must_write(f'table {name}')
         table = to_arrow(df)
         with self._alone(name):
@@ -150,7 +155,8 @@ class Tables:
         newest = next((c for c in opened.history(50) if not c.get('operation', '').startswith('VACUUM')), {})
         if newest.get(HASH) != hash: return None
         columns = list(_names(opened))
-        found = Snapshot(table=name, version=newest['version'], rows=_count(opened), columns=columns, hash=hash)
+        found = Snapshot(table=name, version=newest['version'], rows=_count(opened), columns=columns,
+                         hash=hash)
         try: self._verified(found)
         except IntegrityError: return None   # written anew
         return found
@@ -197,7 +203,7 @@ class Tables:
              *, columns: list[str] | None=None, # only these
              where: Where | None=None, # only rows for which all conditions hold
              ) -> pd.DataFrame: # rows in their order
-        "Read a table; a Snapshot is read at its version and refused when its content is not what was recorded."
+        "Read a table; a Snapshot is refused when the content is not what was recorded."
         if not isinstance(name, Snapshot):
             return to_frame(self._rows(name, self._open(name), columns=columns, where=where or []))
         table = self._verified(name)
@@ -227,8 +233,9 @@ class Tables:
                                 f'Take one with tables.snapshot({name!r}).')
         table = self._rows(name, self._open(name, snapshot.version))
         if content_hash(table) == snapshot.hash: return table
-        raise IntegrityError(f'Table {name!r} version {snapshot.version} is not the content that was recorded '
-                             f'({snapshot.hash[:12]}). Run mlcycle run data again, or put back a copy of the store.')
+        raise IntegrityError(f'Table {name!r} version {snapshot.version} is not the content that was '
+                             f'recorded ({snapshot.hash[:12]}). Run mlcycle run data again, or put back a '
+                             'copy of the store.')
 
     def versions(self, name: str) -> pd.DataFrame: # version, at (UTC), operation; newest first
         "The commits of a table."
@@ -248,7 +255,7 @@ class Tables:
         return before-kept.num_rows
 
     def vacuum(self, name: str, *, hours: int=0) -> list[str]: # files removed
-        "Remove files that only versions older than some hours need; with 0 only the newest version stays readable."
+        "Remove files that only versions older than some hours need; with 0 only the newest stays."
         with self._alone(name):
             opened, folder = self._open(name), self.folder(name)
             removed = opened.vacuum(retention_hours=hours, dry_run=False, full=folder is not None,
@@ -294,8 +301,8 @@ def _readable(which: str) -> Iterator[None]:
     from deltalake.exceptions import DeltaError
     try: yield
     except (DeltaError, OSError, ValueError, pa.ArrowException) as error:
-        raise IntegrityError(f'{which} cannot be read: {str(error)[:200]}. Put back a copy of the store, or run the '
-                             'stage that writes it again.') from None
+        raise IntegrityError(f'{which} cannot be read: {str(error)[:200]}. Put back a copy of the store, '
+                             'or run the stage that writes it again.') from None
 
 def _fit(name: str, column: str, table: pa.Table, kind: pa.DataType | None) -> pa.ChunkedArray:
     "A column as the table stores it; nothing is rounded or read as something else on the way."

@@ -65,7 +65,7 @@ def test_help_loads_nothing_heavy():
 
 DANGEROUS = {'eval', 'exec', 'pickle.load', 'pickle.loads', 'joblib.load', 'cloudpickle.load', 'cloudpickle.loads', 'yaml.load', 'tarfile.open',
              'os.system', 'torch.load', 'numpy.load', 'np.load', 'skops.io.load', 'skops.io.loads', 'zipfile.ZipFile', 'ZipFile', 'sio.load', 'sio.loads'}
-ALLOWED = {'registry': {'skops.io.loads'}, 'formats': {'zipfile.ZipFile'}}
+ALLOWED = {'modelfiles': {'skops.io.loads'}, 'formats': {'zipfile.ZipFile'}}
 
 
 @pytest.mark.parametrize('name', sorted(modules()))

@@ -14,7 +14,8 @@ from sklearn.preprocessing import FunctionTransformer
 from mlcycle.core import Blocked, DataError, IntegrityError, Project, SettingsError, check_settings
 from mlcycle.features import build_pipeline, encode_target, infer_plan
 from mlcycle.ledger import champion, roles, versions
-from mlcycle.registry import TRUSTED_TYPES, Model, ModelVersion, dumps, loads, promote, repair, rollback
+from mlcycle.modelfiles import TRUSTED_TYPES, dumps, loads
+from mlcycle.registry import Model, ModelVersion, promote, rollback
 
 TOML = '''gates = []
 project = {{name = "{name}", author = "Ada"}}
@@ -139,7 +140,7 @@ def test_a_type_outside_the_list_is_named():
 
 
 def test_a_file_beyond_the_limit_is_not_read(project, monkeypatch):
-    monkeypatch.setattr('mlcycle.registry.LARGEST', 100)
+    monkeypatch.setattr('mlcycle.modelfiles.LARGEST', 100)
     with pytest.raises(IntegrityError, match='allowed are 100'): project.registry.load('1')
 
 
@@ -177,7 +178,7 @@ def test_a_recorded_path_cannot_leave_the_project(project, tmp_path):
 def test_another_scikit_learn_is_an_error_not_a_warning(project, monkeypatch):
     from importlib.metadata import version
     for there, refused in (('1.8.2', True), ('2.9.0', True), (version('scikit-learn'), False), ('.'.join(version('scikit-learn').split('.')[:2])+'.99', False)):
-        monkeypatch.setattr('mlcycle.registry.installed', lambda name: there)
+        monkeypatch.setattr('mlcycle.modelfiles.installed', lambda name: there)
         if not refused: assert project.registry.load('1'); continue
         with pytest.raises(IntegrityError, match=there): project.registry.load('1')
 
@@ -311,7 +312,7 @@ def test_a_crash_while_the_file_is_made_leaves_none(tmp_path, monkeypatch):
     project = project_in(tmp_path)
     def crash(*args): raise KeyboardInterrupt
     with monkeypatch.context() as patched:
-        patched.setattr('mlcycle.registry._durable', crash)
+        patched.setattr('mlcycle.mlstore.durable', crash)
         with pytest.raises(KeyboardInterrupt): project.registry.client()
     assert sorted(p.name for p in project.store.iterdir()) == ['.mlflow.lock']
     assert project.registry.client().search_experiments()[0].artifact_location == (project.store/'artifacts'/'0').as_uri()

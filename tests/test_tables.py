@@ -4,7 +4,8 @@ from pathlib import Path
 import numpy as np, pandas as pd, pyarrow as pa, pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 from mlcycle.core import Blocked, DataError, IntegrityError, MissingEvidence, Project, SettingsError
-from mlcycle.tables import ORDER, Snapshot, content_hash, stored_names, to_arrow, to_frame
+from mlcycle.content import ORDER, content_hash, stored_names, to_arrow, to_frame
+from mlcycle.tables import Snapshot
 
 TOML = 'project = {name = "t"}\nproblem = {task = "binary", target = "y"}\ndata = {sources = [{path = "x.csv"}]}\n'
 HOSTILE = ['a b', 'a,b;{c}(d)=e', 'a\nb', 'a\tb', '', '.', 'a.b', '`x`', '"', 'a"b', "a'b", 'a', 'A', 'ä', 'a\u0308', 'x'*500, 'İ', 'i̇',
