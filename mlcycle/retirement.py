@@ -8,17 +8,18 @@ import fcntl, json, shutil
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import ClassVar, Iterator
+from typing import ClassVar, Iterator, NamedTuple
 import pandas as pd
 from .core import Blocked, Frame, Project, Result, SettingsError, digest, write_atomic
-from .documents import Document, Evidence, by_hand, document_sections, each_of, figures_of, one_line, pairs_of, source, table_of
+from .documents import (Document, Evidence, by_hand, document_sections, each_of, figures_of, one_line,
+                               pairs_of, source, table_of)
 from .gates import check_all, registered
 from .ledger import Entry, champion, retired, roles, versions
 from .scoring import logged
 
 # %% auto #0
-__all__ = ['RECENT_DAYS', 'DECIDED', 'RetirementPlan', 'plan_retirement', 'dependents', 'doomed', 'handover', 'Retirement',
-           'Erasure', 'retire']
+__all__ = ['RECENT_DAYS', 'DECIDED', 'FROM_EVIDENCE', 'RetirementPlan', 'plan_retirement', 'dependents', 'Doomed', 'doomed',
+           'handover', 'Retirement', 'Erasure', 'retire']
 
 # %% ../nbs/09_retirement.ipynb #9821689e
 RECENT_DAYS = 30   # callers within this time before the newest prediction still depend on a version
@@ -45,39 +46,53 @@ class RetirementPlan(Result):
         ready = 'nothing stands in the way' if not self.obstacles else '; '.join(self.obstacles)
         return f'Retiring version {self.version}: {len(self.dependents)} dependents, {rows}, {ready}'
 
-def plan_retirement(project: Project, version: str | None=None, # default: the one before the champion, else the champion
+def plan_retirement(project: Project, version: str | None=None, # default: the one before the champion
                     *, successor: str | None=None, # the version that answers instead; default: the champion
                     ) -> RetirementPlan:
     "Who depends on a version, what would be archived, deleted and kept, and what stands in the way."
     version = _chosen(project, version)
-    if version is None: return RetirementPlan(version=None, dependents=_table([], ['what', 'detail']), deleted=_listed({}))
+    if version is None: return RetirementPlan(version=None, dependents=_depending([]), deleted=_listed([]))
     done, now = project.ledger.last('retirement', version), champion(project.ledger)
     successor = done.body.get('successor') if done else successor or (now if now != version else None)
+    folder = _folder(project, version).relative_to(project.folder).as_posix()
     return RetirementPlan(
-        version=version, successor=successor, since=done.at if done else '', dependents=_table(dependents(project, version), ['what', 'detail']),
-        obstacles=[] if done else _obstacles(project, version, successor), deleted=_listed(doomed(project, version, _cutoffs(project))),
-        archived=[f'{_folder(project, version).relative_to(project.folder).as_posix()}/handover.{kind}' for kind in ('html', 'md')], kept=_kept(project, version))
+        version=version, successor=successor, since=done.at if done else '',
+        dependents=_depending(dependents(project, version)),
+        obstacles=[] if done else _obstacles(project, version, successor),
+        deleted=_listed(doomed(project, version, _cutoffs(project))),
+        archived=[f'{folder}/handover.html', f'{folder}/handover.md'], kept=_kept(project, version))
 
 def _chosen(project: Project, version: str | None) -> str | None:
     if version is not None: return registered(project, version).subject
-    alive, now = [v for v in versions(project.ledger) if v not in retired(project.ledger)], champion(project.ledger)
+    gone, now = retired(project.ledger), champion(project.ledger)
+    alive = [v for v in versions(project.ledger) if v not in gone]
     if now not in alive: return alive[-1] if alive else None
     return (alive[:alive.index(now)] or [now])[-1]
 
-def _table(rows: list[tuple], columns: list[str]) -> pd.DataFrame: return pd.DataFrame(rows, columns=columns, dtype=object)
+def _depending(rows: list[tuple]) -> pd.DataFrame:
+    return pd.DataFrame(rows, columns=['what', 'detail'], dtype=object)
 
 # %% ../nbs/09_retirement.ipynb #a16a78c6
 def dependents(project: Project, version: str) -> list[tuple[str, str]]: # (what, detail)
     "Roles, schedules, bundles, recent callers, the newest window and open alarms of a version."
     held = [('role', role) for role, holder in roles(project.ledger).items() if holder == version]
-    plans = [('schedule', f'{step}: {cron}') for step, cron in project.settings.schedule.items()] if ('role', 'champion') in held else []
-    bundles = {e.body.get('folder', ''): ('bundle', f"{e.body.get('folder', '')}, {source(e)}; where else it runs, nothing here knows") for e in project.ledger.entries('bundle', version)}
-    window = project.ledger.last('window', version)
-    watched = [('monitoring', f"window from {window.body['from'][:10]} to {window.body['to'][:10]}: {window.body['rows']:,} predictions")] if window else []
-    newest = {e.body.get('id', e.seq): e for e in project.ledger.entries('alarm') if str(e.body.get('version')) == version}
-    alarms = [('alarm', f"{e.body.get('kind', '')} {e.body.get('column', '')} since {str(e.body.get('since', ''))[:10]}, {e.body.get('state')}")
-              for e in newest.values() if e.body.get('state') != 'resolved']
-    return [*held, *plans, *bundles.values(), *_callers(project, version), *watched, *alarms]
+    answering = ('role', 'champion') in held
+    plans = [('schedule', f'{step}: {cron}') for step, cron in project.settings.schedule.items() if answering]
+    return held+plans+_bundles(project, version)+_callers(project, version)+_watched(project, version)
+
+def _bundles(project: Project, version: str) -> list[tuple[str, str]]: # the newest of each folder
+    newest = {str(e.body.get('folder', '')): e for e in project.ledger.entries('bundle', version)}
+    return [('bundle', f'{place}, {source(e)}; where else it runs, nothing here knows')
+            for place, e in newest.items()]
+
+def _watched(project: Project, version: str) -> list[tuple[str, str]]: # the newest window, and open alarms
+    window, alarms = project.ledger.last('window', version), project.ledger.entries('alarm')
+    newest = {e.body.get('id', e.seq): e.body for e in alarms if str(e.body.get('version')) == version}
+    seen = [('monitoring', f"window from {window.body['from'][:10]} to {window.body['to'][:10]}: "
+                           f"{window.body['rows']:,} predictions")] if window else []
+    about = lambda b: ' '.join(str(b[k]) for k in ('kind', 'column') if b.get(k))
+    return seen+[('alarm', f"{about(b)} since {str(b.get('since', ''))[:10]}, {b.get('state')}")
+                 for b in newest.values() if b.get('state') != 'resolved']
 
 def _callers(project: Project, version: str) -> list[tuple[str, str]]:
     if not logged(project): return []
@@ -85,92 +100,141 @@ def _callers(project: Project, version: str) -> list[tuple[str, str]]:
     at = pd.to_datetime(log['at'], utc=True)
     recent = at[(log['version'] == version) & (at > at.max()-pd.Timedelta(days=RECENT_DAYS))]
     if not len(recent): return []
-    return [('callers', f'{len(recent):,} predictions on {recent.dt.date.nunique()} of the {RECENT_DAYS} days before {at.max():%Y-%m-%d}')]
+    days = f'{recent.dt.date.nunique()} of the {RECENT_DAYS} days before {at.max():%Y-%m-%d}'
+    return [('callers', f'{len(recent):,} predictions on {days}')]
 
 def _obstacles(project: Project, version: str, successor: str | None) -> list[str]:
-    now = champion(project.ledger)
-    others = [v for v in versions(project.ledger) if v != version and v not in retired(project.ledger)]
+    gone = retired(project.ledger)
+    others = [v for v in versions(project.ledger) if v != version and v not in gone]
     if successor is not None and successor not in others:
-        why = 'is retired itself' if successor in retired(project.ledger) else 'is the version that goes' if successor == version else 'is no version'
-        return [f'successor {one_line(successor, 80)!r} {why}. Choose one of: {", ".join(others) or "none yet"}']
-    if version != now: return []
+        why = 'is retired itself' if successor in gone else 'is no version'
+        if successor == version: why = 'is the version that goes'
+        choice = ', '.join(others) or 'none yet'
+        return [f'successor {one_line(successor, 80)!r} {why}. Choose one of: {choice}']
+    if version != champion(project.ledger): return []
     if successor is None:
-        return [f'version {version} answers, and nobody would. Name who answers instead: mlcycle retire {version} --successor {others[-1] if others else "V"} --because TEXT']
-    return [f'successor {successor} waits at gate {a.name}: {a.answer}, {a.why}. Next: {a.command}' for a in check_all(project, successor) if a.answer != 'pass']
+        named = others[-1] if others else 'V'
+        return [f'version {version} answers, and nobody would. Name who answers instead: '
+                f'mlcycle retire {version} --successor {named} --because TEXT']
+    return [f'successor {successor} waits at gate {a.name}: {a.answer}, {a.why}. Next: {a.command}'
+            for a in check_all(project, successor) if a.answer != 'pass']
 
 # %% ../nbs/09_retirement.ipynb #230e7ad6
 def _now() -> datetime: return datetime.now(timezone.utc)
 
 def _cutoffs(project: Project) -> dict[str, str]: # table → ISO time; older rows go
     rules = project.settings.retention
-    return {name: (pd.Timestamp(_now())-pd.Timedelta(days=days)).isoformat() for name, days in
-            (('predictions', rules.predictions_days), ('labels', rules.labels_days), ('model file', rules.artifacts_days))}
+    days = {'predictions': rules.predictions_days, 'labels': rules.labels_days,
+            'model file': rules.artifacts_days}
+    return {name: (pd.Timestamp(_now())-pd.Timedelta(days=n)).isoformat() for name, n in days.items()}
 
-def doomed(project: Project, version: str, cutoffs: dict[str, str]) -> dict[tuple[str, str], tuple[pd.Series, str]]: # (table, of) → ids, older than
-    "What is past its time: a version's predictions, its outcomes, outcomes of no prediction, and at last its file."
-    found, gone = {}, project.ledger.last('retirement', version)
-    if logged(project):
-        log = project.tables.read('predictions', columns=['prediction_id', 'at', 'version'])
-        log, everybody = log[log['version'] == version], log['prediction_id']
-        found['predictions', f'version {version}'] = log.loc[_before(log, cutoffs['predictions']), 'prediction_id'], cutoffs['predictions']
-        if project.tables.exists('labels'):
-            old = project.tables.read('labels', columns=['prediction_id', 'at'])
-            old = old.loc[_before(old, cutoffs['labels']), 'prediction_id']
-            found['labels', f'version {version}'] = old[old.isin(log['prediction_id'])], cutoffs['labels']
-            found['labels', 'no prediction'] = old[~old.isin(everybody)], cutoffs['labels']
-    file = _file(project, version)
-    if gone and gone.at < cutoffs['model file'] and file.exists(): found['model file', f'version {version}'] = pd.Series([file.name]), cutoffs['model file']
-    return {what: ids for what, ids in found.items() if len(ids[0])}
+class Doomed(NamedTuple):
+    "Rows of one table that are past their time."
+    table: str
+    of: str # whose they are
+    before: str # ISO time; they are older
+    ids: list[str]
 
-def _file(project: Project, version: str) -> Path: return project.path(Path('store')/registered(project, version).body['uri'])
+def doomed(project: Project, version: str, cutoffs: dict[str, str]) -> list[Doomed]: # in order of deletion
+    "What is past its time: rows of a version, outcomes of no prediction, and at last the version's file."
+    gone, file = project.ledger.last('retirement', version), _file(project, version)
+    found = _doomed_rows(project, version, cutoffs) if logged(project) else []
+    if gone and gone.at < cutoffs['model file'] and file.exists():
+        found.append(Doomed('model file', f'version {version}', cutoffs['model file'], [file.name]))
+    return [d for d in found if d.ids]
 
-def _before(rows: pd.DataFrame, cutoff: str) -> pd.Series: return pd.to_datetime(rows['at'], utc=True) < pd.Timestamp(cutoff)
+def _doomed_rows(project: Project, version: str, cutoffs: dict[str, str]) -> list[Doomed]:
+    log = project.tables.read('predictions', columns=['prediction_id', 'at', 'version'])
+    mine, everybody = log[log['version'] == version], log['prediction_id']
+    older = lambda table, of, rows: Doomed(table, of, cutoffs[table], _ids(rows, cutoffs[table]))
+    predictions = older('predictions', f'version {version}', mine)
+    if not project.tables.exists('labels'): return [predictions]
+    labels = project.tables.read('labels', columns=['prediction_id', 'at'])
+    of_mine = labels[labels['prediction_id'].isin(mine['prediction_id'])]   # first: found through them
+    of_nobody = labels[~labels['prediction_id'].isin(everybody)]
+    return [older('labels', f'version {version}', of_mine), older('labels', 'no prediction', of_nobody),
+            predictions]
 
-def _listed(found: dict) -> pd.DataFrame:
-    return _table([(table, len(ids), of, cutoff[:10]) for (table, of), (ids, cutoff) in found.items()], ['table', 'rows', 'of', 'older_than'])
+def _ids(rows: pd.DataFrame, before: str) -> list[str]:
+    past = pd.to_datetime(rows['at'], utc=True) < pd.Timestamp(before)
+    return rows.loc[past, 'prediction_id'].astype(str).tolist()
+
+def _file(project: Project, version: str) -> Path:
+    return project.path(Path('store')/registered(project, version).body['uri'])
+
+def _listed(found: list[Doomed]) -> pd.DataFrame:
+    rows = [(d.table, len(d.ids), d.of, d.before[:10]) for d in found]
+    return pd.DataFrame(rows, columns=['table', 'rows', 'of', 'older_than'], dtype=object)
 
 def _kept(project: Project, version: str) -> list[str]:
     rules, model = project.settings.retention, registered(project, version).body
-    trained = next((e.body for e in project.ledger.entries('snapshot') if e.body.get('hash') == model.get('data')), None)
-    rows = [f"training rows: table {trained['table']}, version {trained['version']}"] if trained else []
-    return [*(f'{k}: for good, retention.keep' for k in rules.keep), f'model file: {rules.artifacts_days:g} days after retirement', *rows,
-            f'predictions: {rules.predictions_days:g} days, outcomes: {rules.labels_days:g} days after the event']
+    trained = [e.body for e in project.ledger.entries('snapshot') if e.body.get('hash') == model.get('data')]
+    return [*(f'{k}: for good, retention.keep' for k in rules.keep),
+            f'model file: {rules.artifacts_days:g} days after retirement',
+            *(f"training rows: table {b['table']}, version {b['version']}" for b in trained[:1]),
+            f'predictions: {rules.predictions_days:g} days after the event',
+            f'outcomes: {rules.labels_days:g} days after they were known']
 
 # %% ../nbs/09_retirement.ipynb #9f116db2
 DECIDED = ('approval', 'override', 'promotion', 'comparison', 'retirement')
+
+def _fields(what: str, kind: str, *names: str):
+    "A part of the document: some fields of the newest entry of a kind, empty ones left out."
+    return lambda evidence: pairs_of(evidence, what, kind, {n.replace('_', ' '): f'{n}?' for n in names})
+
+FROM_EVIDENCE = {   # section → parts
+    'What it was for': [_fields('Purpose', 'problem', 'objective', 'decision', 'owner', 'stakeholders',
+                                'intended_use', 'out_of_scope', 'target', 'protected')],
+    'What it could do': [
+        _fields('Verdict on the sealed test set', 'validation', 'verdict', 'why'),
+        lambda e: figures_of(e, 'On the sealed test set', 'validation', 'metrics'),
+        lambda e: table_of(e, 'By group', 'validation', 'by_group'),
+        lambda e: each_of(e, 'In production', 'window',
+                          {'from': 'from', 'to': 'to', 'predictions': 'rows', 'with outcome': 'labelled'})]}
 
 def handover(project: Project, plan: RetirementPlan, *,
              because: str, # the reason
              by: str, # who decides
              ) -> Document:
     "Everything that whoever comes after should know of a version, from evidence only."
-    version = plan.version
-    fields = lambda what, kind, *names: lambda e: pairs_of(e, what, kind, {n.replace('_', ' '): f'{n}?' for n in names})
+    version, evidence = plan.version, Evidence(project, plan.version)
+    ending = {'version': version, 'reason': one_line(because), 'decided by': one_line(by, 200),
+              'answers instead': plan.successor or 'nothing'}
+    kept = {k.partition(': ')[0]: k.partition(': ')[2] for k in plan.kept}
     sections = {
-        'The end': [_told('The end', [['version', version], ['reason', one_line(because)], ['decided by', one_line(by, 200)], ['answers instead', plan.successor or 'nothing']])],
-        'What it was for': [fields('Purpose', 'problem', 'objective', 'decision', 'owner', 'stakeholders', 'intended_use', 'out_of_scope', 'target', 'protected')],
-        'What it could do': [fields('Verdict on the sealed test set', 'validation', 'verdict', 'why'), lambda e: figures_of(e, 'On the sealed test set', 'validation', 'metrics'),
-                             lambda e: table_of(e, 'By group', 'validation', 'by_group'),
-                             lambda e: each_of(e, 'In production', 'window', {'from': 'from', 'to': 'to', 'predictions': 'rows', 'with outcome': 'labelled'})],
+        'The end': [_told('The end', ending)], **FROM_EVIDENCE,
         'What was decided': [_decisions(project, version)],
-        'What went wrong': [lambda e: each_of(e, 'Alarms', 'alarm', {'kind': 'kind', 'column': 'column', 'since': 'since', 'state': 'state', 'why': 'why'})
-                            if e.all('alarm') else [{'text': 'No alarm was recorded.'}], by_hand('what the people who ran it learnt')],
-        'Who depended on it': [{'title': 'Dependents', 'columns': ['what', 'detail'], 'rows': plan.dependents.values.tolist(), 'source': 'the plan'}],
-        'Where everything is': [fields('Model file', 'model', 'uri', 'hash', 'algorithm', 'columns', 'data', 'author', 'created', 'requirements'), _reading(project, version),
-                                _told('Kept', [[k.partition(': ')[0], k.partition(': ')[2]] for k in plan.kept])]}
-    return Document(title=f'Handover of version {version} of {project.name}', **document_sections(Evidence(project, version), sections))
+        'What went wrong': [_alarms, by_hand('what the people who ran it learnt')],
+        'Who depended on it': [{'title': 'Dependents', 'columns': ['what', 'detail'], 'source': 'the plan',
+                                'rows': plan.dependents.values.tolist()}],
+        'Where everything is': [
+            _fields('Model file', 'model', 'uri', 'hash', 'algorithm', 'columns', 'data', 'author', 'created',
+                    'requirements'), _reading(project, version), _told('Kept', kept)]}
+    title = f'Handover of version {version} of {project.name}'
+    return Document(title=title, **document_sections(evidence, sections))
 
-def _told(what: str, pairs: list) -> dict: return {'title': what, 'pairs': pairs, 'source': 'the plan'}
+def _told(what: str, pairs: dict) -> dict:
+    return {'title': what, 'pairs': [list(p) for p in pairs.items()], 'source': 'the plan'}
 
 def _decisions(project: Project, version: str) -> dict:
-    rows = [[e.at[:10], e.kind, e.body.get('by', e.actor), one_line(str(e.body.get('because') or e.body.get('why') or '')), source(e)] for e in project.ledger.entries(DECIDED, version)]
-    return {'title': 'Decisions', 'columns': ['date', 'what', 'by', 'because', 'read from'], 'rows': rows, 'source': 'the ledger'}
+    why = lambda e: one_line(str(e.body.get('because') or e.body.get('why') or ''))
+    rows = [[e.at[:10], e.kind, e.body.get('by', e.actor), why(e), source(e)]
+            for e in project.ledger.entries(DECIDED, version)]
+    return {'title': 'Decisions', 'columns': ['date', 'what', 'by', 'because', 'read from'], 'rows': rows,
+            'source': 'the ledger'}
+
+def _alarms(evidence: Evidence) -> list[dict]:
+    if not evidence.all('alarm'): return [{'text': 'No alarm was recorded.'}]
+    fields = {name: name for name in ('kind', 'column', 'since', 'state', 'why')}
+    return each_of(evidence, 'Alarms', 'alarm', fields)
 
 def _reading(project: Project, version: str) -> dict:
     pins = ' '.join(registered(project, version).body.get('requirements') or ['the requirements of the time'])
-    return {'text': f"To read the file again: install {pins}, then mlcycle.registry.loads(file.read_bytes()); first compare its SHA-256 with the one above."}
+    return {'text': f'To read the file again: compare its SHA-256 with the one above, install {pins}, then '
+                    'mlcycle.modelfiles.loads(file.read_bytes()).'}
 
-def _folder(project: Project, version: str) -> Path: return project.reports/f'retirement-{version if version.isdigit() else digest(version)[:12]}'
+def _folder(project: Project, version: str) -> Path:
+    return project.reports/f'retirement-{version if version.isdigit() else digest(version)[:12]}'
 
 # %% ../nbs/09_retirement.ipynb #e98461b2
 class Retirement(Result):
@@ -186,7 +250,10 @@ class Retirement(Result):
     documents: dict[str, str] = {} # path below the project → SHA-256
 
     @property
-    def headline(self) -> str: return f"Version {self.version} is retired; {f'version {self.successor} answers instead' if self.successor else 'nothing answers instead'}"
+    def headline(self) -> str:
+        "Which, and who answers now."
+        instead = f'version {self.successor}' if self.successor else 'nothing'
+        return f'Version {self.version} is retired; {instead} answers instead'
 
 class Erasure(Result):
     "What is being deleted, or was: by count and hash; no row is named."
@@ -199,7 +266,9 @@ class Erasure(Result):
     deleted: Frame # table, rows, of, older_than, ids_hash
 
     @property
-    def headline(self) -> str: return f"{int(self.deleted['rows'].sum()):,} rows of version {self.version}: deletion {self.state}"
+    def headline(self) -> str:
+        "How many, and whether they are gone."
+        return f"{int(self.deleted['rows'].sum()):,} rows of version {self.version}: deletion {self.state}"
 
 @contextmanager
 def _alone(project: Project) -> Iterator[None]:
@@ -215,14 +284,16 @@ def retire(project: Project, version: str, *,
            confirm: bool=False, # do it; otherwise only the plan comes back
            by: str | None=None, # who decides; default: the project's actor
            ) -> RetirementPlan | Retirement:
-    "End a version's life, or show what that would mean; called again it completes what a crash left, or deletes what has become due."
+    "End a version's life, or show what that would mean; called again it finishes, or deletes what is due."
     if not confirm: return plan_retirement(project, version, successor=successor)
     project.must_write('retirement')
     if not because.strip(): raise SettingsError('A retirement needs a reason. Add --because TEXT.')
     with _alone(project):
         plan = plan_retirement(project, version, successor=successor)
-        if plan.obstacles: raise Blocked(f'Version {plan.version} cannot be retired: {"; ".join(plan.obstacles)}')
-        done = project.latest(Retirement, subject=plan.version) or _switch_off(project, plan, because=because, by=by or project.actor)
+        if plan.obstacles:
+            raise Blocked(f'Version {plan.version} cannot be retired: {"; ".join(plan.obstacles)}')
+        done = project.latest(Retirement, subject=plan.version)
+        if done is None: done = _switch_off(project, plan, because=because, by=by or project.actor)
         _notify_bundles(project, done)
         while _erase(project, plan.version): pass
     return done
@@ -230,24 +301,26 @@ def retire(project: Project, version: str, *,
 def _switch_off(project: Project, plan: RetirementPlan, *, because: str, by: str) -> Retirement:
     from mlcycle.registry import promote, repair
     held = [role for role, holder in roles(project.ledger).items() if holder == plan.version]
-    if 'champion' in held: promote(project, plan.successor, because=f'takes over from version {plan.version}: {because}', by=by)
-    document, folder = handover(project, plan, because=because, by=by), _folder(project, plan.version)
-    texts = {'handover.html': document.to_html(), 'handover.md': document.to_markdown()}
-    written = {write_atomic(folder/name, text).relative_to(project.folder).as_posix(): digest(text) for name, text in texts.items()}
-    done = Retirement(version=plan.version, successor=plan.successor, because=because, by=by, roles=held, documents=written,
+    taking_over = f'takes over from version {plan.version}: {because}'
+    if 'champion' in held: promote(project, plan.successor, because=taking_over, by=by)
+    document = handover(project, plan, because=because, by=by)
+    texts = dict(zip(plan.archived, (document.to_html(), document.to_markdown())))
+    for path, text in texts.items(): write_atomic(project.path(path), text)
+    done = Retirement(version=plan.version, successor=plan.successor, because=because, by=by, roles=held,
+                      documents={path: digest(text) for path, text in texts.items()},
                       model_hash=registered(project, plan.version).body['hash'])
     project.record(done, subject=plan.version)
     repair(project)
     return done
 
 def _notify_bundles(project: Project, done: Retirement) -> None:
-    "Put the notice that a served bundle answers with into every bundle of the version that lies in the project."
-    entry = project.ledger.last('retirement', done.version)
-    notice = json.dumps({'version': done.version, 'at': entry.at, 'successor': done.successor, 'because': done.because}, indent=1)+'\n'
+    "Put the notice that a served bundle answers with into the version's bundles in the project."
+    at = project.ledger.last('retirement', done.version).at
+    notice = {'version': done.version, 'at': at, 'successor': done.successor, 'because': done.because}
     for bundle in project.ledger.entries('bundle', done.version):
-        folder = project.path(bundle.body.get('folder') or '.')
-        if (folder/'manifest.json').is_file() and json.loads((folder/'manifest.json').read_text()).get('version') == done.version:
-            write_atomic(folder/'retired.json', notice)
+        manifest = project.path(bundle.body.get('folder') or '.')/'manifest.json'
+        if manifest.is_file() and json.loads(manifest.read_text()).get('version') == done.version:
+            write_atomic(manifest.with_name('retired.json'), json.dumps(notice, indent=1)+'\n')
 
 # %% ../nbs/09_retirement.ipynb #866344ff
 def _erase(project: Project, version: str) -> Erasure | None: # None: nothing was past its time
@@ -258,15 +331,13 @@ def _erase(project: Project, version: str) -> Erasure | None: # None: nothing wa
     found = doomed(project, version, before)
     if not begun and not found: return None
     if not begun:
-        hashes = [digest(sorted(ids.astype(str))) for ids, _ in found.values()]
-        begun = Erasure(version=version, state='begun', why='retention', before=before, deleted=_listed(found).assign(ids_hash=hashes))
+        listed = _listed(found).assign(ids_hash=[digest(sorted(d.ids)) for d in found])
+        begun = Erasure(version=version, state='begun', why='retention', before=before, deleted=listed)
         project.record(begun, subject=version)
-    for table, of in sorted(found): _delete(project, version, table, found[table, of])   # labels before predictions, through which they are found
+    for part in found:
+        if part.table == 'model file': shutil.rmtree(_file(project, version).parent)
+        else: project.tables.delete(part.table, [('prediction_id', 'in', part.ids), ('at', '<', part.before)])
     for table in {t for t in begun.deleted['table'] if t != 'model file'}: project.tables.vacuum(table)
     done = begun.model_copy(update={'state': 'done'})
     project.record(done, subject=version)
     return done
-
-def _delete(project: Project, version: str, table: str, ids: tuple[pd.Series, str]) -> None:
-    if table != 'model file': project.tables.delete(table, [('prediction_id', 'in', ids[0].tolist()), ('at', '<', ids[1])])
-    else: shutil.rmtree(_file(project, version).parent)

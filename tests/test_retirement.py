@@ -161,7 +161,7 @@ def test_retention_takes_the_right_rows_and_leaves_no_byte_of_them(project):
     young = ask(project, 30-1/1440, 2, name='CANARY-YOUNG')
     outcomes(project, old[:1], 61); outcomes(project, old[1:2], 59); outcomes(project, young[:1], 1)
     plan = retire(project, '1', successor='2', because='old')
-    assert plan.deleted.values.tolist() == [['predictions', 3, 'version 1', '2026-05-02'], ['labels', 1, 'version 1', '2026-04-02']]
+    assert plan.deleted.values.tolist() == [['labels', 1, 'version 1', '2026-04-02'], ['predictions', 3, 'version 1', '2026-05-02']]
     retire(project, '1', successor='2', because='old', confirm=True)
     assert project.tables.read('predictions')['prediction_id'].tolist() == young['prediction_id'].tolist()
     assert set(project.tables.read('labels')['prediction_id']) == {old['prediction_id'].iloc[1], young['prediction_id'].iloc[0]}
@@ -169,7 +169,7 @@ def test_retention_takes_the_right_rows_and_leaves_no_byte_of_them(project):
     assert b'CANARY-OLD' not in left and b'CANARY-YOUNG' in left
     for gone in old['prediction_id'].drop(old.index[1]): assert gone.encode() not in left
     begun, done = [Erasure.from_body(e.body) for e in project.ledger.entries('erasure', '1')]
-    assert (begun.state, done.state) == ('begun', 'done') and done.deleted['rows'].tolist() == [3, 1] and begun.before == done.before
+    assert (begun.state, done.state) == ('begun', 'done') and done.deleted['rows'].tolist() == [1, 3] and begun.before == done.before
     assert all(len(h) == 64 for h in done.deleted['ids_hash']) and project.ledger.verify().ok
 
 
@@ -247,7 +247,7 @@ def test_a_crash_at_any_step_is_completed_by_the_next_call(project, tmp_path, mo
             retire(again, '1', successor='2', because='old', confirm=True)
             assert champion(again.ledger) == '2' and again.tables.read('predictions')['prediction_id'].tolist() == scored['prediction_id'].tolist()[2:]
             states = [e.body['state'] for e in again.ledger.entries('erasure')]
-            assert states == ['begun', 'done'] and again.latest(Erasure).deleted['rows'].tolist() == [2, 3], (n, after, states)
+            assert states == ['begun', 'done'] and again.latest(Erasure).deleted['rows'].tolist() == [3, 2], (n, after, states)
             assert len(again.ledger.entries('retirement')) == 1 and not [i for i in scored['prediction_id'][:2] if i.encode() in all_bytes(again)]
         if count['calls'] < n: break
     assert n > 8, 'the case has to reach the end'
