@@ -10,7 +10,7 @@ cfg = config['DEFAULT']
 
 EXTRAS = ('apps', 'serve', 'onnx', 'boost', 'dask', 'dev')
 extras = {name: cfg[f'{name}_requirements'].split() for name in EXTRAS}
-extras['dev'] = sorted({*extras['dev'], *extras['apps'], *extras['serve']})   # a developer tests these; the rest stay optional
+extras['dev'] = sorted({name for needed in extras.values() for name in needed})   # a developer tests every extra
 
 setup(
     name=cfg['lib_name'], version=cfg['version'], description=cfg['description'],
