@@ -154,7 +154,7 @@ def app(project: Project, name: str, port: int) -> None:
 @main.command()
 @click.argument('source', metavar='INPUT', type=click.Path(dir_okay=False))
 @click.option('--out', required=True, metavar='FILE', help='Where the scores go, whole or not at all.')
-@click.option('--version', default='champion', metavar='MODEL_VERSION', show_default=True)
+@click.option('--version', default='champion', metavar='MODEL_VERSION', show_default=True, help='A version number or a role.')
 @with_project()
 def score(project: Project, source: str, out: str, version: str) -> None:
     "Score a file with the champion and log the predictions."
