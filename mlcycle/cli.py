@@ -133,7 +133,7 @@ def status(project: Project, as_json: bool) -> None:
     say(found, as_json, '\n'.join([roles, table(found['stages'], ['stage', 'state', 'at', 'why']), *gates]))
 
 @main.command()
-@click.option('--port', type=int, default=8888, show_default=True)
+@click.option('--port', type=int, default=8888, show_default=True, help='The port on loopback.')
 @click.option('--browser/--no-browser', default=True, show_default=True, help='Open a browser.')
 @with_project()
 def lab(project: Project, port: int, browser: bool) -> None:
@@ -143,7 +143,7 @@ def lab(project: Project, port: int, browser: bool) -> None:
 
 @main.command('app')
 @click.argument('name', type=click.Choice(['monitoring', 'explainability']), default='monitoring')
-@click.option('--port', type=int, default=8866, show_default=True)
+@click.option('--port', type=int, default=8866, show_default=True, help='The port on loopback.')
 @with_project(read_only=True)
 def app(project: Project, name: str, port: int) -> None:
     "A dashboard for stakeholders, read-only, on loopback."
@@ -162,7 +162,7 @@ def score(project: Project, source: str, out: str, version: str) -> None:
     click.echo(f'{len(score_file(project, source, out, version=version)):,} predictions in {out}')
 
 @main.command()
-@click.option('--host', default='127.0.0.1', show_default=True)
+@click.option('--host', default='127.0.0.1', show_default=True, help='The address it listens on; another than loopback needs a token.')
 @click.option('--port', type=int, default=None, help='Default: deployment.port of the settings.')
 @with_project()
 def serve(project: Project, host: str, port: int | None) -> None:
@@ -230,7 +230,8 @@ def override_gate(project: Project, gate: str, version: str, by: str, because: s
 
 @main.command()
 @click.argument('version', metavar='MODEL_VERSION')
-@click.option('--to', 'role', type=click.Choice(['champion', 'challenger', 'shadow']), default='champion', show_default=True)
+@click.option('--to', 'role', type=click.Choice(['champion', 'challenger', 'shadow']), default='champion', show_default=True,
+              help='The role to give.')
 @click.option('--because', default='', metavar='TEXT', help='The reason.')
 @with_project()
 def promote(project: Project, version: str, role: str, because: str) -> None:
@@ -276,7 +277,8 @@ def read_head(text: str) -> tuple[int, str]:
     return int(seq), hash
 
 @main.command()
-@click.option('--view', type=click.Choice(['model', 'annex-iv', 'sr-26-2', 'nist-rmf', 'plain']), default='model', show_default=True)
+@click.option('--view', type=click.Choice(['model', 'annex-iv', 'sr-26-2', 'nist-rmf', 'plain']), default='model', show_default=True,
+              help='For whom it is written.')
 @click.option('--version', default=None, metavar='MODEL_VERSION', help='Default: the champion, else the newest.')
 @click.option('--out', default=None, metavar='FILE', help='A .md or .html file; default: markdown on standard output.')
 @with_project()
