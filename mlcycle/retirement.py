@@ -77,7 +77,7 @@ def dependents(project: Project, version: str) -> list[tuple[str, str]]: # (what
     "Roles, schedules, bundles, recent callers, the newest window and open alarms of a version."
     held = [('role', role) for role, holder in roles(project.ledger).items() if holder == version]
     answering = ('role', 'champion') in held
-    plans = [('schedule', f'{step}: {cron}') for step, cron in project.settings.schedule.items() if answering]
+    plans = [('schedule', f'{step}: {cron}') for step, cron in project.settings.schedule.steps.items() if answering]
     return held+plans+_bundles(project, version)+_callers(project, version)+_watched(project, version)
 
 def _bundles(project: Project, version: str) -> list[tuple[str, str]]: # the newest of each folder
