@@ -13,8 +13,8 @@ from .core import MlcycleError, Project, SettingsError, jsonable
 # %% auto #0
 __all__ = ['EXTRA_OF', 'as_json', 'said_by', 'because', 'SIGNS', 'Mlcycle', 'needed_extra', 'main', 'with_project', 'say',
            'table', 'demo', 'new', 'run_steps', 'tell_step', 'status', 'lab', 'app', 'score', 'serve', 'label',
-           'monitor', 'retrain', 'approve', 'override_gate', 'promote', 'rollback', 'history', 'audit', 'read_head',
-           'card', 'retire']
+           'monitor', 'log', 'retrain', 'approve', 'override_gate', 'promote', 'rollback', 'history', 'audit',
+           'read_head', 'card', 'retire']
 
 # %% ../nbs/13_cli.ipynb #5243de3c
 class Mlcycle(click.Group):
@@ -189,6 +189,19 @@ def monitor(project: Project, as_json: bool) -> None:
     report = watch(project)
     say(monitor_json(report), as_json, report.headline)
     if blocking(report): sys.exit(1)
+
+@main.command('log')
+@click.option('--since', default='24h', show_default=True, metavar='WHEN', help='A date, an ISO time, or a stretch such as 90m, 12h or 7d.')
+@click.option('--stage', default='', metavar='STAGE', help='Only what one stage did.')
+@as_json
+@with_project(read_only=True)
+def log(project: Project, since: str, stage: str, as_json: bool) -> None:
+    "What the machine did and when: runs, looks at production, servers, messages."
+    from mlcycle.log import read_log
+    lines = read_log(project, since=since, stage=stage)
+    about = lambda line: {k: v for k, v in line.items() if k not in ('at', 'project', 'stage', 'event', 'pid', 'actor') and v not in ('', None)}
+    rows = [{**line, 'about': '  '.join(f'{k}={v}' for k, v in about(line).items())} for line in lines]
+    say(lines, as_json, table(rows, ['at', 'stage', 'event', 'about']))
 
 @main.command()
 @click.option('--anyway', is_flag=True, help='Train even when nothing says that it is due.')

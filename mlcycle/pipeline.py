@@ -13,6 +13,7 @@ from . import __version__
 from .core import (Blocked, DataError, MlcycleError, Project, Record, SettingsError, digest, shown, write_atomic)
 from .gates import check_all
 from .ledger import champion, roles, versions
+from .log import log_event
 
 # %% auto #0
 __all__ = ['TYPES', 'WORK_SAYS_NO', 'MARK', 'EVERYTHING', 'STEPS', 'DERIVED', 'GIVEN', 'Parameter', 'parameters_of',
@@ -355,6 +356,7 @@ def _run_step(project: Project, step: Step, parameters: dict, *, name: str, forc
 GIVEN = ('notebook', 'parameters', 'settings', 'sources', 'mlcycle')   # taken before the step; what it leaves itself is taken after
 
 def _note(project: Project, step: Step, body: dict) -> None:
+    log_event(project, step.stage, f"step {body['state']}", **{k: body[k] for k in ('run', 'why', 'seconds', 'report') if k in body})
     project.ledger.append(stage=step.stage, kind='run', subject=step.stage, body=body, actor=project.actor)
 
 def _publish_page(output: Path, done: Execution) -> Path:

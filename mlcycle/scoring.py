@@ -14,6 +14,7 @@ from .core import Blocked, DataError, IntegrityError, MlcycleError, Project, Res
 from .features import FeaturePlan, clean_text
 from .gates import check, check_all, registered
 from .ledger import ROLES, Ledger, roles, versions
+from .log import log_event
 
 # %% auto #0
 __all__ = ['OURS', 'FORMULA', 'Retired', 'BrokenAnswer', 'retirement_of', 'holder', 'admit', 'new_ids', 'answers', 'event_times',
@@ -202,6 +203,7 @@ def score_file(project: Project, source: str | Path, # CSV, Parquet, JSON lines 
     found = score(project, rows, version=version)
     both = pd.concat([found, rows.rename(columns=stored_name)], axis=1)
     write_table(both, out)
+    log_event(project, 'deployment', 'scored', rows=len(both), version=str(found['version'].iloc[0]) if len(found) else version)
     return both
 
 # %% ../nbs/00i_scoring.ipynb #a5371c7f

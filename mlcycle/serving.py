@@ -5,13 +5,14 @@
 # %% ../nbs/05a_serving.ipynb #9d2459cf
 from __future__ import annotations
 import asyncio, html, json, logging, os, sys
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from pathlib import Path
 import pandas as pd
 from pydantic import BaseModel
 from .access import Guard, access_for, find_token, may_listen
 from .core import Blocked, DataError, MlcycleError, Project, SettingsError, jsonable
 from .inputs import BadRequest, Wrong, is_date, json_schema, not_valid, read_list, read_records
+from .log import during
 from .scoring import BrokenAnswer, Retired, admit
 from .service import BundleService, NotLogged, ProjectService, open_service
 
@@ -76,7 +77,7 @@ def create_app(source: Project | str | Path, # a project, its folder, or a bundl
                ) -> FastAPI:
     "The web service; Blocked where no version may answer. A retired version gets an application that answers 410."
     service = open_service(source, version)
-    app = FastAPI(title=f'{service.name}: predictions', version=str(version), docs_url=None, redoc_url=None, lifespan=lambda app: _running(service))
+    app = FastAPI(title=f'{service.name}: predictions', version=str(version), docs_url=None, redoc_url=None, lifespan=lambda app: _running(service, version))
     counters = Counters({'/predict', '/label', '/health', '/ready', '/metrics', '/model', '/docs', '/openapi.json'})
     app.add_middleware(Guard, access=access_for(token, hosts=hosts), seen=counters.seen)
     _answer_errors(app, counters)
@@ -86,7 +87,14 @@ def create_app(source: Project | str | Path, # a project, its folder, or a bundl
     return app
 
 @asynccontextmanager
-async def _running(service):
+async def _running(service, version: str):
+    "Start and end in the project's log around everything that the server does."
+    told = during(service.project, 'deployment', 'serving', version=str(version)) if isinstance(service, ProjectService) else nullcontext()
+    with told:
+        async with _settling(service): yield
+
+@asynccontextmanager
+async def _settling(service):
     "One thread for numeric libraries (two workers with a pool each are slower than one), and the log moved every few seconds."
     from threadpoolctl import threadpool_limits
     async def settling() -> None:
