@@ -14,14 +14,15 @@ from pydantic import (BaseModel, BeforeValidator, ConfigDict, Field, PlainSerial
                       model_validator)
 
 # %% auto #0
-__all__ = ['Frame', 'TASK_METRICS', 'Task', 'Scalar', 'Positive', 'Share', 'DEFAULT_GATES', 'MlcycleError', 'SettingsError',
-           'DataError', 'Blocked', 'MissingEvidence', 'IntegrityError', 'jsonable', 'frame_body', 'canonical_json',
-           'digest', 'write_atomic', 'sync_folder', 'shown', 'escaped', 'html_pairs', 'html_table', 'Record', 'Result',
-           'label', 'Estimate', 'estimates_table', 'Criterion', 'judge', 'ProjectSection', 'Costs', 'ProblemSection',
-           'Source', 'Join', 'Treatment', 'SplitSection', 'DataSection', 'DevelopmentSection', 'ValidationSection',
-           'DeploymentSection', 'MonitoringSection', 'RetrainingSection', 'GovernanceSection', 'RetentionSection',
-           'Gate', 'StoreSection', 'Settings', 'check_settings', 'read_settings', 'find_project', 'who', 'Project',
-           'missing_evidence', 'Conflict', 'setting_value', 'changed_text', 'toml_value']
+__all__ = ['Frame', 'TASK_METRICS', 'CHANNEL_KEYS', 'STAGES', 'Task', 'Scalar', 'Positive', 'Share', 'DEFAULT_GATES',
+           'MlcycleError', 'SettingsError', 'DataError', 'Blocked', 'MissingEvidence', 'IntegrityError', 'jsonable',
+           'frame_body', 'canonical_json', 'digest', 'write_atomic', 'sync_folder', 'shown', 'escaped', 'html_pairs',
+           'html_table', 'Record', 'Result', 'label', 'Estimate', 'estimates_table', 'Criterion', 'judge', 'Channel',
+           'AlarmsSection', 'ScheduleSection', 'ProjectSection', 'Costs', 'ProblemSection', 'Source', 'Join',
+           'Treatment', 'SplitSection', 'DataSection', 'DevelopmentSection', 'ValidationSection', 'DeploymentSection',
+           'MonitoringSection', 'RetrainingSection', 'GovernanceSection', 'RetentionSection', 'Gate', 'StoreSection',
+           'Settings', 'check_settings', 'read_settings', 'find_project', 'who', 'Project', 'missing_evidence',
+           'Conflict', 'setting_value', 'changed_text', 'toml_value']
 
 # %% ../nbs/00_core.ipynb #ae3d6690
 class MlcycleError(Exception):
@@ -262,6 +263,87 @@ def judge(estimate: Estimate, # the figure
     if criterion.threshold == 'baseline': return 'pass' if low > threshold else 'fail' if high <= threshold else 'undetermined'
     return 'pass' if low >= threshold else 'fail' if high < threshold else 'undetermined'
 
+# %% ../nbs/00_core.ipynb #1aae7bd6
+CHANNEL_KEYS = {   # kind → keys it needs, keys it may have
+    'email': (('host', 'sender', 'to'), ('port', 'tls', 'user', 'password')),
+    'webhook': (('url', 'secret'), ('private',)),
+    'command': (('command',), ()),
+    'file': (('path',), ())}
+
+class Channel(Record):
+    "One way by which people or machines learn of alarms."
+    name: Annotated[str, Field(pattern=r'^[A-Za-z0-9][A-Za-z0-9._-]{0,59}$')] # told apart by it in the ledger
+    kind: Literal['email', 'webhook', 'command', 'file']
+    on: list[Literal['raised', 'resolved', 'run']] = ['raised', 'resolved'] # what is told; run: the end of each `mlcycle run`
+    seconds: Annotated[float, Field(gt=0, le=300, allow_inf_nan=False)] = 10 # time limit of one delivery
+    host: str = '' # email: the SMTP server
+    port: Annotated[int, Field(ge=1, le=65535)] | None = None # email: default 587, or 465 with tls = "tls"
+    tls: Literal['starttls', 'tls', 'none'] = 'starttls' # email
+    user: str = '' # email: for the log-in
+    password: str = '' # email: ${NAME}
+    sender: str = '' # email
+    to: list[str] = [] # email
+    url: str = '' # webhook: its host must be in alarms.hosts; may hold ${NAME}
+    secret: str = '' # webhook: ${NAME}, signs the body
+    private: bool = False # webhook: whether addresses of this machine and of private networks are meant
+    command: list[str] = [] # command: program and arguments; the message comes on standard input
+    path: str = '' # file: inside the project; a JSON line is appended
+
+    @model_validator(mode='after')
+    def _keys_of_its_kind(self):
+        needed, optional = CHANNEL_KEYS[self.kind]
+        missing = [k for k in needed if not getattr(self, k)]
+        if missing: raise ValueError(f'channel {self.name}: kind {self.kind!r} needs {", ".join(missing)}')
+        strange = self.model_fields_set-{'name', 'kind', 'on', 'seconds', *needed, *optional}
+        if strange: raise ValueError(f'channel {self.name}: {", ".join(sorted(strange))} is not for kind {self.kind!r}')
+        for key in ('password', 'secret'):
+            if getattr(self, key) and not re.fullmatch(r'\$\{\w+\}', getattr(self, key)):
+                raise ValueError(f'channel {self.name}: {key} must name an environment variable as ${{NAME}}; a secret is never written here')
+        if any('\n' in t or '\r' in t for t in (self.sender, self.host, *self.to)): raise ValueError(f'channel {self.name}: line breaks are not allowed')
+        return self
+
+class AlarmsSection(Record):
+    "Who is told of alarms."
+    hosts: list[str] = [] # hosts that a webhook may call
+    channels: list[Channel] = []
+
+    @model_validator(mode='after')
+    def _names_differ(self):
+        names = [c.name for c in self.channels]
+        if len(set(names)) < len(names): raise ValueError(f'channels need different names, came {names}')
+        return self
+
+STAGES = ('problem', 'data', 'development', 'validation', 'deployment', 'monitoring', 'retraining', 'governance', 'retirement')
+
+class ScheduleSection(Record):
+    "When steps run by themselves: a cron expression of five fields a step, read in one time zone."
+    zone: str = 'UTC' # an IANA name such as Europe/Berlin
+    overlap: Literal['queue', 'skip'] = 'queue' # what becomes of a slot whose step is still running
+    problem: str = ''
+    data: str = ''
+    development: str = ''
+    validation: str = ''
+    deployment: str = ''
+    monitoring: str = ''
+    retraining: str = ''
+    governance: str = ''
+    retirement: str = ''
+
+    @property
+    def steps(self) -> dict[str, str]: # step → cron expression
+        "The steps that are scheduled, in their order."
+        return {stage: getattr(self, stage) for stage in STAGES if getattr(self, stage)}
+
+    @model_validator(mode='after')
+    def _readable(self):
+        from zoneinfo import ZoneInfo
+        try: ZoneInfo(self.zone)
+        except (KeyError, ValueError, OSError): raise ValueError(f'no time zone {self.zone!r}. Use an IANA name such as Europe/Berlin') from None
+        for step, cron in self.steps.items():
+            if not re.fullmatch(r'[\w*/,#-]+( [\w*/,#-]+){4}', cron): raise ValueError(f'{step}: {cron[:80]!r} is no cron expression of five fields, '
+                                                                                  "such as '30 2 * * *' (every day at 02:30)")
+        return self
+
 # %% ../nbs/00_core.ipynb #ebdb027e
 Task = Literal['binary', 'multiclass', 'regression']
 Scalar = str | int | float | bool | None
@@ -402,6 +484,8 @@ class RetentionSection(Record):
     predictions_days: Positive = 365
     labels_days: Positive = 365
     artifacts_days: Positive = 3650
+    profiles_days: Positive = 1825 # of monitoring windows
+    logs_days: Positive = 365 # of what the machine did
     keep: list[str] = ['ledger', 'documents']
 
 class Gate(Record):
@@ -440,7 +524,8 @@ class Settings(Record):
     governance: GovernanceSection = GovernanceSection()
     retention: RetentionSection = RetentionSection()
     gates: list[Gate] = list(DEFAULT_GATES)
-    schedule: dict[str, str] = {} # step → cron expression
+    alarms: AlarmsSection = AlarmsSection()
+    schedule: ScheduleSection = ScheduleSection()
     store: StoreSection = StoreSection()
 
     @model_validator(mode='after')
