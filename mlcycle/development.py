@@ -17,6 +17,7 @@ from .core import (Estimate, Frame, Project, Result, Settings, SettingsError, es
 from .features import Calibrated, FeaturePlan, build_pipeline, infer_plan, read_target
 from .folds import make_folds
 from .metrics import METRICS, default_metric, difference, evaluate
+from .progress import long_work
 from .search import ORDER, Bench, Hunt, Outcome, candidates, search, side_by_side
 
 # %% auto #0
@@ -235,8 +236,8 @@ def develop(project: Project,
     rows, content = training_rows(project, train)
     y, plan = read_target(rows, settings), recorded_plan(project, rows)
     bench = make_bench(project, plan, rows, y)
-    hunt = search(bench, list(known.values()), trials=settings.development.trials if trials is None else trials,
-                  seconds=settings.development.seconds if seconds is None else seconds)
+    hunt = _watched_search(project, bench, list(known.values()), trials=settings.development.trials if trials is None else trials,
+                           seconds=settings.development.seconds if seconds is None else seconds)
     entrants = _entrants(bench, hunt)
     board = _board(bench, entrants)
     chosen, why = _choose(entrants, board, known)
@@ -258,6 +259,10 @@ def develop(project: Project,
         budget=_spent(bench, hunt, len(rows), started))
     project.record(result, subject=model.version)
     return result
+
+def _watched_search(project: Project, bench: Bench, candidates: list, **budget) -> Hunt:
+    "The search, as far as it is for whoever looks."
+    with long_work(project, 'development', limit=budget['seconds']): return search(bench, candidates, **budget)
 
 def _fitted(plan: FeaturePlan, rows: pd.DataFrame, y: pd.Series, parts: tuple, seed: int):
     "The chosen model with its curve, fitted on all rows."

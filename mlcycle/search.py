@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['TREE_ROWS', 'CANDIDATES', 'EXTRA', 'ORDER', 'Candidate', 'candidates', 'Bench', 'Trial', 'Outcome', 'side_by_side',
-           'cross_validate', 'Hunt', 'search', 'progress']
+           'cross_validate', 'Hunt', 'search', 'so_far', 'progress']
 
 # %% ../nbs/03a_search.ipynb #30e4d08f
+import math
 import sys
 import time
 import warnings
@@ -28,6 +29,7 @@ from threadpoolctl import threadpool_limits
 from .core import Costs, DataError, Record, Settings, SettingsError
 from .features import FeaturePlan, build_pipeline
 from .metrics import METRICS, evaluate, scored
+from .progress import advance as tell_progress
 from .statistics import lacking, weighted
 
 # %% ../nbs/03a_search.ipynb #8ac5c935
@@ -245,11 +247,21 @@ def search(bench: Bench, candidates: list[Candidate],
                 if cut := time.monotonic() > deadline and _usable(outcomes): break
                 outcomes.append(_try(bench, turn, studies[turn.name], outcomes, deadline))
                 advance(outcomes[-1].trial)
+                tell_progress(len(outcomes), trials, note=_said(outcomes[-1].trial), board=so_far(bench, outcomes))
         except KeyboardInterrupt:
             if not _usable(outcomes): raise
             return Hunt(outcomes, False, True)
     if not _usable(outcomes): raise DataError(f'No candidate could be fitted: {_reasons(outcomes)}')
     return Hunt(outcomes, cut or any(o.trial.reason == 'time is over' for o in outcomes), False)
+
+def so_far(bench: Bench, outcomes: list[Outcome], most: int=8) -> list[dict]: # best first
+    "The complete trials with the interval of their mean over the folds; tied while the folds do not set them apart from the best."
+    from scipy.stats import t
+    complete = sorted((o.trial for o in outcomes if o.scores is not None), key=lambda o: -bench.sign*np.mean(o.scores))[:most]
+    half = lambda v: float(t.ppf(.975, len(v)-1)*np.std(v, ddof=1)/np.sqrt(len(v))) if len(v) > 1 else math.inf
+    gaps = [bench.sign*np.subtract(complete[0].scores, o.scores) for o in complete]
+    return [dict(trial=o.number, algorithm=o.algorithm, value=float(np.mean(o.scores)), low=float(np.mean(o.scores))-half(o.scores),
+                 high=float(np.mean(o.scores))+half(o.scores), tied=bool(g.mean() <= half(g))) for o, g in zip(complete, gaps)]
 
 def _usable(outcomes: list[Outcome]) -> bool:
     return any(o.scores is not None and o.trial.algorithm != 'dummy' for o in outcomes)
