@@ -13,7 +13,7 @@ from .features import FALSE, TRUE, FeaturePlan, clean_text
 
 # %% auto #0
 __all__ = ['JSON_TYPES', 'InputColumn', 'input_schema', 'json_schema', 'BadRequest', 'Wrong', 'strict_json', 'read_records',
-           'read_list', 'not_valid', 'mistake', 'is_date', 'to_records']
+           'read_list', 'not_valid', 'mistake', 'is_date', 'column_values', 'to_records']
 
 # %% ../nbs/00ib_inputs.ipynb #625a4bde
 class InputColumn(Record):
@@ -104,7 +104,7 @@ def read_records(body: bytes, # the request's body: {"records": [{…}, …]} or
         if len(errors) >= 20: break
     if errors: raise not_valid(errors, key)
     sent = set().union(*records)
-    return pd.DataFrame({c.name: _column([r.get(c.name) for r in records], c) for c in columns if c.name in sent}, index=range(len(records)))
+    return pd.DataFrame({c.name: column_values([r.get(c.name) for r in records], c) for c in columns if c.name in sent}, index=range(len(records)))
 
 def read_list(body: bytes, key: str, most: int) -> list[dict]:
     "The list inside a body; it must be there, not be empty, and hold objects only."
@@ -152,7 +152,8 @@ def is_date(text: str) -> bool:
     try: return bool(datetime.fromisoformat(text)) and len(text) >= 10 and text[4] == '-'
     except ValueError: return False
 
-def _column(values: list, column: InputColumn) -> pd.Series:
+def column_values(values: list, column: InputColumn) -> pd.Series: # floats, or objects
+    "Valid values of one column as the model is shown them."
     return pd.Series(values, dtype=float if column.type == 'number' else object)
 
 # %% ../nbs/00ib_inputs.ipynb #f1d77563
