@@ -4,12 +4,15 @@
 
 # %% ../nbs/06c_alarms.ipynb #3c149cc3
 from __future__ import annotations
+from datetime import datetime, timezone
 from typing import ClassVar, Literal
 
 from .core import Blocked, Project, Record, Result, SettingsError, digest
+from .log import log_event, moment
 
 # %% auto #0
-__all__ = ['ADVICE', 'Finding', 'Spell', 'episodes', 'can_tell', 'Alarm', 'current_alarms', 'update_alarms', 'acknowledge_alarm']
+__all__ = ['ADVICE', 'Finding', 'Spell', 'episodes', 'can_tell', 'Alarm', 'current_alarms', 'update_alarms', 'find_alarm',
+           'acknowledge_alarm', 'mute_alarm', 'ring_again']
 
 # %% ../nbs/06c_alarms.ipynb #eb450692
 class Finding(Record):
@@ -69,13 +72,15 @@ class Alarm(Result):
     version: str # of the model
     cause: str # 'drift', 'performance', 'quality' or 'traffic'; `kind` in the ledger and in JSON
     column: str = '' # what it is about; empty: the whole
-    state: Literal['raised', 'acknowledged', 'resolved']
+    state: Literal['raised', 'acknowledged', 'muted', 'resolved']
     since: str # start of the first window with the cause
     until: str = '' # when it ended
     why: str = ''
     advice: str = ''
-    by: str = '' # who acknowledged it
+    by: str = '' # who acknowledged or muted it
     because: str = '' # what they said
+    muted_until: str = '' # when it rings again if its cause is still there
+    rings: int = 1 # how often it has called, by itself or after a mute that ended
 
     def body(self) -> dict: # JSON values, `cause` as `kind`
         "The alarm for the ledger and for machines."
@@ -90,7 +95,8 @@ class Alarm(Result):
     def headline(self) -> str:
         "What, about what, since when."
         about = f' of {self.column!r}' if self.column else ''
-        return f'{self.cause}{about} since {self.since[:10]}, {self.state}: {self.why}'
+        state = f'muted until {self.muted_until[:10]}' if self.state == 'muted' else self.state
+        return f'{self.cause}{about} since {self.since[:10]}, {state}: {self.why}'
 
 # %% ../nbs/06c_alarms.ipynb #c6fe570d
 def current_alarms(project: Project, # whose ledger is read
@@ -124,6 +130,12 @@ def _steps(spell: Spell, version: str, known: list[Alarm], over: str) -> list[Al
     return steps
 
 def _resolved(alarm: Alarm, **facts) -> Alarm: return alarm.model_copy(update=dict(state='resolved', **facts))
+def _record(project: Project, alarm: Alarm, **facts) -> Alarm:
+    "The next step in an alarm's life, in the ledger and in the log."
+    alarm = alarm.model_copy(update=facts)
+    project.record(alarm, subject=alarm.id)
+    log_event(project, 'monitoring', f'alarm {alarm.state}', alarm=alarm.id, cause=alarm.cause, column=alarm.column, version=alarm.version)
+    return alarm
 
 def update_alarms(project: Project, version: str, # of the model
                   spells: list[Spell], # from `episodes`
@@ -138,22 +150,47 @@ def update_alarms(project: Project, version: str, # of the model
     if over:
         last = {a.id: a for a in [*known, *fresh]}
         fresh += [_resolved(a, because=over) for a in last.values() if a.state != 'resolved']
-    for alarm in fresh: project.record(alarm, subject=alarm.id)
+    for alarm in fresh: _record(project, alarm)
     return current_alarms(project, version)
 
 # %% ../nbs/06c_alarms.ipynb #c67156cb
+def find_alarm(project: Project, alarm: str, # its id, or the beginning of it
+               ) -> Alarm:
+    "The one alarm that is meant."
+    alarms = current_alarms(project)
+    found = [a for a in alarms if alarm and a.id.startswith(alarm)]
+    if len(found) == 1: return found[0]
+    known = ', '.join(a.id for a in alarms if a.state == 'raised') or 'none'
+    raise SettingsError(f'{len(found) or "No"} alarms begin with {alarm[:40]!r}. Raised ones: {known}.')
+
+def _said(by: str, because: str, what: str) -> dict:
+    if not by.strip() or not because.strip(): raise SettingsError(f'{what} an alarm needs a name and a reason. Give both.')
+    return dict(by=by.strip(), because=because.strip())
+
 def acknowledge_alarm(project: Project, alarm: str, # its id, or the beginning of it
                       *, by: str, # who has seen it
                       because: str, # what is known or done about it
                       ) -> Alarm:
     "Record that a person has seen an alarm; it blocks no longer, and stays open until the windows say it is over."
-    if not by.strip() or not because.strip(): raise SettingsError('Acknowledging an alarm needs a name and a reason. Give both.')
-    alarms = current_alarms(project)
-    found = [a for a in alarms if alarm and a.id.startswith(alarm)]
-    if len(found) != 1:
-        known = ', '.join(a.id for a in alarms if a.state == 'raised') or 'none'
-        raise SettingsError(f'{len(found) or "No"} alarms begin with {alarm[:40]!r}. Raised ones: {known}.')
-    if found[0].state != 'raised': raise Blocked(f'Alarm {found[0].id} is already {found[0].state}. Nothing is left to acknowledge.')
-    seen = found[0].model_copy(update=dict(state='acknowledged', by=by.strip(), because=because.strip()))
-    project.record(seen, subject=seen.id)
-    return seen
+    said, found = _said(by, because, 'Acknowledging'), find_alarm(project, alarm)
+    if found.state not in ('raised', 'muted'): raise Blocked(f'Alarm {found.id} is already {found.state}. Nothing is left to acknowledge.')
+    return _record(project, found, state='acknowledged', muted_until='', **said)
+
+# %% ../nbs/06c_alarms.ipynb #76f4130e
+def mute_alarm(project: Project, alarm: str, # its id, or the beginning of it
+               *, until: str | datetime, # a date or time to come, UTC unless it says otherwise
+               by: str, # who decides
+               because: str, # why it can wait
+               ) -> Alarm:
+    "Let an alarm be silent until a moment; it rings again then if its cause is still there."
+    said, found, end = _said(by, because, 'Muting'), find_alarm(project, alarm), moment(until)
+    if end <= datetime.now(timezone.utc): raise SettingsError(f'{str(until)[:40]!r} is past. Mute until a moment to come.')
+    if found.state == 'resolved': raise Blocked(f'Alarm {found.id} is resolved. Nothing is left to mute.')
+    return _record(project, found, state='muted', muted_until=end.isoformat(), **said)
+
+def ring_again(project: Project,
+               now: datetime, # UTC
+               ) -> list[Alarm]: # those that rang
+    "Raise every muted alarm whose time is over."
+    ended = [a for a in current_alarms(project) if a.state == 'muted' and datetime.fromisoformat(a.muted_until) <= now]
+    return [_record(project, a, state='raised', rings=a.rings+1) for a in ended]

@@ -13,8 +13,8 @@ from .core import MlcycleError, Project, SettingsError, jsonable
 # %% auto #0
 __all__ = ['EXTRA_OF', 'as_json', 'said_by', 'because', 'SIGNS', 'Mlcycle', 'needed_extra', 'main', 'with_project', 'say',
            'table', 'demo', 'new', 'run_steps', 'tell_step', 'status', 'lab', 'app', 'score', 'serve', 'label',
-           'monitor', 'log', 'retrain', 'approve', 'override_gate', 'promote', 'rollback', 'history', 'audit',
-           'read_head', 'card', 'retire']
+           'monitor', 'alarm', 'list_alarms', 'ack', 'mute', 'log', 'retrain', 'approve', 'override_gate', 'promote',
+           'rollback', 'history', 'audit', 'read_head', 'card', 'retire']
 
 # %% ../nbs/13_cli.ipynb #5243de3c
 class Mlcycle(click.Group):
@@ -189,6 +189,43 @@ def monitor(project: Project, as_json: bool) -> None:
     report = watch(project)
     say(monitor_json(report), as_json, report.headline)
     if blocking(report): sys.exit(1)
+
+@main.group()
+def alarm() -> None:
+    "Alarms: who was told, who answered. `ack` says that it was seen, `mute` lets it be silent until a day."
+
+@alarm.command('list')
+@click.option('--all', 'everything', is_flag=True, help='Those that are over too.')
+@as_json
+@with_project(read_only=True)
+def list_alarms(project: Project, everything: bool, as_json: bool) -> None:
+    "Alarms that are open, with who was told of them."
+    from mlcycle.alarms import current_alarms
+    from mlcycle.channels import told
+    told_of = told(project)
+    rows = [a.body() | {'notified': told_of.get(a.id, [])} for a in current_alarms(project) if everything or a.state != 'resolved']
+    say(rows, as_json, table(rows, ['id', 'version', 'kind', 'column', 'state', 'since', 'notified', 'by', 'because', 'why']))
+
+@alarm.command()
+@click.argument('id', metavar='ID')
+@said_by
+@because
+@with_project()
+def ack(project: Project, id: str, by: str, because: str) -> None:
+    "Say that an alarm was seen and what is done about it; it blocks no longer."
+    from mlcycle.alarms import acknowledge_alarm
+    click.echo(acknowledge_alarm(project, id, by=by, because=because).headline)
+
+@alarm.command()
+@click.argument('id', metavar='ID')
+@click.option('--until', required=True, metavar='DATE', help='When it may ring again: a date or an ISO time to come (UTC).')
+@said_by
+@because
+@with_project()
+def mute(project: Project, id: str, until: str, by: str, because: str) -> None:
+    "Let an alarm be silent until a day; it rings again then if its cause is still there."
+    from mlcycle.alarms import mute_alarm
+    click.echo(mute_alarm(project, id, until=until, by=by, because=because).headline)
 
 @main.command('log')
 @click.option('--since', default='24h', show_default=True, metavar='WHEN', help='A date, an ISO time, or a stretch such as 90m, 12h or 7d.')

@@ -299,6 +299,7 @@ class Channel(Record):
         for key in ('password', 'secret'):
             if getattr(self, key) and not re.fullmatch(r'\$\{\w+\}', getattr(self, key)):
                 raise ValueError(f'channel {self.name}: {key} must name an environment variable as ${{NAME}}; a secret is never written here')
+        if self.password and (self.tls == 'none' or not self.user): raise ValueError(f'channel {self.name}: a password needs a user and tls = "starttls" or "tls"')
         if any('\n' in t or '\r' in t for t in (self.sender, self.host, *self.to)): raise ValueError(f'channel {self.name}: line breaks are not allowed')
         return self
 

@@ -39,8 +39,9 @@ def test_every_command_has_help_and_is_documented():
     prose = ''.join(''.join(c['source']) for c in json.loads((HERE/'nbs/13_cli.ipynb').read_text())['cells'] if c['cell_type'] == 'markdown')
     for name, command in main.commands.items():
         assert command.help and f'`mlcycle {name}`' in prose, name
-        for parameter in command.params:
-            assert parameter.param_type_name == 'argument' or parameter.help, (name, parameter.name)
+        for part in [command, *getattr(command, 'commands', {}).values()]:
+            assert part.help, (name, part.name)
+            assert all(p.param_type_name == 'argument' or p.help for p in part.params), (name, part.name)
 
 
 def test_quarto_lists_the_real_pages():
