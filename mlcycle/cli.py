@@ -152,14 +152,16 @@ def app(project: Project, name: str, port: int) -> None:
 
 # %% ../nbs/13_cli.ipynb #990a1f4a
 @main.command()
-@click.argument('source', metavar='INPUT', type=click.Path(dir_okay=False))
-@click.option('--out', required=True, metavar='FILE', help='Where the scores go, whole or not at all.')
+@click.argument('source', metavar='INPUT', type=click.Path())
+@click.option('--out', required=True, metavar='FILE', help='Where the scores go, whole or not at all: .csv, .parquet, or a folder.')
 @click.option('--version', default='champion', metavar='MODEL_VERSION', show_default=True, help='A version number or a role.')
+@click.option('--workers', type=click.IntRange(min=0), default=0, help='Processes; default: one for each core.')
+@click.option('--cluster', default='', metavar='ADDRESS', help="A Dask scheduler; default: the settings' store.cluster.")
 @with_project()
-def score(project: Project, source: str, out: str, version: str) -> None:
-    "Score a file with the champion and log the predictions."
-    from mlcycle.scoring import score_file
-    click.echo(f'{len(score_file(project, source, out, version=version)):,} predictions in {out}')
+def score(project: Project, source: str, out: str, version: str, **spread) -> None:
+    "Score a table of any size with the champion and log the predictions."
+    from mlcycle.batch import Spread, score_file
+    click.echo(score_file(project, source, out, version=version, spread=Spread(**spread)).headline)
 
 @main.command()
 @click.option('--host', default='127.0.0.1', show_default=True, help='The address it listens on; another than loopback needs a token.')

@@ -4,23 +4,22 @@
 
 # %% ../nbs/00i_scoring.ipynb #53bb3b8b
 from __future__ import annotations
-import io, os
+import os
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import ClassVar
 import numpy as np
 import pandas as pd
-from .core import Blocked, DataError, IntegrityError, MlcycleError, Project, Result, SettingsError, shown, write_atomic
+from .core import Blocked, DataError, IntegrityError, MlcycleError, Project, Result, shown
 from .features import FeaturePlan, clean_text
 from .gates import check, check_all, registered
 from .ledger import ROLES, Ledger, roles, versions
-from .log import log_event
 
 # %% auto #0
 __all__ = ['OURS', 'FORMULA', 'Retired', 'BrokenAnswer', 'retirement_of', 'holder', 'admit', 'new_ids', 'answers', 'event_times',
-           'utc', 'stored_name', 'kept_columns', 'log_rows', 'score', 'score_with', 'formula_safe', 'write_table',
-           'output_path', 'read_rows', 'score_file', 'LabelReport', 'encode_labels', 'incoming', 'find_predictions',
-           'label', 'known_ids', 'label_file', 'logged', 'predictions', 'labelled', 'training_rows']
+           'utc', 'stored_name', 'kept_columns', 'log_rows', 'score', 'score_with', 'formula_safe', 'read_rows',
+           'LabelReport', 'encode_labels', 'incoming', 'find_predictions', 'label', 'known_ids', 'label_file', 'logged',
+           'predictions', 'labelled', 'training_rows']
 
 # %% ../nbs/00i_scoring.ipynb #887a9206
 class Retired(Blocked):
@@ -166,21 +165,6 @@ def formula_safe(df: pd.DataFrame) -> pd.DataFrame:
     out = pd.DataFrame({i: texts.get(i, df.iloc[:, i]) for i in range(df.shape[1])}, index=df.index)
     return out.set_axis([safe(c) for c in df.columns], axis=1)
 
-def write_table(df: pd.DataFrame, path: str | Path) -> Path: # the path
-    "A table as CSV (formula-safe) or Parquet, by the path's ending, whole or not at all."
-    path = output_path(path)
-    if path.suffix.lower() == '.csv': return write_atomic(path, formula_safe(df).to_csv(index=False))
-    buffer = io.BytesIO()
-    df.to_parquet(buffer, index=False)
-    return write_atomic(path, buffer.getvalue())
-
-def output_path(path: str | Path) -> Path:
-    "A path that a table can be written to, or an error before any work is done."
-    path = Path(path)
-    if path.suffix.lower() not in ('.csv', '.parquet'): raise SettingsError(f'Cannot write {path.name!r}. Allowed: a name that ends in .csv or .parquet.')
-    if path.is_dir(): raise SettingsError(f'{path.name!r} is a folder. Name a file that ends in .csv or .parquet.')
-    return path
-
 # %% ../nbs/00i_scoring.ipynb #c11f9e20
 def read_rows(project: Project, path: str | Path, *, text: tuple=()) -> pd.DataFrame:
     "A file's rows by the strict reader, with the missing tokens and text columns that the sources declare."
@@ -191,20 +175,6 @@ def read_rows(project: Project, path: str | Path, *, text: tuple=()) -> pd.DataF
     rows, _ = read_file(path, missing=missing, text=[c for c in kept if c])
     if not len(rows): raise DataError(f'{Path(path).name}: no rows below the header. Give at least one.')
     return rows
-
-def score_file(project: Project, source: str | Path, # CSV, Parquet, JSON lines or Excel
-               out: str | Path, # .csv or .parquet
-               *, version: str='champion', # a version number or a role
-               ) -> pd.DataFrame: # what `out` holds: the answers, and the columns that came
-    "Score a file; the predictions are logged first, then the output is written whole."
-    out = output_path(out)
-    admit(project, version)
-    rows = read_rows(project, source)
-    found = score(project, rows, version=version)
-    both = pd.concat([found, rows.rename(columns=stored_name)], axis=1)
-    write_table(both, out)
-    log_event(project, 'deployment', 'scored', rows=len(both), version=str(found['version'].iloc[0]) if len(found) else version)
-    return both
 
 # %% ../nbs/00i_scoring.ipynb #a5371c7f
 class LabelReport(Result):

@@ -7,7 +7,8 @@ from __future__ import annotations
 import fcntl, json, os, re, secrets, shutil
 from contextlib import contextmanager
 from pathlib import Path
-from typing import ClassVar, Iterator, Literal
+from itertools import chain
+from typing import ClassVar, Iterable, Iterator, Literal
 from urllib.parse import unquote, urlsplit
 import numpy as np
 import pandas as pd
@@ -171,20 +172,39 @@ class Tables:
         version = self._commit(name, opened, fitting, names, start=count, mode='append', schema_mode=merge)
         return Snapshot(table=name, version=version, rows=count+table.num_rows, columns=list(names), hash='')
 
+    def extend(self, name: str, # of the table
+               pieces: Iterable[pa.Table], # rows, all of the same columns
+               *, mark: str, # of this call; where the table's log has it already, nothing is done
+               ) -> bool: # whether rows were added
+        "Append more rows than fit into memory, in one commit, at most once, durable on return."
+        with self._alone(name):
+            opened = self._open(name) if self.exists(name) else None
+            if opened and any(c.get(COMMIT) == mark for c in opened.history()): return False
+            there, count = (_names(opened), _count(opened)) if opened else ({}, 0)
+            pieces = iter(pieces)
+            first = next(pieces)
+            names = stored_names(list(dict.fromkeys([*there, *first.column_names])), there)
+            kinds = {n: _schema(opened).field(stored).type for n, stored in there.items()}
+            fitting = (pa.table({n: _fit(name, n, t, kinds.get(n)) for n in names}) for t in chain([first], pieces))
+            how = {'schema_mode': 'merge' if len(names) > len(there) else None} if opened else {'configuration': RULES}
+            self._put(name, opened, _stream(fitting, names, count), {COMMIT: mark, HASH: ''}, mode='append', **how)
+            return True
+
     def _commit(self, name: str, opened, table: pa.Table, names: dict[str, str],
                 *, start: int=0, hash: str='', **how) -> int: # the version it made
+        return self._put(name, opened, _numbered(table, names, start), {COMMIT: secrets.token_hex(8), HASH: hash}, **how)
+
+    def _put(self, name: str, opened, rows: pa.Table | pa.RecordBatchReader, facts: dict[str, str], **how) -> int:
         from deltalake import CommitProperties, write_deltalake
         from deltalake.exceptions import DeltaError
-        mark = secrets.token_hex(8)
-        numbered = _numbered(table, names, start)
-        properties = CommitProperties(custom_metadata={COMMIT: mark, HASH: hash}, max_commit_retries=50)
-        try: write_deltalake(opened or self.uri(name), numbered, commit_properties=properties, **how)
+        properties = CommitProperties(custom_metadata=facts, max_commit_retries=50)
+        try: write_deltalake(opened or self.uri(name), rows, commit_properties=properties, **how)
         except (DeltaError, OSError) as error:
             raise DataError(f'Table {name!r} was not written, nothing changed: {str(error)[:300]}') from None
         opened = opened or self._open(name)
         opened.update_incremental()
         lately = (c for many in (1, 500) for c in opened.history(many))
-        version = next(c['version'] for c in lately if c.get(COMMIT) == mark)
+        version = next(c['version'] for c in lately if c.get(COMMIT) == facts[COMMIT])
         if (folder := self.folder(name)) is not None: _settle(folder, version)
         return version
 
@@ -294,6 +314,17 @@ def _numbered(table: pa.Table, names: dict[str, str], start: int) -> pa.Table:
     fields = [pa.field(names[f.name], f.type, metadata=t) for f, t in zip(table.schema, told)]
     numbers = pa.array(np.arange(start, start+table.num_rows))
     return pa.table([*table.columns, numbers], schema=pa.schema([*fields, pa.field(ORDER, pa.int64())]))
+
+def _stream(tables: Iterable[pa.Table], names: dict[str, str], start: int) -> pa.RecordBatchReader:
+    "Tables as their files hold them, one after the other."
+    def batches():
+        begun = start
+        for table in tables:
+            yield from _numbered(table, names, begun).to_batches()
+            begun += table.num_rows
+    found = batches()
+    first = next(found)
+    return pa.RecordBatchReader.from_batches(first.schema, chain([first], found))
 
 @contextmanager
 def _readable(which: str) -> Iterator[None]:

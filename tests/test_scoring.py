@@ -6,7 +6,7 @@ import pytest
 from sklearn.linear_model import LinearRegression, LogisticRegression
 from mlcycle import scoring
 from mlcycle.core import Blocked, DataError, IntegrityError, Project, SettingsError
-from mlcycle.scoring import BrokenAnswer, Retired, admit, formula_safe, label, label_file, labelled, predictions, score, score_file, write_table
+from mlcycle.scoring import BrokenAnswer, Retired, admit, formula_safe, label, label_file, labelled, predictions, score
 from mlcycle.spool import gather, spool, waiting
 from served import FORMULA, HTML, LONG, crown, new_project, register, retire, sign, strange_rows
 
@@ -116,35 +116,6 @@ def test_windows(ready):
     assert len(predictions(ready, since='2031-01-01', version='1')) == 5 and len(predictions(ready, version='2')) == 0
 
 
-def test_file_in_file_out(ready, tmp_path):
-    rows = strange_rows(12, seed=9).drop(columns='label')
-    rows.to_csv(tmp_path/'in.csv', index=False)
-    both = score_file(ready, tmp_path/'in.csv', tmp_path/'out.csv')
-    text = (tmp_path/'out.csv').read_text()
-    out = pd.read_csv(tmp_path/'out.csv', dtype={'id': str})
-    assert out['prediction_id'].tolist() == both['prediction_id'].tolist() and out['id'].tolist() == rows['id'].tolist()
-    assert "'"+FORMULA in out and "'=1+1" in set(out["'"+FORMULA]) and ',=1+1' not in text and out[HTML].min() < 0
-    score_file(ready, tmp_path/'in.csv', tmp_path/'out.parquet')
-    assert len(pd.read_parquet(tmp_path/'out.parquet')) == 12
-    (tmp_path/'labels.csv').write_text('prediction_id,label\n'+'\n'.join(f'{i},no' for i in both['prediction_id']))
-    assert label_file(ready, tmp_path/'labels.csv').matched == 12
-
-
-def test_output_is_whole_or_not_at_all(ready, tmp_path, monkeypatch):
-    rows = strange_rows(5, seed=10)
-    rows.to_csv(tmp_path/'in.csv', index=False)
-    (tmp_path/'out.csv').write_text('the old one')
-    monkeypatch.setattr(os, 'replace', lambda *a: (_ for _ in ()).throw(OSError(28, 'No space left on device')))
-    with pytest.raises(OSError): score_file(ready, tmp_path/'in.csv', tmp_path/'out.csv')
-    assert (tmp_path/'out.csv').read_text() == 'the old one' and not list(tmp_path.glob('*.tmp'))
-    monkeypatch.undo()
-    before = len(predictions(ready))
-    with pytest.raises(SettingsError, match='.parquet'): score_file(ready, tmp_path/'in.csv', tmp_path/'out.xlsx')
-    (tmp_path/'empty.csv').write_text(','.join(f'"{c}"' for c in ('a', 'b'))+'\n')
-    with pytest.raises(DataError): score_file(ready, tmp_path/'empty.csv', tmp_path/'none.csv')
-    assert len(predictions(ready)) == before and not (tmp_path/'none.csv').exists()
-
-
 def test_formula_guard_on_everything_a_spreadsheet_runs():
     strange = ['=1+1', '+1', '-1+1', '@SUM(A1)', '\t=1', '\r=1', 'plain', '', None]
     out = formula_safe(pd.DataFrame({s or 'x': [s] for s in strange[:-2]}))
@@ -242,7 +213,6 @@ def test_three_classes_of_penguins(tmp_path, data_dir):
     label(project, pd.DataFrame({'prediction_id': scored['prediction_id'], 'label': rows['species']}))
     found = labelled(project)
     assert set(found['label']) == set(rows['species']) and len(found) == len(rows)
-    write_table(found, tmp_path/'out.parquet')
 
 
 def test_a_quantity_is_labelled_as_one(tmp_path):

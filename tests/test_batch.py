@@ -1,0 +1,157 @@
+"""Batch scoring: any size, any format, killed and taken up again, on processes and on a cluster; logged once, published whole."""
+import json, os, signal, subprocess, sys, time
+import numpy as np
+import pandas as pd
+import psutil, pytest
+from sklearn.linear_model import LogisticRegression
+from mlcycle import batch
+from mlcycle.batch import BatchReport, Spread, score_file
+from mlcycle.core import Blocked, DataError, Project, SettingsError
+from mlcycle.scoring import label_file, predictions, score
+from served import FORMULA, HTML, crown, new_project, register, strange_rows
+
+
+@pytest.fixture(scope='module')
+def ready(tmp_path_factory) -> Project:
+    "A project whose champion was trained on strangers' columns."
+    project = new_project(tmp_path_factory.mktemp('batch')/'project', data='id = "id"\nprotected = ["sex"]\ndrop = ["sex"]')
+    crown(project, register(project, strange_rows(), LogisticRegression()))
+    return project
+
+
+@pytest.fixture(scope='module')
+def many(tmp_path_factory) -> pd.DataFrame: return strange_rows(4000, seed=11).drop(columns='label')
+
+
+def same_as_in_memory(project, rows, made):
+    "The output holds the scores that the rows have in memory, in the order of the rows."
+    wanted = score(project, rows, log=False)
+    assert np.allclose(made['score'], wanted['score'], rtol=0, atol=1e-12) and made['decision'].tolist() == wanted['decision'].tolist()
+    assert made['id'].astype(str).tolist() == rows['id'].tolist() and made['prediction_id'].is_unique
+
+
+def test_file_in_file_out(ready, tmp_path):
+    rows = strange_rows(12, seed=9).drop(columns='label')
+    rows.to_csv(tmp_path/'in.csv', index=False)
+    score_file(ready, tmp_path/'in.csv', tmp_path/'out.csv')
+    text = (tmp_path/'out.csv').read_text()
+    out = pd.read_csv(tmp_path/'out.csv', dtype={'id': str})
+    same_as_in_memory(ready, rows, out)
+    assert "'"+FORMULA in out and "'=1+1" in set(out["'"+FORMULA]) and ',=1+1' not in text and out[HTML].min() < 0
+    report = score_file(ready, tmp_path/'in.csv', tmp_path/'out.parquet')
+    assert len(pd.read_parquet(tmp_path/'out.parquet')) == 12 and ready.latest(BatchReport, subject='1') == report
+    (tmp_path/'labels.csv').write_text('prediction_id,label\n'+'\n'.join(f'{i},no' for i in out['prediction_id']))
+    assert label_file(ready, tmp_path/'labels.csv').matched == 12
+
+
+def test_output_is_whole_or_not_at_all(ready, tmp_path, monkeypatch):
+    strange_rows(5, seed=10).to_csv(tmp_path/'in.csv', index=False)
+    (tmp_path/'out.csv').write_text('the old one')
+    replace, before = os.replace, len(predictions(ready))
+    def full(a, b):
+        if str(b).endswith('out.csv'): raise OSError(28, 'No space left on device')
+        replace(a, b)
+    monkeypatch.setattr(os, 'replace', full)
+    with pytest.raises(OSError): score_file(ready, tmp_path/'in.csv', tmp_path/'out.csv')
+    assert (tmp_path/'out.csv').read_text() == 'the old one' and sorted(p.name for p in tmp_path.iterdir()) == ['in.csv', 'out.csv']
+    monkeypatch.undo()
+    assert score_file(ready, tmp_path/'in.csv', tmp_path/'out.csv').reused == 1
+    assert len(predictions(ready)) == before+5
+    with pytest.raises(SettingsError, match='.parquet'): score_file(ready, tmp_path/'in.csv', tmp_path/'out.xlsx')
+    (tmp_path/'empty.csv').write_text('a,b\n')
+    with pytest.raises(DataError): score_file(ready, tmp_path/'empty.csv', tmp_path/'none.csv')
+    with pytest.raises(DataError, match='no.csv'): score_file(ready, tmp_path/'no.csv', tmp_path/'none.csv')
+    assert len(predictions(ready)) == before+5 and not (tmp_path/'none.csv').exists()
+    with pytest.raises(Blocked, match='read-only'): score_file(Project(ready.folder, read_only=True), tmp_path/'in.csv', tmp_path/'out.csv')
+
+
+@pytest.mark.parametrize('kind', ['csv', 'semicolon', 'parquet', 'folder'])
+def test_large_tables_part_by_part(ready, many, tmp_path, monkeypatch, kind):
+    source = tmp_path/{'csv': 'in.csv', 'semicolon': 'in.csv', 'parquet': 'in.parquet'}.get(kind, 'in')
+    if kind == 'csv': many.to_csv(source, index=False)
+    if kind == 'semicolon': many.to_csv(source, index=False, sep=';', decimal=',')
+    if kind == 'parquet': many.to_parquet(source, row_group_size=500)
+    if kind == 'folder':
+        source.mkdir()
+        for i in range(4): many.iloc[i*1000:(i+1)*1000].to_parquet(source/f'{i}.parquet')
+    monkeypatch.setattr(batch, 'SMALL', 0)
+    monkeypatch.setattr('mlcycle.pieces.BLOCK', 100_000)
+    before = len(predictions(ready))
+    report = score_file(ready, source, tmp_path/'out', spread=Spread(workers=2 if kind == 'csv' else 1))
+    made = pd.concat(pd.read_parquet(f) for f in sorted((tmp_path/'out').glob('*.parquet')))
+    same_as_in_memory(ready, many, made)
+    assert report.rows == 4000 == json.loads((tmp_path/'out'/batch.MANIFEST).read_text())['rows'] and len(predictions(ready)) == before+4000
+    assert report.parts == 1 if kind == 'parquet' else report.parts > 3
+
+
+def test_a_delta_table_of_our_own(ready, many, tmp_path):
+    ready.tables.write('waiting', many)
+    score_file(ready, ready.tables.uri('waiting'), tmp_path/'out.parquet')
+    same_as_in_memory(ready, many, pd.read_parquet(tmp_path/'out.parquet'))
+
+
+def test_a_ragged_row_of_a_large_file_is_named_and_nothing_is_logged(ready, many, tmp_path, monkeypatch):
+    monkeypatch.setattr(batch, 'SMALL', 0)
+    monkeypatch.setattr('mlcycle.pieces.BLOCK', 100_000)
+    many.drop(columns='a"b\nc').to_csv(tmp_path/'in.csv', index=False)
+    lines = (tmp_path/'in.csv').read_text().split('\n')
+    lines[3000] += ',more'
+    (tmp_path/'in.csv').write_text('\n'.join(lines))
+    before = len(predictions(ready))
+    with pytest.raises(DataError, match=f'in.csv, line 3,001: expected {many.shape[1]-1} fields, got {many.shape[1]}'):
+        score_file(ready, tmp_path/'in.csv', tmp_path/'out.csv', spread=Spread(workers=1))
+    assert len(predictions(ready)) == before and not list((ready.store/'batch').glob('*/'))
+
+
+SLOW = '''
+import sys, time
+from mlcycle import batch
+from mlcycle.core import Project
+one = batch.score_part
+def slowly(job, part):
+    done = one(job, part)
+    print(part.number, flush=True); time.sleep(.3)
+    return done
+batch.score_part = slowly
+if __name__ == '__main__': batch.score_file(Project(sys.argv[1]), sys.argv[2], sys.argv[3], spread=batch.Spread(workers=int(sys.argv[4])))
+'''
+
+
+def test_killed_in_the_middle_it_goes_on_and_doubles_nothing(ready, many, tmp_path, monkeypatch):
+    pd.concat([many]*4).to_parquet(tmp_path/'in.parquet', row_group_size=4000)
+    monkeypatch.setattr('mlcycle.pieces.PART', 4000)
+    (tmp_path/'slow.py').write_text(SLOW.replace('import sys, time', 'import sys, time, mlcycle.pieces\nmlcycle.pieces.survey.__kwdefaults__["rows"] = 4000'))
+    before = len(predictions(ready))
+    run = subprocess.Popen([sys.executable, tmp_path/'slow.py', ready.folder, tmp_path/'in.parquet', tmp_path/'out.csv', '1'], stdout=subprocess.PIPE, text=True)
+    for _ in range(2): run.stdout.readline()
+    with pytest.raises(Blocked, match='another process'): score_file(ready, tmp_path/'in.parquet', tmp_path/'out.csv')
+    run.send_signal(signal.SIGKILL); run.wait()
+    assert len(predictions(ready)) == before and not (tmp_path/'out.csv').exists()
+    monkeypatch.setitem(batch.survey.__kwdefaults__, 'rows', 4000)
+    report = score_file(ready, tmp_path/'in.parquet', tmp_path/'out.csv', spread=Spread(workers=1))
+    assert report.parts == 4 and report.reused >= 2 and len(predictions(ready)) == before+16_000
+    assert pd.read_csv(tmp_path/'out.csv')['prediction_id'].tolist() == predictions(ready).iloc[before:].sort_values('prediction_id')['prediction_id'].tolist()
+
+
+def test_workers_end_with_whoever_started_them(tmp_path):
+    code = ('import sys, time\nfrom mlcycle.batch import mapper, Spread\n'
+            'if __name__ == "__main__":\n    with mapper(Spread(workers=2)) as mapped: list(mapped(time.sleep, [60]*2))\n')
+    (tmp_path/'run.py').write_text(code)
+    run = subprocess.Popen([sys.executable, tmp_path/'run.py'])
+    until, busy = time.time()+60, lambda: [p for p in psutil.Process(run.pid).children() if 'spawn_main' in ' '.join(p.cmdline())]
+    while time.time() < until and sum(len(p.threads()) > 1 for p in busy()) < 2: time.sleep(.1)   # both watch
+    children = psutil.Process(run.pid).children()
+    run.kill(); run.wait()
+    gone, alive = psutil.wait_procs(children, timeout=20)
+    assert len(gone) >= 2 and not alive
+
+
+def test_a_cluster_gives_the_same(ready, many, tmp_path, monkeypatch):
+    from distributed import LocalCluster
+    (tmp_path/'in').mkdir()
+    for i in range(4): many.iloc[i*1000:(i+1)*1000].to_parquet(tmp_path/'in'/f'{i}.parquet')
+    monkeypatch.setitem(batch.survey.__kwdefaults__, 'rows', 1000)
+    with LocalCluster(n_workers=2, threads_per_worker=1, processes=False, dashboard_address=None) as cluster:
+        report = score_file(ready, tmp_path/'in', tmp_path/'out.parquet', spread=Spread(cluster=cluster.scheduler_address))
+    assert report.parts == 4
+    same_as_in_memory(ready, many, pd.read_parquet(tmp_path/'out.parquet'))
