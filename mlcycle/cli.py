@@ -135,11 +135,12 @@ def status(project: Project, as_json: bool) -> None:
 @main.command()
 @click.option('--port', type=int, default=8888, show_default=True, help='The port on loopback.')
 @click.option('--browser/--no-browser', default=True, show_default=True, help='Open a browser.')
-@with_project()
-def lab(project: Project, port: int, browser: bool) -> None:
-    "JupyterLab in the project."
+@click.option('--project', 'folder', default=None, metavar='DIR', help='Folder of the project, or a folder with data for a new one.')
+@click.pass_context
+def lab(context: click.Context, folder: str | None, port: int, browser: bool) -> None:
+    "JupyterLab at the project's home; where there is no project yet, at the form that makes one."
     from mlcycle.viewer import start_lab
-    sys.exit(start_lab(project, port=port, browser=browser))
+    sys.exit(start_lab(Path(folder or context.obj or '.'), port=port, browser=browser))
 
 @main.command('app')
 @click.argument('name', type=click.Choice(['monitoring', 'explainability']), default='monitoring')

@@ -4,7 +4,8 @@ from pathlib import Path
 import nbformat, pytest
 
 HERE = Path(__file__).resolve().parents[1]
-STEPS = sorted((HERE/'nbs/steps').glob('*.ipynb'))
+STEPS = sorted((HERE/'nbs/steps').glob('0[1-9]_*.ipynb'))
+HOME = HERE/'nbs/steps/00_home.ipynb'
 APPS = sorted((HERE/'nbs/apps').glob('*.ipynb'))
 TEST_COMMAND = "python3.11 -m venv .venv && .venv/bin/pip install -q -e '.[dev]' && .venv/bin/python tests/gate.py"
 DEMO_COMMAND = 'python3.11 -m venv .venv && .venv/bin/pip install -q . && .venv/bin/mlcycle demo'
@@ -26,7 +27,7 @@ def test_nine_steps_and_two_apps_have_typed_explained_parameters():
     from mlcycle.pipeline import STEPS as known, parameters_of
     assert [p.name for p in STEPS] == [s.notebook for s in known.values()]
     assert [p.stem for p in APPS] == ['explainability', 'monitoring']
-    for path in STEPS+APPS:
+    for path in [HOME, *STEPS, *APPS]:
         notebook = nbformat.read(path, as_version=4)
         parameters = list(parameters_of(notebook, path.name).values())
         assert parameters[0].name == 'project' and parameters[0].default == '.' and all(p.type and p.help for p in parameters), path.name
@@ -62,7 +63,7 @@ def test_no_notebook_holds_an_error_or_a_path_of_a_machine():
 def test_wheel_carries_steps_and_apps(tmp_path):
     subprocess.run([sys.executable, '-m', 'pip', 'wheel', '-q', '--no-deps', '--no-build-isolation', '-w', tmp_path, HERE], check=True, capture_output=True)
     names = zipfile.ZipFile(next(tmp_path.glob('*.whl'))).namelist()
-    for path in STEPS: assert f'mlcycle/steps/{path.name}' in names
+    for path in [HOME, *STEPS]: assert f'mlcycle/steps/{path.name}' in names
     for path in APPS: assert f'mlcycle/apps/{path.name}' in names
     assert 'mlcycle/cli.py' in names and not any('.ipynb_checkpoints' in n for n in names)
 
