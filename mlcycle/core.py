@@ -461,6 +461,9 @@ class DeploymentSection(Record):
     port: Annotated[int, Field(ge=1, le=65535)] = 8000
     replicas: Annotated[int, Field(ge=1)] = 2
     image: str = ''
+    workers: Annotated[int, Field(ge=1, le=64)] = 1 # processes of a server
+    spill: str = '' # a folder, best on another disk, for the log of predictions while the store is full; empty: 503
+    identifiers: dict[str, Literal['kept', 'hashed', 'dropped']] = {} # column → how the log keeps it; others are kept
 
 class MonitoringSection(Record):
     "How production is watched."

@@ -133,6 +133,7 @@ class Tables:
     def write(self, name: str, # of the table
               df: pd.DataFrame, # all rows
               *, mode: Literal['overwrite', 'append']='overwrite',
+              once: tuple[str, int] | None=None, # who writes and its how-many-th move this is, for `moved`
               ) -> Snapshot: # of the table as it is now; not recorded by itself
         "Write rows in one commit, durable on return; the same content again changes nothing."
         if mode not in ('overwrite', 'append'):
@@ -141,12 +142,12 @@ class Tables:
         table = to_arrow(df)
         with self._alone(name):
             how = self._append if mode == 'append' and self.exists(name) else self._overwrite
-            return how(name, table)
+            return how(name, table, once=once)
 
-    def _overwrite(self, name: str, table: pa.Table) -> Snapshot:
+    def _overwrite(self, name: str, table: pa.Table, **more) -> Snapshot:
         opened, hash = self._open(name) if self.exists(name) else None, content_hash(table)
         if opened and (same := self._unchanged(name, opened, hash)): return same
-        how = {'schema_mode': 'overwrite'} if opened else {'configuration': RULES}
+        how = {**more, **({'schema_mode': 'overwrite'} if opened else {'configuration': RULES})}
         names = stored_names(table.column_names)
         version = self._commit(name, opened, table, names, hash=hash, mode='overwrite', **how)
         return Snapshot(table=name, version=version, rows=table.num_rows, columns=list(names), hash=hash)
@@ -162,14 +163,15 @@ class Tables:
         except IntegrityError: return None   # written anew
         return found
 
-    def _append(self, name: str, table: pa.Table) -> Snapshot:
+    def _append(self, name: str, table: pa.Table, **more) -> Snapshot:
         opened = self._open(name)
         there, count = _names(opened), _count(opened)
         names = stored_names(list(dict.fromkeys([*there, *table.column_names])), there)
         kinds = {n: _schema(opened).field(stored).type for n, stored in there.items()}
         fitting = pa.table({n: _fit(name, n, table, kinds.get(n)) for n in names})
         merge = 'merge' if len(names) > len(there) else None
-        version = self._commit(name, opened, fitting, names, start=count, mode='append', schema_mode=merge)
+        more |= dict(mode='append', schema_mode=merge)
+        version = self._commit(name, opened, fitting, names, start=count, **more)
         return Snapshot(table=name, version=version, rows=count+table.num_rows, columns=list(names), hash='')
 
     def extend(self, name: str, # of the table
@@ -194,10 +196,12 @@ class Tables:
                 *, start: int=0, hash: str='', **how) -> int: # the version it made
         return self._put(name, opened, _numbered(table, names, start), {COMMIT: secrets.token_hex(8), HASH: hash}, **how)
 
-    def _put(self, name: str, opened, rows: pa.Table | pa.RecordBatchReader, facts: dict[str, str], **how) -> int:
-        from deltalake import CommitProperties, write_deltalake
+    def _put(self, name: str, opened, rows: pa.Table | pa.RecordBatchReader, facts: dict[str, str], *,
+             once: tuple[str, int] | None=None, **how) -> int:
+        from deltalake import CommitProperties, Transaction, write_deltalake
         from deltalake.exceptions import DeltaError
-        properties = CommitProperties(custom_metadata=facts, max_commit_retries=50)
+        properties = CommitProperties(custom_metadata=facts, max_commit_retries=50,
+                                      app_transactions=[Transaction(*once)] if once else None)
         try: write_deltalake(opened or self.uri(name), rows, commit_properties=properties, **how)
         except (DeltaError, OSError) as error:
             raise DataError(f'Table {name!r} was not written, nothing changed: {str(error)[:300]}') from None
@@ -207,6 +211,10 @@ class Tables:
         version = next(c['version'] for c in lately if c.get(COMMIT) == facts[COMMIT])
         if (folder := self.folder(name)) is not None: _settle(folder, version)
         return version
+
+    def moved(self, name: str, writer: str) -> int: # 0 where there was none
+        "The number of a writer's last move that is in the table, as `once` gave it."
+        return int(self._open(name).transaction_version(writer) or 0) if self.exists(name) else 0
 
     def version(self, name: str) -> int:
         "The newest version of a table."
