@@ -60,6 +60,8 @@ ADVICE = {
     'quality': 'Ask whoever supplies the column; scores made from it since then may be wrong.',
     'performance': 'Compare with a challenger trained on newer rows: mlcycle retrain. '
                    'If it is worse than a kill criterion: mlcycle rollback or retire.',
+    'estimate': 'Outcomes are not known yet, and the inputs say that the metric has fallen. Look at what drifted; '
+                'bring outcomes early if you can: mlcycle label FILE',
     'criterion': 'The promise on the problem card is broken. Decide with its owner: retrain, roll back, '
                  'or switch off.',
     'traffic': 'Check that the service is reached and that predictions are logged.'}

@@ -471,6 +471,7 @@ class MonitoringSection(Record):
     min_rows: Annotated[int, Field(ge=1)] = 50
     false_alarms_per_year: Positive = 4.0
     reference: Literal['train', 'test'] = 'train'
+    outcomes_share: Share = 0.8 # of a window's rows whose outcome is known before its estimate is held to them
 
 class RetrainingSection(Record):
     "When a new version is due, and what it has to show."

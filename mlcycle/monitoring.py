@@ -10,15 +10,14 @@ from typing import ClassVar, Literal
 import numpy as np
 import pandas as pd
 
-from .alarms import Alarm, acknowledge_alarm, current_alarms, episodes, ring_again, update_alarms
-from .channels import deliver
+from .alarms import Alarm, acknowledge_alarm, current_alarms, episodes, update_alarms
+from .basis import find_basis
 from .core import Project, Record, Result, digest, escaped, html_table
 from .ledger import champion, retired, roles, versions
-from .log import log_event
 from .profile import load_profile
 from .scoring import event_times, label, labelled, predictions, score
 from .tables import Snapshot
-from .windows import (Watch, Window, look, main_metric, profiles_folder, watch, window_bounds,
+from .windows import (Watch, Window, hold, look, main_metric, profiles_folder, watch, window_bounds,
                              window_findings, window_number,
                              with_scores)
 
@@ -116,14 +115,14 @@ def windows_table(report: MonitoringReport) -> pd.DataFrame:
 
 def alarms_table(report: MonitoringReport) -> pd.DataFrame:
     "One row an alarm, the open ones first."
-    order = {'raised': 0, 'acknowledged': 1, 'muted': 2, 'resolved': 3}
+    order = {'raised': 0, 'acknowledged': 1, 'resolved': 2}
     fields = ['id', 'cause', 'column', 'state', 'since', 'until', 'why', 'advice', 'by', 'because']
     alarms = sorted(report.alarms, key=lambda a: order[a.state])
     def cell(alarm, field): return getattr(alarm, field)[:10] if field in ('since', 'until') else getattr(alarm, field)
     return pd.DataFrame([[cell(a, f) for f in fields] for a in alarms], columns=fields, dtype=object)
 
 # %% ../nbs/06_monitoring.ipynb #a7ce0b3e
-FORMAT = 1  # of windows: a higher number makes all of them anew
+FORMAT = 2  # of windows: a higher number makes all of them anew
 
 def prediction_log(project: Project) -> pd.DataFrame: # as logged, with `label` where it is known
     "Every prediction with the newest outcome known for it."
@@ -145,7 +144,8 @@ def _rows_digest(log: pd.DataFrame) -> str:
 
 def _inputs(project: Project, watch: Watch, log: pd.DataFrame, facts: dict) -> str:
     expected = {k: v.body() for k, v in watch.expected.items()}
-    return digest([FORMAT, watch.version, facts, _rows_digest(log), digest(watch.reference.body()), expected,
+    basis = watch.basis.key if watch.basis else ''
+    return digest([FORMAT, watch.version, facts, basis, _rows_digest(log), digest(watch.reference.body()), expected,
                    _settings_digest(project)])
 
 # %% ../nbs/06_monitoring.ipynb #96a18c70
@@ -162,28 +162,37 @@ def _known_windows(project: Project, version: str) -> dict[tuple[str, str], Wind
 
 def _watch_version(project: Project, version: str, log: pd.DataFrame, *, days: float, now: pd.Timestamp) -> None:
     "The windows of one version, recorded where they are new or have changed; its alarms brought in step."
-    against, kept, said = watch(project, version), _known_windows(project, version), []
+    against, kept, windows = watch(project, version), _known_windows(project, version), []
     numbers = window_number(log['at'], days)
+    against = against._replace(basis=_basis(project, version, log, numbers=numbers, days=days, now=now))
     for number in _stretches(log, days, now):
         start, end = window_bounds(number, days)
         part = log[numbers == number]
         facts = dict(start=start.isoformat(), end=end.isoformat(), complete=bool(end <= now),
                      future=int((part['at'] > now).sum()))
         window, current = _window(project, against, part, facts, kept)
-        said.append((window.start, window.end, window_findings(project, against, window)))
+        windows.append(window)
         first = 'score' not in against.reference.columns and window.complete and window.status == 'ok'
         if first: against = with_scores(against, current)
+    windows = hold(windows)
+    for window in windows:
+        if window != kept.get((window.start, window.end)): project.record(window, subject=version)
+    said = [(w.start, w.end, window_findings(project, against, w)) for w in windows]
     update_alarms(project, version, episodes(said), over=_over(project, version))
 
+def _basis(project: Project, version: str, log: pd.DataFrame, *, numbers: pd.Series, days: float, now: pd.Timestamp):
+    "What the version's estimates are learnt from; windows that are still filling take no part."
+    starts = numbers.map({n: window_bounds(n, days)[0] for n in numbers.unique()})
+    full = starts+pd.Timedelta(days=days) <= now
+    return find_basis(project, version, log[full].assign(window=starts[full]))
+
 def _window(project: Project, against: Watch, part: pd.DataFrame, facts: dict, kept: dict):
-    "The window in the ledger if nothing about it has changed, else a new one, recorded; and its profile."
+    "The window in the ledger if nothing about it has changed, else a new one; and its profile."
     inputs, before = _inputs(project, against, part, facts), kept.get((facts['start'], facts['end']))
     if before is not None and before.inputs == inputs:
         profile = load_profile(profiles_folder(project), before.profile)
         if profile is not None: return before, profile
-    window, profile = look(project, against, part, **facts, inputs=inputs)
-    project.record(window, subject=against.version)
-    return window, profile
+    return look(project, against, part, **facts, inputs=inputs)
 
 def _over(project: Project, version: str) -> str:
     "Why a version is no longer watched; empty while it is."
@@ -208,11 +217,7 @@ def monitor(project: Project,
         _watch_version(project, version, log[log['version'].astype(str) == version], days=days, now=at)
     strange = int((~log['version'].astype(str).isin(registered)).sum())
     note = f'{strange:,} predictions are of versions that are not registered; they are left out.' if strange else ''
-    ring_again(project, at.to_pydatetime())
-    report = recorded(project, window_days=days, note=note)
-    log_event(project, 'monitoring', 'looked', windows=len(report.windows), blocking=len(blocking(report)))
-    deliver(project)
-    return report
+    return recorded(project, window_days=days, note=note)
 
 def recorded(project: Project,
              *, window_days: float | None=None, # length of the windows shown; default: that of the newest
@@ -301,8 +306,11 @@ def monitor_json(report: MonitoringReport) -> dict:
             'alarms': [a.body() for a in report.alarms]}
 
 def _window_json(window: Window) -> dict:
+    body = window.body()
+    body['performance'] = {m: body['performance'].get(m, {})|{'estimated': body['estimated'].get(m)}
+                           for m in dict.fromkeys([*body['performance'], *body['estimated']])}
     told = ('version', 'from', 'to', 'rows', 'labelled', 'complete', 'status', 'future', 'performance', 'change')
-    body = {k: v for k, v in window.body().items() if k in told}
+    body = {k: v for k, v in body.items() if k in told}
     fields = ['status', 'effect', 'p_adjusted', 'psi', 'missing', 'why']
     rows = window.drift.astype(object).where(window.drift.notna(), None)
     return body | {'drift': {r['column']: {f: r[f] for f in fields} for r in rows.to_dict('records')}}

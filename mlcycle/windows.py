@@ -12,8 +12,10 @@ from pydantic import Field
 from scipy import stats
 
 from .alarms import Finding
+from .basis import Basis
 from .core import Criterion, Estimate, Frame, Project, Result, judge, missing_evidence
 from .drift import Tolerance, drift
+from .estimates import estimate, gaps, held_to
 from .features import FeaturePlan
 from .metrics import METRICS, by_group, default_metric, disparity, evaluate, metric_names
 from .profile import ColumnProfile, Profile, load_profile, profile, quantile, save_profile
@@ -27,7 +29,7 @@ from .values import clean_dates, clean_numbers, clean_text, clean_truths
 __all__ = ['ORIGIN', 'RESAMPLES', 'GROUP_FIELDS', 'GROUP_METRICS', 'WORTH', 'WEAK', 'KOLMOGOROV', 'DRIFT_ANSWERS',
            'window_number', 'window_bounds', 'Watch', 'as_read', 'watched_columns', 'profiles_folder', 'watch',
            'with_scores', 'Window', 'data_quality', 'main_metric', 'realised', 'bands', 'realised_by_group',
-           'drift_level', 'look', 'window_findings']
+           'drift_level', 'look', 'hold', 'window_findings']
 
 # %% ../nbs/06d_windows.ipynb #6f5d8280
 ORIGIN = pd.Timestamp('1970-01-05', tz='UTC')  # a Monday
@@ -51,6 +53,7 @@ class Watch(NamedTuple):
     reference: Profile # of the training rows, and of the first window's scores once there are any
     expected: dict[str, Estimate] # metrics on the sealed test set, else cross-validated
     source: str # where they are from
+    basis: Basis | None = None # what estimates are learnt from
 
 def as_read(df: pd.DataFrame, # raw rows
             plan: FeaturePlan, # how the model reads them
@@ -137,7 +140,10 @@ class Window(Result):
     future: int = 0 # rows dated after they were looked at
     quality: Frame = Field(default_factory=pd.DataFrame) # see data_quality
     drift: Frame = Field(default_factory=pd.DataFrame) # see mlcycle.drift
-    performance: dict[str, Estimate] = {}
+    performance: dict[str, Estimate] = {} # measured, where outcomes are known
+    estimated: dict[str, Estimate] = {} # without outcomes; 'not valid here' where past windows did not bear it out
+    as_made: dict[str, Estimate] = {} # the same before it was held to other windows
+    gaps: dict[str, Estimate] = {} # measured minus estimated on the same rows, once most outcomes are in
     change: Estimate | None = None # main metric here minus its value on `compared_with`
     compared_with: str = '' # 'sealed test set' or 'cross-validation'
     by_group: Frame = Field(default_factory=pd.DataFrame) # of the protected attributes
@@ -276,14 +282,33 @@ def look(project: Project, watch: Watch,
     table = drift(watch.reference, current, _tolerance(project, days))
     performance, groups = realised(project, watch, known), realised_by_group(project, watch, known)
     least, folder = project.settings.monitoring.min_rows, profiles_folder(project)
+    made, gap = _estimated(project, watch, log, pd.Timestamp(facts['start']))
     window = Window(
         version=watch.version, rows=len(log), labelled=len(known), quality=data_quality(watch.reference, current),
         status='no data' if not len(log) else 'ok' if len(log) >= least else 'too few',
         drift=table[table.status != 'new column'], performance=performance, by_group=groups,
         change=_change(project, watch, performance), compared_with=watch.source, disparities=_disparities(groups),
+        estimated=made, as_made=made, gaps=gap,
         traffic=_traffic(log), trained_on=watch.model['data'], reference=save_profile(folder, watch.reference),
         profile=save_profile(folder, current), **facts)
     return window, current
+
+def _estimated(project: Project, watch: Watch, log: pd.DataFrame, start: pd.Timestamp) -> tuple[dict, dict]:
+    "Estimates of a window's metrics, and the gaps to what came where most outcomes are known."
+    if watch.basis is None: return {}, {}
+    settings, estimator = project.settings.monitoring, watch.basis.learn()
+    if watch.basis.until is not None and start <= watch.basis.until:
+        estimator = estimator._replace(why='the estimates were learnt from its outcomes')
+    made = estimate(estimator, log, least=settings.min_rows)
+    known = log[log['label'].notna()]
+    settled = len(known) >= settings.outcomes_share*len(log)
+    return made, gaps(estimator, known, least=settings.min_rows) if settled else {}
+
+def hold(windows: list[Window], # of one version, in order
+         ) -> list[Window]:
+    "The windows, each with the estimates that the windows with outcomes bear out."
+    shown = held_to([w.start for w in windows], [w.as_made for w in windows], [w.gaps for w in windows])
+    return [w if w.estimated == e else w.model_copy(update={'estimated': e}) for w, e in zip(windows, shown)]
 
 def _disparities(groups: pd.DataFrame) -> dict[str, Estimate]:
     pairs = groups.groupby(['attribute', 'metric'], sort=False)
@@ -313,18 +338,31 @@ def _column_findings(window: Window) -> list[Finding]:
                              reach=reach))
     return found
 
-def _fall(window: Window, metric: str, expected: Estimate | None) -> Finding:
-    "Whether the main metric is worse than where it was measured last."
-    change = window.change
-    if change is None or change.status != 'ok' or expected is None: return Finding(cause='performance', answer='unknown')
+def _worse(change: Estimate, metric: str, expected: Estimate) -> dict: # answer, size, reach
+    "Whether a change of the main metric is a fall that matters."
     fall, side = change.value, change.value-change.low
     if METRICS[metric].greater_is_better: fall, side = -change.value, change.high-change.value
     weaker = side*stats.norm.isf(WEAK)/stats.norm.isf((1-change.level)/2)   # what weak evidence needs
     fallen = fall > side and fall > WORTH*abs(expected.value)
-    answer = 'alarm' if fallen else 'clear' if fall <= weaker else 'unknown'
+    return dict(answer='alarm' if fallen else 'clear' if fall <= weaker else 'unknown', size=fall, reach=fall+side)
+
+def _fall(window: Window, metric: str, expected: Estimate | None) -> Finding:
+    "Whether the main metric is worse than where it was measured last."
+    change = window.change
+    if change is None or change.status != 'ok' or expected is None: return Finding(cause='performance', answer='unknown')
     here = f'{metric} {expected.value:.3f} → {window.performance[metric].text}'
     why = f'{here}, expected from the {window.compared_with}'
-    return Finding(cause='performance', answer=answer, why=why, size=fall, reach=fall+side)
+    return Finding(cause='performance', why=why, **_worse(change, metric, expected))
+
+def _estimated_fall(window: Window, metric: str, expected: Estimate | None) -> Finding:
+    "Whether the main metric is estimated to be worse; silent once it is measured on most rows."
+    if metric in window.gaps: return Finding(cause='estimate', answer='clear', why=f'{metric} has been measured')
+    made = window.estimated.get(metric)
+    if made is None or made.status != 'ok' or expected is None: return Finding(cause='estimate', answer='unknown')
+    change = square_and_add([made, expected], [1, -1])
+    if change.status != 'ok': return Finding(cause='estimate', answer='unknown')
+    why = f'{metric} {expected.value:.3f} → {made.text} estimated before outcomes are known'
+    return Finding(cause='estimate', why=why, **_worse(change, metric, expected))
 
 # %% ../nbs/06d_windows.ipynb #f2653780
 def _baseline(project: Project, metric: str) -> float | None:
@@ -355,4 +393,5 @@ def window_findings(project: Project, watch: Watch, window: Window) -> list[Find
                      why=f'{window.future} rows are dated in the future')
     metric = main_metric(project)
     return [Finding(cause='traffic', answer='clear'), future, *_column_findings(window),
-            _fall(window, metric, watch.expected.get(metric)), _criteria(project, window)]
+            _fall(window, metric, watch.expected.get(metric)),
+            _estimated_fall(window, metric, watch.expected.get(metric)), _criteria(project, window)]
