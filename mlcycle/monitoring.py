@@ -10,10 +10,12 @@ from typing import ClassVar, Literal
 import numpy as np
 import pandas as pd
 
-from .alarms import Alarm, acknowledge_alarm, current_alarms, episodes, update_alarms
+from .alarms import Alarm, acknowledge_alarm, current_alarms, episodes, ring_again, update_alarms
 from .basis import find_basis
+from .channels import deliver
 from .core import Project, Record, Result, digest, escaped, html_table
 from .ledger import champion, retired, roles, versions
+from .log import log_event
 from .profile import load_profile
 from .scoring import event_times, label, labelled, predictions, score
 from .tables import Snapshot
@@ -115,7 +117,7 @@ def windows_table(report: MonitoringReport) -> pd.DataFrame:
 
 def alarms_table(report: MonitoringReport) -> pd.DataFrame:
     "One row an alarm, the open ones first."
-    order = {'raised': 0, 'acknowledged': 1, 'resolved': 2}
+    order = {'raised': 0, 'acknowledged': 1, 'muted': 2, 'resolved': 3}
     fields = ['id', 'cause', 'column', 'state', 'since', 'until', 'why', 'advice', 'by', 'because']
     alarms = sorted(report.alarms, key=lambda a: order[a.state])
     def cell(alarm, field): return getattr(alarm, field)[:10] if field in ('since', 'until') else getattr(alarm, field)
@@ -217,7 +219,11 @@ def monitor(project: Project,
         _watch_version(project, version, log[log['version'].astype(str) == version], days=days, now=at)
     strange = int((~log['version'].astype(str).isin(registered)).sum())
     note = f'{strange:,} predictions are of versions that are not registered; they are left out.' if strange else ''
-    return recorded(project, window_days=days, note=note)
+    ring_again(project, at.to_pydatetime())
+    report = recorded(project, window_days=days, note=note)
+    log_event(project, 'monitoring', 'looked', windows=len(report.windows), blocking=len(blocking(report)))
+    deliver(project)
+    return report
 
 def recorded(project: Project,
              *, window_days: float | None=None, # length of the windows shown; default: that of the newest
