@@ -16,9 +16,9 @@ from .monitoring import MonitoringReport, watched_version
 from .windows import Window
 
 # %% auto #0
-__all__ = ['BLUE', 'RED', 'GREEN', 'AMBER', 'GREY', 'PALE', 'short', 'drawing', 'picture', 'effects', 'draw_timeline',
-           'plot_timeline', 'draw_drift', 'draw_distribution', 'draw_groups', 'plot_drift', 'plot_distribution',
-           'plot_groups']
+__all__ = ['BLUE', 'RED', 'GREEN', 'AMBER', 'GREY', 'PALE', 'short', 'drawing', 'picture', 'estimated', 'effects',
+           'version_changes', 'draw_timeline', 'plot_timeline', 'draw_drift', 'draw_distribution', 'draw_groups',
+           'draw_traffic', 'plot_traffic', 'plot_drift', 'plot_distribution', 'plot_groups']
 
 # %% ../nbs/06e_charts.ipynb #36e30202
 BLUE, RED, GREEN, AMBER, GREY, PALE = '#0072B2', '#D55E00', '#009E73', '#E69F00', '#6b7280', '#dbe4ee'
@@ -51,13 +51,34 @@ def picture(draw, # draws into the figure it is given
     source = f'data:image/svg+xml;base64,{base64.b64encode(out.getvalue()).decode()}'
     return f'<img alt="{escaped(alt, longest=1000)}" style="width:100%;height:auto" src="{source}">'
 
-# %% ../nbs/06e_charts.ipynb #1c6703d5
+# %% ../nbs/06e_charts.ipynb #129a7ac4
 def _middle(window: Window) -> pd.Timestamp:
     start, end = pd.Timestamp(window.start), pd.Timestamp(window.end)
     return (start+(end-start)/2).tz_localize(None)
 
+def estimated(window: Window, metric: str): # an Estimate, or None where none was made
+    "What a metric was estimated to be before outcomes were known."
+    return (getattr(window, 'estimated', None) or {}).get(metric)
+
+def _estimates(axes, windows: list[Window], metric: str) -> None:
+    "The estimate made without outcomes as a pale band with its middle; where it is not valid, words instead."
+    half = pd.Timedelta(days=1)*.42
+    named = False
+    for w in windows:
+        e = estimated(w, metric)
+        if e is None: continue
+        wide = (pd.Timestamp(w.end)-pd.Timestamp(w.start))*.42
+        span = [_middle(w)-max(wide, half), _middle(w)+max(wide, half)]
+        if e.status == 'ok':
+            axes.fill_between(span, e.low, e.high, color=AMBER, alpha=.3, lw=0, label=None if named else 'estimated without outcomes')
+            axes.plot(span, [e.value]*2, color=AMBER, lw=2, ls=(0, (4, 2)))
+            named = True
+        else: axes.annotate(short(f'estimate {e.status}', 28), (_middle(w), .02), xycoords=('data', 'axes fraction'), fontsize=7,
+                            color=GREY, ha='center', va='bottom')
+
 def _performance(axes, windows: list[Window], metric: str) -> None:
-    "The main metric with its intervals, and what was promised."
+    "The main metric with its intervals, what was estimated before outcomes were known, and what was promised."
+    _estimates(axes, windows, metric)
     known = [(w, w.performance[metric]) for w in windows if metric in w.performance
              and w.performance[metric].status == 'ok']
     worse = [w.change is not None and w.change.status == 'ok' and _fell(w) for w, _ in known]
@@ -68,18 +89,16 @@ def _performance(axes, windows: list[Window], metric: str) -> None:
                      and w.change.status == 'ok'), None)
     if not known: axes.text(.5, .5, 'too few outcomes are known to measure it', transform=axes.transAxes,
                             ha='center', va='center', color=GREY)
-    if promised is not None:
-        axes.axhline(promised, color=GREEN, lw=1.5, ls='--', label=f'{known[-1][0].compared_with}: {promised:.3f}')
-        axes.legend(loc='lower left', frameon=False, fontsize=8)
-    axes.set_title(f'{metric} where the outcome is known, with its interval', loc='left', fontsize=9,
-                   color=GREY)
+    if promised is not None: axes.axhline(promised, color=GREEN, lw=1.5, ls='--', label=f'{known[-1][0].compared_with}: {promised:.3f}')
+    if axes.get_legend_handles_labels()[0]: axes.legend(loc='best', frameon=False, fontsize=8)
+    axes.set_title(f'{metric} where the outcome is known, with its interval (■ fallen)', loc='left', fontsize=9, color=GREY)
 
 def _fell(window: Window) -> bool:
     "Whether the whole interval of the change lies on the bad side."
     change, metric = window.change, window.change.metric.removeprefix('change of ')
     return change.high < 0 if METRICS[metric].greater_is_better else change.low > 0
 
-# %% ../nbs/06e_charts.ipynb #38e47e35
+# %% ../nbs/06e_charts.ipynb #cf254a70
 def effects(windows: list[Window],
             most: int=8, # columns
             ) -> tuple[pd.DataFrame, pd.DataFrame]: # effect, and whether it was called; columns × windows
@@ -117,6 +136,18 @@ def _traffic(axes, windows: list[Window]) -> None:
     axes.legend(loc='upper left', frameon=False, fontsize=8, ncols=2)
     axes.margins(y=.35)
 
+def version_changes(report: MonitoringReport) -> list[tuple[str, str]]: # (start of a window, version)
+    "When each version answered first, but for the one that was there from the beginning."
+    first: dict[str, str] = {}
+    for w in sorted((w for w in report.windows if w.rows), key=lambda w: w.start): first.setdefault(w.version, w.start)
+    return [(start, version) for version, start in first.items()][1:]
+
+def _changes(axes, report: MonitoringReport) -> None:
+    for start, version in version_changes(report):
+        at = pd.Timestamp(start).tz_localize(None)
+        axes.axvline(at, color=GREY, lw=1)
+        axes.annotate(f' version {short(version, 12)} answers', (at, 1), xycoords=('data', 'axes fraction'), fontsize=8, color=GREY, va='top')
+
 def _other_versions(axes, report: MonitoringReport, version: str) -> None:
     "Where other versions answered: their metric in grey, named at their first window."
     for other in dict.fromkeys(w.version for w in report.windows if w.version != version):
@@ -127,7 +158,7 @@ def _other_versions(axes, report: MonitoringReport, version: str) -> None:
         axes.annotate(f'version {short(other, 12)}', known[0], textcoords='offset points', xytext=(4, 6),
                       fontsize=8, color=GREY)
 
-# %% ../nbs/06e_charts.ipynb #d88a3ee0
+# %% ../nbs/06e_charts.ipynb #74b1c8d0
 def draw_timeline(figure, report: MonitoringReport, version: str | None=None) -> None:
     "The three rows of the timeline into an empty figure."
     version = version or watched_version(report)
@@ -141,12 +172,22 @@ def draw_timeline(figure, report: MonitoringReport, version: str | None=None) ->
     _traffic(below, windows)
     for axes in (above, middle): axes.tick_params(axis='x', labelbottom=False)
     _other_versions(above, report, version)
-    going = {a.since for a in report.alarms if a.version == version and a.state != 'resolved'}
-    for since in going: above.axvline(pd.Timestamp(since).tz_localize(None), color=RED, lw=1, ls=':')
+    _changes(above, report)
+    _alarm_marks(above, [a for a in report.alarms if a.version == version])
     for w in windows:
         if w.complete: continue
         above.annotate('still filling', (_middle(w), 1), xycoords=('data', 'axes fraction'), fontsize=8, color=GREY,
                        ha='center', va='top')
+
+def _alarm_marks(axes, alarms: list) -> None:
+    "Alarms along the upper edge: filled while open, hollow once over; a dotted line down where they began."
+    for since in sorted({a.since for a in alarms}):
+        here = [a for a in alarms if a.since == since]
+        going, at = any(a.state != 'resolved' for a in here), pd.Timestamp(since).tz_localize(None)
+        axes.axvline(at, color=RED, lw=1, ls=':', alpha=1 if going else .4)
+        axes.plot(at, 1, marker='v', color=RED if going else 'white', mec=RED, ms=8, transform=axes.get_xaxis_transform(), clip_on=False, zorder=5)
+        named = ', '.join(dict.fromkeys(a.cause for a in here))
+        axes.annotate(short(f'  {named}', 30), (at, .95), xycoords=('data', 'axes fraction'), fontsize=8, color=RED, va='top')
 
 def plot_timeline(report: MonitoringReport):
     "The report's timeline as a figure, for notebooks and printed reports."
@@ -186,7 +227,7 @@ def draw_distribution(figure, parts: pd.DataFrame, # from mlcycle.drift.distribu
     axes.set_xlabel('share of values')
     axes.legend(frameon=False, fontsize=8)
 
-# %% ../nbs/06e_charts.ipynb #686b170e
+# %% ../nbs/06e_charts.ipynb #26696aa0
 def draw_groups(figure, window: Window, # one window
                 attribute: str, metric: str) -> None:
     "A metric by group with its intervals; groups that are too small are named, not drawn."
@@ -203,6 +244,20 @@ def draw_groups(figure, window: Window, # one window
     axes.set_xlabel(metric)
     if not len(rows): axes.text(.5, .5, 'no outcomes by group in this window', transform=axes.transAxes,
                                 ha='center', color=GREY)
+
+def draw_traffic(figure, window: Window) -> None:
+    "Predictions by day in a window; the dashed line is their middle."
+    axes, table = figure.subplots(), window.traffic
+    days = pd.date_range(window.start[:10], (pd.Timestamp(window.end)-pd.Timedelta(1, 'ns')).strftime('%Y-%m-%d'), freq='D')
+    rows = pd.Series(pd.to_numeric(table.rows).to_numpy(), index=pd.to_datetime(table.day)).reindex(days, fill_value=0)
+    axes.bar(rows.index, rows, width=.9, color=BLUE)
+    axes.axhline(rows.median(), color=GREY, lw=1, ls='--')
+    axes.set_ylabel('rows a day')
+    axes.tick_params(axis='x', labelsize=7)
+
+def plot_traffic(window: Window): # a figure
+    "Predictions of a window by day."
+    return _shown(lambda figure: draw_traffic(figure, window))
 
 def plot_drift(window: Window): # a figure
     "Columns of a window ranked by how different they are from training."

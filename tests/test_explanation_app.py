@@ -1,21 +1,18 @@
 """The explanation page in a real browser: figures of a project, read-only, no source, nothing fetched from outside."""
-import os, signal, socket, subprocess, time
-from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.linear_model import LogisticRegression
+from apps import Looking, chromium, needs_chromium, served
 from mlcycle.core import Project
-from mlcycle.explanation_app import contributions_table, explainability_app, shown_rows
+from mlcycle.explanation_app import contributions_table, explainability_app, publish_explainability, shown_rows
 from mlcycle.gates import approval_digest
 from mlcycle.registry import promote
 from mlcycle.scoring import predictions, score
 from mlcycle.validation import looks, validate
 from test_validation import people, project_of, registered
 
-ARGUMENTS = ('--no-sandbox --disable-gpu --disable-quic --disable-background-networking --disable-component-update '
-             '--disable-sync').split()
 BAD = '<img src=x onerror=window.harmed=1>'
 
 
@@ -110,56 +107,31 @@ def test_no_model_and_a_touched_model_are_said(tmp_path):
     assert 'is not the one that was recorded' in text and 'Traceback' not in text and str(tmp_path) not in text
 
 
-@pytest.fixture(scope='module')
-def served(finished):
-    from mlcycle.viewer import app_command, app_environment
-    with socket.socket() as s:
-        s.bind(('127.0.0.1', 0))
-        port = s.getsockname()[1]
-    server = subprocess.Popen(app_command('explainability', port=port), env=app_environment(finished), start_new_session=True,
-                              stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    for _ in range(300):
-        try: socket.create_connection(('127.0.0.1', port), .3).close()
-        except OSError: time.sleep(.2)
-        else: break
-    yield port
-    os.killpg(server.pid, signal.SIGTERM)
-    server.wait(20)
-
-
-@pytest.mark.skipif(not Path('/usr/bin/chromium').exists(), reason='no Chromium on this machine')
-@pytest.mark.timeout(180)
-def test_in_chromium(finished, served):                                                                       # W03, W10
-    from playwright.sync_api import sync_playwright
+@needs_chromium
+@pytest.mark.timeout(240)
+def test_in_chromium(finished):                                                                               # W03, W10
+    publish_explainability(finished)
     files = {f: f.stat().st_mtime_ns for f in finished.store.rglob('*') if f.is_file() and f.suffix not in ('.db-shm', '.db-wal')}
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path='/usr/bin/chromium', args=ARGUMENTS)
-        page = browser.new_page(viewport={'width': 1366, 'height': 768})
-        asked, refused, frames = [], set(), []
-        page.on('request', lambda r: asked.append(r.url))
-        page.on('requestfailed', lambda r: refused.add(r.url) if r.failure == 'csp' else None)
-        page.on('websocket', lambda w: w.on('framereceived', lambda f: frames.append(f)))
-        page.goto(f'http://127.0.0.1:{served}/', timeout=120_000)
-        page.wait_for_selector('.mlc .said', timeout=120_000)
-        page.wait_for_function("document.querySelectorAll('.mlc img').length >= 3", timeout=60_000)
-        words = page.inner_text('body')
+    with served(finished.folder, 'explainability') as port, chromium() as browser:
+        looking = Looking(browser, port).open()
+        assert 'What the model uses' in looking.page.inner_text('body')   # before any kernel is up
+        live = looking.live()
+        live.wait_for_function("document.querySelectorAll('.mlc img').length >= 3", timeout=60_000)
+        words = live.inner_text('body')
         assert 'What the model uses' in words and 'champion since' in words and 'Probability' in words
         secrets = ('explainability_app', 'MLCYCLE_PROJECT', str(finished.folder), 'import os')
-        assert not any(secret in text for secret in secrets for text in (page.content(), ''.join(map(str, frames))))
-        assert page.evaluate('window.harmed') is None and page.locator('.mlc [onerror]').count() == 0
-        assert all(page.evaluate("[...document.querySelectorAll('.mlc img')].map(i => i.naturalWidth > 0)"))
-        assert page.evaluate('document.documentElement.scrollWidth') <= 1366
-        page.get_by_label('Column').select_option('job')
-        page.wait_for_function("[...document.querySelectorAll('.mlc img')].some(i => i.alt.startsWith('job:'))", timeout=60_000)
+        assert not any(secret in text for secret in secrets for text in (live.content(), looking.page.content(), ''.join(map(str, looking.frames))))
+        assert live.evaluate('window.harmed') is None and live.locator('.mlc [onerror]').count() == 0
+        assert all(live.evaluate("[...document.querySelectorAll('.mlc img')].map(i => i.naturalWidth > 0)"))
+        assert live.evaluate('document.documentElement.scrollWidth') <= 1366
+        live.get_by_label('Column').select_option('job')
+        live.wait_for_function("[...document.querySelectorAll('.mlc img')].some(i => i.alt.startsWith('job:'))", timeout=60_000)
         contributions = "[...document.querySelectorAll('.mlc img')].find(i => i.alt.startsWith('Contributions')).alt"
-        before = page.evaluate(contributions)
-        page.get_by_label('Prediction', exact=True).select_option(index=9)
-        page.wait_for_function(f'old => {contributions} != old', arg=before, timeout=60_000)
-        if os.environ.get('SCREENSHOT'): page.set_viewport_size({'width': 1366, 'height': 1300}); page.screenshot(path=os.environ['SCREENSHOT'], full_page=True)
-        page.set_viewport_size({'width': 400, 'height': 800})
-        page.wait_for_timeout(500)
-        assert page.evaluate('document.documentElement.scrollWidth') <= 420
-        browser.close()
+        before = live.evaluate(contributions)
+        live.get_by_label('Prediction', exact=True).select_option(index=9)
+        live.wait_for_function(f'old => {contributions} != old', arg=before, timeout=60_000)
+        looking.page.set_viewport_size({'width': 390, 'height': 844})
+        looking.page.wait_for_timeout(500)
+        assert live.evaluate('document.documentElement.scrollWidth') <= 390
+        assert not looking.strangers() and not looking.errors
     assert {f: f.stat().st_mtime_ns for f in files if f.exists()} == files
-    home = (f'http://127.0.0.1:{served}/', f'ws://127.0.0.1:{served}/', 'data:', 'blob:')
-    assert {u for u in asked if not u.startswith(home)} <= refused

@@ -1,20 +1,13 @@
 "The monitoring page in a real browser: figures of a finished project, read-only, nothing of the source, nothing fetched from outside."
-import os
-import signal
-import socket
-import subprocess
-import time
-from pathlib import Path
-
 import pytest
 
+from apps import Looking, chromium, needs_chromium, served
 from mlcycle.core import Project
-from mlcycle.dashboard import monitoring_app
+from mlcycle.dashboard import PANELS, drawn_panels, monitoring_app, monitoring_page, publish_monitoring
 from mlcycle.monitoring import monitor
-from mlcycle.viewer import app_command, app_environment
+from mlcycle.pages import last_page
 from test_monitoring import NOW, log, project_at, rows, start
 
-ARGUMENTS = '--no-sandbox --disable-gpu --disable-quic --disable-background-networking --disable-component-update --disable-sync'.split()
 BAD = '<img src=x onerror=window.harmed=1>'
 
 
@@ -55,49 +48,46 @@ def test_an_empty_project_says_so(tmp_path):
 
 
 @pytest.fixture(scope='module')
-def served(finished):
-    with socket.socket() as s:
-        s.bind(('127.0.0.1', 0))
-        port = s.getsockname()[1]
-    server = subprocess.Popen(app_command('monitoring', port=port), env=app_environment(finished), start_new_session=True,
-                              stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    for _ in range(300):
-        try: socket.create_connection(('127.0.0.1', port), .3).close()
-        except OSError: time.sleep(.2)
-        else: break
-    yield port
-    os.killpg(server.pid, signal.SIGTERM)
-    server.wait(20)
+def door(finished):
+    publish_monitoring(finished)
+    with served(finished.folder, 'monitoring') as port: yield port
 
 
-@pytest.mark.skipif(not Path('/usr/bin/chromium').exists(), reason='no Chromium on this machine')
-@pytest.mark.timeout(180)
-def test_in_chromium(finished, served, tmp_path):                                                                      # W03, W10
-    from playwright.sync_api import sync_playwright
+def test_the_drawn_page_holds_the_same_panels_and_is_taken_over(finished):
+    publish_monitoring(finished)
+    text = monitoring_page(finished)
+    assert BAD not in text and 'Not well since' in text and '<script' not in text and 'http://' not in text
+    assert set(drawn_panels(finished)) == set(PANELS)
+    shown = html_of(monitoring_app(Project(finished.folder, read_only=True)))
+    assert all(html in shown for html in drawn_panels(finished).values())
+    page, html = last_page(finished, 'monitoring')
+    assert html == text and finished.ledger.verify().ok
+
+
+@needs_chromium
+@pytest.mark.timeout(240)
+def test_in_chromium(finished, door):                                                                                  # W03, W10
     files = {f: f.stat().st_mtime_ns for f in finished.store.rglob('*') if f.is_file() and f.suffix not in ('.db-shm', '.db-wal')}
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path='/usr/bin/chromium', args=ARGUMENTS)
-        page = browser.new_page(viewport={'width': 1366, 'height': 768})
-        asked, left = [], []
-        page.on('request', lambda r: asked.append(r.url))
-        page.on('requestfailed', lambda r: left.append((r.url, r.failure)))
-        page.goto(f'http://127.0.0.1:{served}/', timeout=120_000)
-        page.wait_for_selector('.mlc .verdict', timeout=120_000)
-        page.wait_for_function("document.querySelectorAll('.mlc img').length >= 4", timeout=60_000)
-        words = page.inner_text('body')
+    with chromium() as browser:
+        looking = Looking(browser, door).open()
+        page = looking.page
+        page.wait_for_selector('.mlc .verdict')
+        still = page.inner_text('body')
+        assert 'Not well since' in still and 'about 100 times larger' in still and 'Drawn' in still   # before any kernel is up
+        live = looking.live()
+        words = live.inner_text('body')
         assert 'Not well since' in words and 'about 100 times larger' in words and 'Alarms' in words
-        content = page.content()
+        content = live.content()+page.content()+''.join(map(str, looking.frames))
         assert not any(secret in content for secret in ('monitoring_app', 'MLCYCLE_PROJECT', str(finished.folder), 'import os'))
-        assert page.evaluate('window.harmed') is None and page.locator('.mlc [onerror]').count() == 0
-        assert page.evaluate('document.documentElement.scrollWidth') <= 1366
-        assert all(page.evaluate("[...document.querySelectorAll('.mlc img')].map(i => i.naturalWidth > 0)"))
-        page.get_by_label('Column').select_option('age')
-        page.wait_for_function("[...document.querySelectorAll('.mlc img')].some(i => i.alt.startsWith('age:'))", timeout=60_000)
-        page.set_viewport_size({'width': 400, 'height': 800})
+        assert live.evaluate('window.harmed') is None and live.locator('.mlc [onerror]').count() == 0
+        assert live.evaluate('document.documentElement.scrollWidth') <= 1366
+        assert all(live.evaluate("[...document.querySelectorAll('.mlc img')].map(i => i.naturalWidth > 0)"))
+        live.get_by_label('Column').focus()
+        assert live.evaluate("document.activeElement.tagName") == 'SELECT'
+        live.get_by_label('Column').select_option('age')
+        live.wait_for_function("[...document.querySelectorAll('.mlc img')].some(i => i.alt.startsWith('age:'))", timeout=60_000)
+        page.set_viewport_size({'width': 390, 'height': 844})
         page.wait_for_timeout(500)
-        assert page.evaluate('document.documentElement.scrollWidth') <= 420
-        browser.close()
+        assert live.evaluate('document.documentElement.scrollWidth') <= 390
+        assert not looking.strangers() and not looking.errors
     assert {f: f.stat().st_mtime_ns for f in files if f.exists()} == files
-    at_home = (f'http://127.0.0.1:{served}/', f'ws://127.0.0.1:{served}/', 'data:', 'blob:')
-    stopped = {u for u, why in left if why == 'csp'}   # refused by the page's own policy before anything is sent
-    assert {u for u in asked if not u.startswith(at_home)} <= stopped

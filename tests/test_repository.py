@@ -23,10 +23,10 @@ def test_the_workflow_runs_the_same_gate():
     assert 'bash .ci/run' in (HERE/'.github/workflows/gate.yml').read_text()
 
 
-def test_nine_steps_and_two_apps_have_typed_explained_parameters():
+def test_nine_steps_and_three_apps_have_typed_explained_parameters():
     from mlcycle.pipeline import STEPS as known, parameters_of
     assert [p.name for p in STEPS] == [s.notebook for s in known.values()]
-    assert [p.stem for p in APPS] == ['explainability', 'monitoring']
+    assert [p.stem for p in APPS] == ['explainability', 'monitoring', 'portfolio']
     for path in [HOME, *STEPS, *APPS]:
         notebook = nbformat.read(path, as_version=4)
         parameters = list(parameters_of(notebook, path.name).values())

@@ -1,0 +1,77 @@
+"An app behind its door, as a person starts it, for the tests of the apps."
+import os, signal, socket, subprocess, sys, time, urllib.request
+from contextlib import contextmanager
+from pathlib import Path
+import pytest
+
+TOKEN = 'a-token-of-the-tests-0123456789'
+ARGUMENTS = ('--no-sandbox --disable-gpu --disable-quic --disable-background-networking --disable-component-update --disable-sync').split()
+needs_chromium = pytest.mark.skipif(not Path('/usr/bin/chromium').exists(), reason='no Chromium on this machine')
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        return s.getsockname()[1]
+
+
+def start(folder, name: str, *options: str, port: int | None=None) -> tuple[subprocess.Popen, int]:
+    "`mlcycle app` as a process, answering."
+    port = port or free_port()
+    server = subprocess.Popen([sys.executable, '-c', 'from mlcycle.cli import main; main()', 'app', name, '--project', str(folder), '--port', str(port), *options],
+                              env=os.environ | {'MLCYCLE_TOKEN': TOKEN}, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    for _ in range(300):
+        assert server.poll() is None, f'the app ended with {server.returncode}'
+        try: urllib.request.urlopen(f'http://127.0.0.1:{port}/health', timeout=2).close()
+        except OSError: time.sleep(.2)
+        else: return server, port
+    raise AssertionError('the app does not answer')
+
+
+def stop(server: subprocess.Popen) -> None:
+    server.send_signal(signal.SIGTERM)
+    try: server.wait(20)
+    except subprocess.TimeoutExpired: server.kill(); raise
+
+
+@contextmanager
+def served(folder, name: str, *options: str):
+    server, port = start(folder, name, *options)
+    try: yield port
+    finally: stop(server)
+
+
+class Looking:
+    "A page in Chromium: what it asked for, what was refused, what its kernel sent."
+    def __init__(self, browser, port: int, **context):
+        self.port, self.asked, self.refused, self.frames, self.errors = port, [], [], [], []
+        self.page = browser.new_context(viewport={'width': 1366, 'height': 768}, **context).new_page()
+        self.page.on('request', lambda r: self.asked.append(r.url))
+        self.page.on('requestfailed', lambda r: self.refused.append((r.url, r.failure)))
+        self.page.on('websocket', lambda w: w.on('framereceived', lambda f: self.frames.append(f)))
+        self.page.on('response', lambda r: self.errors.append((r.url, r.status)) if r.status >= 400 else None)
+
+    def open(self):
+        "Come in by the printed link; the page as it was drawn last is there at once."
+        self.page.goto(f'http://127.0.0.1:{self.port}/?token={TOKEN}', timeout=60_000)
+        assert 'token' not in self.page.url
+        return self
+
+    def live(self):
+        "The frame of the live page, once it has taken the drawn one's place."
+        self.page.wait_for_selector('body[data-live=yes]', state='attached', timeout=120_000)
+        return next(f for f in self.page.frames if '/live/' in f.url)
+
+    def strangers(self) -> set[str]:
+        "What was asked of anybody but the app."
+        home = (f'http://127.0.0.1:{self.port}/', f'ws://127.0.0.1:{self.port}/', 'data:', 'blob:', 'about:')
+        return {u for u in self.asked if not u.startswith(home)}
+
+
+@contextmanager
+def chromium():
+    from playwright.sync_api import sync_playwright
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path='/usr/bin/chromium', args=ARGUMENTS)
+        try: yield browser
+        finally: browser.close()
