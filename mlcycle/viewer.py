@@ -7,23 +7,33 @@ from __future__ import annotations
 import importlib.util, os, sys
 from importlib.resources import files
 from pathlib import Path
-from .core import Project, SettingsError
+from .core import Project, SettingsError, find_project, write_atomic
 
 # %% auto #0
-__all__ = ['QUIET', 'APPS', 'EXTENSIONS', 'lab_command', 'app_command', 'app_environment', 'start_lab']
+__all__ = ['QUIET', 'APPS', 'EXTENSIONS', 'lab_place', 'lab_command', 'app_command', 'app_environment', 'start_lab']
 
 # %% ../nbs/12b_viewer.ipynb #ad99db97
 QUIET = {'MLFLOW_DISABLE_TELEMETRY': 'true', 'DO_NOT_TRACK': '1'}
 
-def lab_command(project: Project, *,
+def lab_place(folder: Path, # anywhere in a project, or where one shall be made
+              ) -> tuple[Path, str]: # the folder that JupyterLab shows, and the home notebook in it
+    "Where the analyst's home is; the notebook is put there if it is missing."
+    try: root, home = find_project(folder), 'notebooks/00_home.ipynb'
+    except SettingsError: root, home = Path(folder).resolve(), 'home.ipynb'
+    if not root.is_dir(): raise SettingsError(f'{root.name!r} is no folder. Name one with --project DIR.')
+    if not (root/home).exists(): write_atomic(root/home, (files('mlcycle.steps')/'00_home.ipynb').read_bytes())
+    return root, home
+
+def lab_command(folder: Path, *,
                 port: int=8888,
                 browser: bool=True, # open one
                 ) -> list[str]: # arguments of a process
-    "The command line of JupyterLab in a project."
+    "The command line of JupyterLab in a project, or in a folder that has none yet."
     _needed('jupyterlab')
-    return [sys.executable, '-m', 'jupyterlab', f'--ServerApp.root_dir={project.folder}', f'--port={port}', '--ServerApp.ip=127.0.0.1',
+    root, home = lab_place(folder)
+    return [sys.executable, '-m', 'jupyterlab', f'--ServerApp.root_dir={root}', f'--port={port}', '--ServerApp.ip=127.0.0.1',
             '--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate', '--LabApp.news_url=None', '--LabApp.extension_manager=readonly',
-            f'--LabApp.default_url=/lab/tree/notebooks/01_problem.ipynb', *([] if browser else ['--no-browser']),
+            f'--LabApp.default_url=/lab/tree/{home}', *([] if browser else ['--no-browser']),
             *(['--allow-root'] if os.getuid() == 0 else [])]
 
 def _needed(module: str) -> None:
@@ -49,8 +59,8 @@ def app_environment(folder: Path) -> dict[str, str]:
     templates = os.pathsep.join(filter(None, [str(files('mlcycle.apps')), os.environ.get('JUPYTER_PATH')]))   # a page that asks no other server
     return {**os.environ, **QUIET, 'MLCYCLE_PROJECT': str(folder), 'JUPYTER_PATH': templates}
 
-def start_lab(project: Project, *, port: int=8888, browser: bool=True) -> int:
+def start_lab(folder: Path, *, port: int=8888, browser: bool=True) -> int:
     "Become JupyterLab."
-    command = lab_command(project, port=port, browser=browser)
-    os.chdir(project.folder)
+    command = lab_command(folder, port=port, browser=browser)
+    os.chdir(lab_place(folder)[0])
     os.execve(command[0], command, {**os.environ, **QUIET})
