@@ -11,8 +11,8 @@ from .core import Blocked, Project, Record, Result, SettingsError, digest
 from .log import log_event, moment
 
 # %% auto #0
-__all__ = ['ADVICE', 'Finding', 'Spell', 'episodes', 'can_tell', 'Alarm', 'current_alarms', 'update_alarms', 'find_alarm',
-           'acknowledge_alarm', 'mute_alarm', 'ring_again']
+__all__ = ['ADVICE', 'Finding', 'Spell', 'episodes', 'can_tell', 'Alarm', 'current_alarms', 'record_alarm', 'update_alarms',
+           'find_alarm', 'acknowledge_alarm', 'mute_alarm', 'ring_again']
 
 # %% ../nbs/06c_alarms.ipynb #eb450692
 class Finding(Record):
@@ -64,7 +64,8 @@ ADVICE = {
                 'bring outcomes early if you can: mlcycle label FILE',
     'criterion': 'The promise on the problem card is broken. Decide with its owner: retrain, roll back, '
                  'or switch off.',
-    'traffic': 'Check that the service is reached and that predictions are logged.'}
+    'traffic': 'Check that the service is reached and that predictions are logged.',
+    'silence': 'Nobody watches the model. Look why: mlcycle log --since 7d, mlcycle schedule show. Then: mlcycle monitor.'}
 
 class Alarm(Result):
     "A cause that a person should know of, and what became of it."
@@ -72,7 +73,7 @@ class Alarm(Result):
     stage: ClassVar[str] = 'monitoring'
     id: str # ten hexadecimal digits
     version: str # of the model
-    cause: str # 'drift', 'performance', 'quality' or 'traffic'; `kind` in the ledger and in JSON
+    cause: str # 'drift', 'performance', 'quality', 'traffic', 'silence'; `kind` in the ledger and in JSON
     column: str = '' # what it is about; empty: the whole
     state: Literal['raised', 'acknowledged', 'muted', 'resolved']
     since: str # start of the first window with the cause
@@ -132,7 +133,7 @@ def _steps(spell: Spell, version: str, known: list[Alarm], over: str) -> list[Al
     return steps
 
 def _resolved(alarm: Alarm, **facts) -> Alarm: return alarm.model_copy(update=dict(state='resolved', **facts))
-def _record(project: Project, alarm: Alarm, **facts) -> Alarm:
+def record_alarm(project: Project, alarm: Alarm, **facts) -> Alarm: # with the facts changed
     "The next step in an alarm's life, in the ledger and in the log."
     alarm = alarm.model_copy(update=facts)
     project.record(alarm, subject=alarm.id)
@@ -147,12 +148,12 @@ def update_alarms(project: Project, version: str, # of the model
     known = current_alarms(project, version)
     fresh = [step for spell in spells for step in _steps(spell, version, known, over)]
     supported = {a.id for s in spells if (a := _alarm_of(s, known)) is not None}
-    gone = [a for a in known if a.state != 'resolved' and a.id not in supported]
+    gone = [a for a in known if a.state != 'resolved' and a.cause != 'silence' and a.id not in supported]
     fresh += [_resolved(a, because='rows or outcomes that came later no longer support it') for a in gone]
     if over:
         last = {a.id: a for a in [*known, *fresh]}
         fresh += [_resolved(a, because=over) for a in last.values() if a.state != 'resolved']
-    for alarm in fresh: _record(project, alarm)
+    for alarm in fresh: record_alarm(project, alarm)
     return current_alarms(project, version)
 
 # %% ../nbs/06c_alarms.ipynb #c67156cb
@@ -176,7 +177,7 @@ def acknowledge_alarm(project: Project, alarm: str, # its id, or the beginning o
     "Record that a person has seen an alarm; it blocks no longer, and stays open until the windows say it is over."
     said, found = _said(by, because, 'Acknowledging'), find_alarm(project, alarm)
     if found.state not in ('raised', 'muted'): raise Blocked(f'Alarm {found.id} is already {found.state}. Nothing is left to acknowledge.')
-    return _record(project, found, state='acknowledged', muted_until='', **said)
+    return record_alarm(project, found, state='acknowledged', muted_until='', **said)
 
 # %% ../nbs/06c_alarms.ipynb #76f4130e
 def mute_alarm(project: Project, alarm: str, # its id, or the beginning of it
@@ -188,11 +189,11 @@ def mute_alarm(project: Project, alarm: str, # its id, or the beginning of it
     said, found, end = _said(by, because, 'Muting'), find_alarm(project, alarm), moment(until)
     if end <= datetime.now(timezone.utc): raise SettingsError(f'{str(until)[:40]!r} is past. Mute until a moment to come.')
     if found.state == 'resolved': raise Blocked(f'Alarm {found.id} is resolved. Nothing is left to mute.')
-    return _record(project, found, state='muted', muted_until=end.isoformat(), **said)
+    return record_alarm(project, found, state='muted', muted_until=end.isoformat(), **said)
 
 def ring_again(project: Project,
                now: datetime, # UTC
                ) -> list[Alarm]: # those that rang
     "Raise every muted alarm whose time is over."
     ended = [a for a in current_alarms(project) if a.state == 'muted' and datetime.fromisoformat(a.muted_until) <= now]
-    return [_record(project, a, state='raised', rings=a.rings+1) for a in ended]
+    return [record_alarm(project, a, state='raised', rings=a.rings+1) for a in ended]

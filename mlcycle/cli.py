@@ -13,8 +13,9 @@ from .core import MlcycleError, Project, SettingsError, jsonable
 # %% auto #0
 __all__ = ['EXTRA_OF', 'as_json', 'said_by', 'because', 'SIGNS', 'Mlcycle', 'needed_extra', 'main', 'with_project', 'say',
            'table', 'demo', 'new', 'run_steps', 'tell_step', 'status', 'lab', 'app', 'score', 'serve', 'label',
-           'monitor', 'alarm', 'list_alarms', 'ack', 'mute', 'log', 'retrain', 'approve', 'override_gate', 'promote',
-           'rollback', 'history', 'audit', 'read_head', 'card', 'retire']
+           'monitor', 'check_silence', 'alarm', 'list_alarms', 'ack', 'mute', 'log', 'schedule', 'show_schedule',
+           'run_due_slots', 'retrain', 'approve', 'override_gate', 'promote', 'rollback', 'history', 'audit',
+           'read_head', 'card', 'retire']
 
 # %% ../nbs/13_cli.ipynb #5243de3c
 class Mlcycle(click.Group):
@@ -31,7 +32,7 @@ class Mlcycle(click.Group):
             click.echo('mlcycle: stopped. What was done is kept; mlcycle run goes on from there.', err=True)
             context.exit(1)
 
-EXTRA_OF = {'voila': 'apps', 'tornado': 'apps', 'jupyterlab': 'apps', 'ipywidgets': 'apps', 'plotly': 'apps', 'anywidget': 'apps', 'fastapi': 'serve',
+EXTRA_OF = {'voila': 'apps', 'jupyterlab': 'apps', 'ipywidgets': 'apps', 'plotly': 'apps', 'anywidget': 'apps', 'fastapi': 'serve',
             'uvicorn': 'serve', 'starlette': 'serve', 'prometheus_client': 'serve', 'lightgbm': 'boost', 'xgboost': 'boost',
             'onnxruntime': 'onnx', 'skl2onnx': 'onnx', 'dask': 'dask', 'distributed': 'dask'}
 
@@ -127,10 +128,13 @@ def tell_step(outcome) -> None:
 def status(project: Project, as_json: bool) -> None:
     "The nine stages: done, stale, missing, blocked by which gate, or failed."
     from mlcycle.pipeline import status as standing
+    from mlcycle.silence import silence
     found = standing(project)
+    found['silence'] = silence(project)   # why nobody watches the model; empty while somebody does
     roles = f"{found['project']}: champion {found['champion'] or '–'}, challenger {found['challenger'] or '–'}"
     gates = [f"gate {g['name']}: {g['answer']}, {g['why']}. {g['command']}" for g in found['gates'] if g['answer'] != 'pass']
-    say(found, as_json, '\n'.join([roles, table(found['stages'], ['stage', 'state', 'at', 'why']), *gates]))
+    say(found, as_json, '\n'.join([roles, table(found['stages'], ['stage', 'state', 'at', 'why']), *gates,
+                                     *([f"silence: {found['silence']}"] if found['silence'] else [])]))
 
 @main.command()
 @click.option('--port', type=int, default=8888, show_default=True, help='The port on loopback.')
@@ -143,18 +147,13 @@ def lab(context: click.Context, folder: str | None, port: int, browser: bool) ->
     sys.exit(start_lab(Path(folder or context.obj or '.'), port=port, browser=browser))
 
 @main.command('app')
-@click.argument('name', type=click.Choice(['monitoring', 'explainability', 'portfolio']), default='monitoring')
-@click.option('--port', type=int, default=8866, show_default=True, help='The port it listens on.')
-@click.option('--host', default='127.0.0.1', show_default=True, help='The address it listens on; another than loopback needs a token.')
-@click.option('--viewers', type=click.IntRange(1, 200), default=12, show_default=True, help='Live pages at once; others see the page as it was drawn last.')
-@click.option('--project', 'folder', default=None, metavar='DIR', help='Folder of the project; of the projects, for the portfolio.')
-@click.pass_context
-def app(context: click.Context, name: str, port: int, host: str, viewers: int, folder: str | None) -> None:
-    "A dashboard for stakeholders, read-only, behind a token, on loopback unless told otherwise."
-    from mlcycle.door import start_app
-    folder = folder or context.obj or '.'
-    shown = Path(folder).resolve() if name == 'portfolio' else Project(folder, read_only=True).folder
-    sys.exit(start_app(shown, name, place=(host, port), viewers=viewers))
+@click.argument('name', type=click.Choice(['monitoring', 'explainability']), default='monitoring')
+@click.option('--port', type=int, default=8866, show_default=True, help='The port on loopback.')
+@with_project(read_only=True)
+def app(project: Project, name: str, port: int) -> None:
+    "A dashboard for stakeholders, read-only, on loopback."
+    from mlcycle.viewer import start_app
+    sys.exit(start_app(project, name, port=port))
 
 # %% ../nbs/13_cli.ipynb #990a1f4a
 @main.command()
@@ -189,16 +188,23 @@ def label(project: Project, file: str, as_json: bool) -> None:
     say(report.body(), as_json, report.headline)
 
 @main.command()
+@click.option('--check', is_flag=True, help='Do not look at production; say, and raise an alarm, if nobody has for two intervals.')
 @as_json
 @with_project()
-def monitor(project: Project, as_json: bool) -> None:
+def monitor(project: Project, check: bool, as_json: bool) -> None:
     "Windows of production: quality, drift, performance, alarms. Exit 1 while an alarm blocks."
     from mlcycle.monitoring import blocking, monitor as watch, monitor_json
-    from mlcycle.dashboard import publish_monitoring
+    if check: return check_silence(project, as_json)
     report = watch(project)
-    publish_monitoring(project)
     say(monitor_json(report), as_json, report.headline)
     if blocking(report): sys.exit(1)
+
+def check_silence(project: Project, as_json: bool) -> None:
+    "What `mlcycle monitor --check` says; exit 1 while nobody looks."
+    from mlcycle.silence import raise_silence
+    alarm = raise_silence(project)
+    say({'silent': bool(alarm), 'alarm': alarm and alarm.body()}, as_json, alarm.headline if alarm else 'production is being looked at')
+    if alarm: sys.exit(1)
 
 @main.group()
 def alarm() -> None:
@@ -249,6 +255,30 @@ def log(project: Project, since: str, stage: str, as_json: bool) -> None:
     about = lambda line: {k: v for k, v in line.items() if k not in ('at', 'project', 'stage', 'event', 'pid', 'actor') and v not in ('', None)}
     rows = [{**line, 'about': '  '.join(f'{k}={v}' for k, v in about(line).items())} for line in lines]
     say(lines, as_json, table(rows, ['at', 'stage', 'event', 'about']))
+
+@main.group()
+def schedule() -> None:
+    "When steps run by themselves: `show` what is due, `run-due` runs it, each slot once."
+
+@schedule.command('show')
+@as_json
+@with_project(read_only=True)
+def show_schedule(project: Project, as_json: bool) -> None:
+    "Each scheduled step: when it is due next, and what became of it last."
+    from mlcycle.schedule import upcoming
+    rows = upcoming(project)
+    say(rows, as_json, table(rows, ['step', 'cron', 'zone', 'next', 'last', 'state', 'why']) if rows else
+        'Nothing is scheduled. Add to mlcycle.toml: [schedule] monitoring = "30 2 * * *"')
+
+@schedule.command('run-due')
+@as_json
+@with_project()
+def run_due_slots(project: Project, as_json: bool) -> None:
+    "Run what has become due since the last time; what cron, systemd or a workflow calls."
+    from mlcycle.schedule import run_due
+    done = run_due(project)
+    if done or as_json: say([s.body() for s in done], as_json, table([s.body() for s in done], ['step', 'slot', 'state', 'why']))
+    if any(s.state != 'done' for s in done): sys.exit(1)
 
 @main.command()
 @click.option('--anyway', is_flag=True, help='Train even when nothing says that it is due.')

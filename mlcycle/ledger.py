@@ -16,8 +16,8 @@ from .core import IntegrityError, Project, Record, SettingsError, canonical_json
 
 # %% auto #0
 __all__ = ['GENESIS', 'COLUMNS', 'SCHEMA', 'SQLITE', 'POSTGRES', 'ROLE_KINDS', 'ROLES', 'Entry', 'entry_hash', 'table_name',
-           'sqlite_file', 'Audit', 'check_chain', 'Ledger', 'heads_file', 'kept_heads', 'open_ledger', 'roles',
-           'champion', 'versions', 'retired']
+           'database', 'sqlite_file', 'Audit', 'check_chain', 'Ledger', 'heads_file', 'kept_heads', 'open_ledger',
+           'roles', 'champion', 'versions', 'retired']
 
 # %% ../nbs/00a_ledger.ipynb #cd9a3d72
 GENESIS = '0'*64   # what the first entry names as its previous hash
@@ -54,7 +54,8 @@ def table_name(project_name: str) -> str: # an identifier of letters, digits and
     plain = re.sub('[^a-z0-9]+', '_', project_name.lower()).strip('_')[:40]
     return f'ledger_{plain}' if plain == project_name else f'ledger_{plain}_{digest(project_name)[:8]}'
 
-def _engine(url: str, read_only: bool):
+def database(url: str, # sqlite:///FILE or postgresql://…
+             *, read_only: bool=False): # a SQLAlchemy engine
     "A SQLAlchemy engine without a pool: each use is a connection of its own, so forks and threads are safe."
     from sqlalchemy import create_engine
     from sqlalchemy.pool import NullPool
@@ -72,7 +73,7 @@ def _connect_sqlite(file: Path, read_only: bool) -> sqlite3.Connection:
     if not read_only: connection.execute('PRAGMA synchronous=EXTRA')
     return connection
 
-assert table_name('churn') == 'ledger_churn'
+assert table_name('churn') == 'ledger_churn' and database('sqlite:///x.db').dialect.name == 'sqlite'
 assert table_name('"; DROP TABLE x; --') != table_name("'; DROP TABLE x; --")
 
 # %% ../nbs/00a_ledger.ipynb #ebf6537d
@@ -119,7 +120,7 @@ class Ledger:
                  keep_head: Callable[[int, str], None]=lambda seq, hash: None, # called after each append
                  ):
         self.url, self.table, self.read_only, self.keep_head = url, table, read_only, keep_head
-        self._made_engine, self._ready = _engine(url, read_only), False
+        self._made_engine, self._ready = database(url, read_only=read_only), False
 
     @contextmanager
     def _connection(self, writing: bool=False) -> Iterator:

@@ -18,6 +18,7 @@ from .ledger import champion, retired, roles, versions
 from .log import log_event
 from .profile import load_profile
 from .scoring import event_times, label, labelled, predictions, score
+from .silence import end_silence
 from .tables import Snapshot
 from .windows import (Watch, Window, hold, look, main_metric, profiles_folder, watch, window_bounds,
                              window_findings, window_number,
@@ -220,6 +221,7 @@ def monitor(project: Project,
     strange = int((~log['version'].astype(str).isin(registered)).sum())
     note = f'{strange:,} predictions are of versions that are not registered; they are left out.' if strange else ''
     ring_again(project, at.to_pydatetime())
+    end_silence(project)
     report = recorded(project, window_days=days, note=note)
     log_event(project, 'monitoring', 'looked', windows=len(report.windows), blocking=len(blocking(report)))
     deliver(project)
