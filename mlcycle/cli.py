@@ -32,7 +32,7 @@ class Mlcycle(click.Group):
             click.echo('mlcycle: stopped. What was done is kept; mlcycle run goes on from there.', err=True)
             context.exit(1)
 
-EXTRA_OF = {'voila': 'apps', 'jupyterlab': 'apps', 'ipywidgets': 'apps', 'plotly': 'apps', 'anywidget': 'apps', 'fastapi': 'serve',
+EXTRA_OF = {'voila': 'apps', 'tornado': 'apps', 'jupyterlab': 'apps', 'ipywidgets': 'apps', 'plotly': 'apps', 'anywidget': 'apps', 'fastapi': 'serve',
             'uvicorn': 'serve', 'starlette': 'serve', 'prometheus_client': 'serve', 'lightgbm': 'boost', 'xgboost': 'boost',
             'onnxruntime': 'onnx', 'skl2onnx': 'onnx', 'dask': 'dask', 'distributed': 'dask'}
 
@@ -147,13 +147,18 @@ def lab(context: click.Context, folder: str | None, port: int, browser: bool) ->
     sys.exit(start_lab(Path(folder or context.obj or '.'), port=port, browser=browser))
 
 @main.command('app')
-@click.argument('name', type=click.Choice(['monitoring', 'explainability']), default='monitoring')
-@click.option('--port', type=int, default=8866, show_default=True, help='The port on loopback.')
-@with_project(read_only=True)
-def app(project: Project, name: str, port: int) -> None:
-    "A dashboard for stakeholders, read-only, on loopback."
-    from mlcycle.viewer import start_app
-    sys.exit(start_app(project, name, port=port))
+@click.argument('name', type=click.Choice(['monitoring', 'explainability', 'portfolio']), default='monitoring')
+@click.option('--port', type=int, default=8866, show_default=True, help='The port it listens on.')
+@click.option('--host', default='127.0.0.1', show_default=True, help='The address it listens on; another than loopback needs a token.')
+@click.option('--viewers', type=click.IntRange(1, 200), default=12, show_default=True, help='Live pages at once; others see the page as it was drawn last.')
+@click.option('--project', 'folder', default=None, metavar='DIR', help='Folder of the project; of the projects, for the portfolio.')
+@click.pass_context
+def app(context: click.Context, name: str, port: int, host: str, viewers: int, folder: str | None) -> None:
+    "A dashboard for stakeholders, read-only, behind a token, on loopback unless told otherwise."
+    from mlcycle.door import start_app
+    folder = folder or context.obj or '.'
+    shown = Path(folder).resolve() if name == 'portfolio' else Project(folder, read_only=True).folder
+    sys.exit(start_app(shown, name, place=(host, port), viewers=viewers))
 
 # %% ../nbs/13_cli.ipynb #990a1f4a
 @main.command()
@@ -194,8 +199,10 @@ def label(project: Project, file: str, as_json: bool) -> None:
 def monitor(project: Project, check: bool, as_json: bool) -> None:
     "Windows of production: quality, drift, performance, alarms. Exit 1 while an alarm blocks."
     from mlcycle.monitoring import blocking, monitor as watch, monitor_json
+    from mlcycle.dashboard import publish_monitoring
     if check: return check_silence(project, as_json)
     report = watch(project)
+    publish_monitoring(project)
     say(monitor_json(report), as_json, report.headline)
     if blocking(report): sys.exit(1)
 
