@@ -198,7 +198,7 @@ def plot_timeline(report: MonitoringReport):
         figure.canvas.draw()
     return figure
 
-# %% ../nbs/06e_charts.ipynb #e4a724d7
+# %% ../nbs/06e_charts.ipynb #479a5996
 def draw_drift(figure, window: Window, most: int=14) -> None:
     "Columns ranked by how different they are from training."
     table = window.drift[window.drift.effect.notna()].astype({'effect': float})
@@ -225,9 +225,9 @@ def draw_distribution(figure, parts: pd.DataFrame, # from mlcycle.drift.distribu
     axes.set_yticks(at, [short(p) for p in parts.part])
     axes.invert_yaxis()
     axes.set_xlabel('share of values')
-    axes.legend(frameon=False, fontsize=8)
+    axes.legend(frameon=False, fontsize=8, ncols=2, loc='lower left', bbox_to_anchor=(0, 1))
 
-# %% ../nbs/06e_charts.ipynb #26696aa0
+# %% ../nbs/06e_charts.ipynb #f52fe885
 def draw_groups(figure, window: Window, # one window
                 attribute: str, metric: str) -> None:
     "A metric by group with its intervals; groups that are too small are named, not drawn."
@@ -253,7 +253,9 @@ def draw_traffic(figure, window: Window) -> None:
     axes.bar(rows.index, rows, width=.9, color=BLUE)
     axes.axhline(rows.median(), color=GREY, lw=1, ls='--')
     axes.set_ylabel('rows a day')
-    axes.tick_params(axis='x', labelsize=7)
+    from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
+    axes.xaxis.set_major_locator(ticks := AutoDateLocator(maxticks=6))
+    axes.xaxis.set_major_formatter(ConciseDateFormatter(ticks))
 
 def plot_traffic(window: Window): # a figure
     "Predictions of a window by day."

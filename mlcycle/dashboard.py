@@ -236,7 +236,7 @@ def publish_monitoring(project: Project) -> Page:
     "Draw the page and keep it."
     return publish_page(project, 'monitoring', monitoring_page(project))
 
-# %% ../nbs/06f_dashboard.ipynb #c0e934d5
+# %% ../nbs/06f_dashboard.ipynb #e1796342
 def _select(options: list, value: object, description: str):
     import ipywidgets
     return ipywidgets.Dropdown(options=options, value=value, description=description,
@@ -284,7 +284,7 @@ def _rows(project: Project, report: MonitoringReport) -> list:
     "The page's rows below the verdict; each selector draws the panels it concerns again."
     import ipywidgets
     chosen = _selectors(project, report)
-    def width(name): return '1 1 100%' if name in ('timeline', 'alarms') else '1 1 460px'
+    def width(name): return '1 1 100%' if name in ('timeline', 'alarms') else '0 0 auto' if name in ('quality', 'traffic') else '1 1 460px'
     boxes = {name: ipywidgets.HTML(layout=ipywidgets.Layout(flex=width(name), min_width='0', width='auto')) for name in PANELS}
     def show(names):
         choice = Choice(**{name: selector.value for name, selector in chosen.items()})

@@ -13,8 +13,9 @@ from .pages import document, last_page
 from .viewer import APPS, app_command, app_environment
 
 # %% auto #0
-__all__ = ['DRAW', 'SHOWS', 'log', 'CHILD', 'ID', 'STATIC', 'REACHED', 'POLICY', 'WAITING', 'Seat', 'Seats', 'draw_page', 'Still',
-           'end_with_parent', 'without_data', 'free_port', 'Voila', 'reached', 'waiting_page', 'refusal_page', 'Gate']
+__all__ = ['DRAW', 'SHOWS', 'log', 'CHILD', 'WARM', 'ID', 'STATIC', 'REACHED', 'POLICY', 'WAITING', 'Seat', 'Seats', 'draw_page',
+           'Still', 'end_with_parent', 'without_data', 'free_port', 'Voila', 'reached', 'waiting_page', 'refusal_page',
+           'Gate']
 
 # %% ../nbs/12bb_gateway.ipynb #30e162bf
 class Seat:
@@ -109,8 +110,18 @@ class Still:
 
 log = logging.getLogger('mlcycle.gateway')
 
-# %% ../nbs/12bb_gateway.ipynb #a10255f4
-CHILD = 'from mlcycle.gateway import end_with_parent, without_data\nend_with_parent()\nwith without_data():\n    from voila.app import main\n    main()'
+# %% ../nbs/12bb_gateway.ipynb #35571d25
+CHILD = '''from mlcycle.gateway import end_with_parent, without_data
+end_with_parent()
+with without_data():
+    import sys
+    if 'app_kernels.AppKernel' in str(sys.argv):
+        from mlcycle.app_kernels import app_nursery
+        app_nursery()
+    from voila.app import main
+    main()
+'''
+WARM = sys.platform == 'linux'   # kernels are forked where processes can be held by a handle
 
 def end_with_parent(patience: float=3) -> None: # seconds between asking and ending
     "End this process when its standard input does."
@@ -146,9 +157,10 @@ class Voila:
         self.stop()
         self.port, self.token, self.began = free_port(), secrets.token_urlsafe(32), time.monotonic()
         arguments = app_command(self.name, port=self.port)[3:]
-        environment = app_environment(self.folder) | {'OMP_NUM_THREADS': '1', 'JUPYTER_TOKEN': self.token}
+        environment = app_environment(self.folder) | {'OMP_NUM_THREADS': '1', 'JUPYTER_TOKEN': self.token, 'MLCYCLE_APP': self.name}
+        kernels = ['--MappingKernelManager.kernel_manager_class=mlcycle.app_kernels.AppKernel'] if WARM else []
         self.process = subprocess.Popen([sys.executable, '-c', CHILD, *arguments, '--Voila.base_url=/live/', '--Voila.port_retries=0',
-                                         '--Voila.auto_token=True'], env=environment, stdin=subprocess.PIPE,
+                                         '--Voila.auto_token=True', *kernels], env=environment, stdin=subprocess.PIPE,
                                         stdout=subprocess.DEVNULL, start_new_session=True)
 
     @property
