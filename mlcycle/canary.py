@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from .core import Blocked, DataError, Frame, Project, Result, SettingsError
 from .features import FeaturePlan, clean_text
+from .gates import check
 from .ledger import champion as champion_of
 from .registry import ModelVersion, promote
 from .scoring import admit, logged, stored_name, training_rows
@@ -145,6 +146,8 @@ def begin(project: Project, version: str, *,
           ) -> Canary:
     "Give a version its first share of the ids; Blocked while another is on its way or where it may not answer."
     version = admit(project, str(version))
+    for found in (check(project, g, version) for g in project.settings.gates if g.evidence in ('replay', 'shadow')):
+        if found.answer != 'pass': raise Blocked(f'Version {version} waits at gate {found.name} ({found.answer}, {found.why}). Next: {found.command}')
     with _one_at_a_time(project):
         if (other := running(project)): raise Blocked(f'Version {other.version} is on its way at {100*other.share:.4g} %. Let it end, or: mlcycle canary --stop')
         settings = project.settings.deployment.canary

@@ -520,6 +520,7 @@ class Gate(Record):
     field: str = '' # of the newest such entry about the version
     equals: Scalar = None
     at_least: Annotated[float, Field(allow_inf_nan=False)] | None = None
+    at_most: Annotated[float, Field(allow_inf_nan=False)] | None = None
     count: Annotated[int, Field(ge=1)] | None = None # how many such entries; approvals: None means by risk tier
 
 class StoreSection(Record):

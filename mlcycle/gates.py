@@ -8,9 +8,9 @@ from .core import Blocked, Gate, Project, Record, SettingsError, digest, shown
 from .ledger import Entry, champion, retired, versions
 
 # %% auto #0
-__all__ = ['COMMANDS', 'STAGE_OF', 'UNSIGNED_FIELDS', 'EVIDENCE_CHECKS', 'GateResult', 'command_for', 'approval_digest',
-           'registered', 'required_signatures', 'signatures', 'person', 'check', 'field_of', 'check_all', 'must_pass',
-           'override']
+__all__ = ['COMMANDS', 'STAGE_OF', 'UNSIGNED_FIELDS', 'AGAINST_CHAMPION', 'EVIDENCE_CHECKS', 'GateResult', 'command_for',
+           'approval_digest', 'registered', 'required_signatures', 'signatures', 'person', 'check', 'field_of',
+           'check_all', 'must_pass', 'override']
 
 # %% ../nbs/00ab_gates.ipynb #a4c0fe63
 class GateResult(Record):
@@ -24,6 +24,8 @@ class GateResult(Record):
 COMMANDS = {   # evidence → the command that leaves it
     'approval': 'mlcycle approve {version} --as NAME --because TEXT',
     'comparison': 'mlcycle retrain',
+    'replay': 'mlcycle replay {version}',
+    'shadow': 'mlcycle promote {version} --to shadow',
     'promotion': 'mlcycle promote {version} --to champion'}
 
 def command_for(evidence: str, version: str) -> str: # a command line
@@ -88,16 +90,19 @@ def _check_field(project: Project, gate: Gate, version: str) -> GateResult:
     model = registered(project, version).body
     if entry.body.get('model_hash', model['hash']) != model['hash']: return answer('missing', f'the {gate.evidence} is of other bytes', [entry.seq])
     value = field_of(entry.body, gate.field) if gate.field else True
-    holds = value is not None and (gate.equals is None or value == gate.equals) and (gate.at_least is None or _at_least(value, gate.at_least))
-    wanted = f'{gate.equals}' if gate.equals is not None else f'at least {gate.at_least}' if gate.at_least is not None else 'there'
+    holds = value is not None and (gate.equals is None or value == gate.equals) and _between(value, gate)
+    bounds = [f'{words} {bound}' for words, bound in (('at least', gate.at_least), ('at most', gate.at_most)) if bound is not None]
+    wanted = f'{gate.equals}' if gate.equals is not None else ' and '.join(bounds) or 'there'
     return answer('pass' if holds else 'fail', f'{gate.evidence} {gate.field or "entry"} is {shown(value)}, wanted: {wanted}', [entry.seq])
 
 def _about_the_project(project: Project, gate: Gate) -> Entry | None:
     "Evidence about the whole project, such as the sealed problem, counts for each version."
     return project.ledger.last(gate.evidence) if STAGE_OF.get(gate.evidence) in ('problem', 'data') else None
 
-def _at_least(value: object, threshold: float) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and value >= threshold
+def _between(value: object, gate: Gate) -> bool:
+    if gate.at_least is None and gate.at_most is None: return True
+    if not isinstance(value, (int, float)) or isinstance(value, bool): return False
+    return (gate.at_least is None or value >= gate.at_least) and (gate.at_most is None or value <= gate.at_most)
 
 def field_of(body: dict, path: str) -> object: # None when there is no such field
     "A value inside nested dicts by a dotted path, such as 'metrics.roc_auc.low'."
@@ -118,10 +123,10 @@ def _check_signatures(project: Project, gate: Gate, version: str) -> GateResult:
 def _check_comparison(project: Project, gate: Gate, version: str) -> GateResult:
     current = champion(project.ledger)
     if current in (None, version): return GateResult(name=gate.name, answer='pass', why='no other champion to be compared with')
-    entry = project.ledger.last('comparison', version)
+    entry = project.ledger.last(gate.evidence, version)
     if entry and entry.body.get('champion') != current:
         return GateResult(name=gate.name, answer='missing', why=f"compared with version {entry.body.get('champion')}, the champion is {current}",
-                          entries=[entry.seq], command=command_for('comparison', version))
+                          entries=[entry.seq], command=command_for(gate.evidence, version))
     return _check_field(project, gate, version)
 
 def _check_promotion(project: Project, gate: Gate, version: str) -> GateResult:
@@ -131,7 +136,9 @@ def _check_promotion(project: Project, gate: Gate, version: str) -> GateResult:
     return GateResult(name=gate.name, answer='fail' if gone else 'pass' if entry else 'missing', why=why, entries=[entry.seq] if entry else [],
                       command='' if entry and not gone else command_for('promotion', version))
 
-EVIDENCE_CHECKS = {'approval': _check_signatures, 'comparison': _check_comparison, 'promotion': _check_promotion}
+AGAINST_CHAMPION = ('comparison', 'replay', 'shadow')   # evidence that a champion, present or past, does without
+EVIDENCE_CHECKS = {'approval': _check_signatures, 'comparison': _check_comparison, 'replay': _check_comparison,
+                   'shadow': _check_comparison, 'promotion': _check_promotion}
 
 # %% ../nbs/00ab_gates.ipynb #c5a9f672
 def check_all(project: Project, version: str, *, before: str='promotion') -> list[GateResult]: # in the order of the settings

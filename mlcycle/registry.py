@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from .core import (Blocked, DataError, Estimate, IntegrityError, Project, Result, SettingsError,
                           digest, shown, write_atomic)
-from .gates import check, must_pass, registered
+from .gates import AGAINST_CHAMPION, check, must_pass, registered
 from .ledger import ROLE_KINDS, ROLES, Entry, retired, roles, versions
 from .mlstore import alone, answering, durable, hush, prepare
 from .modelfiles import TRUSTED_TYPES, check_size, dumps, loads, pinned, refuse_other_library
@@ -276,7 +276,7 @@ def rollback(project: Project, *, because: str, by: str | None=None) -> Entry: #
     gone, line = retired(project.ledger), _line(project)
     earlier = [v for v in line[:-1] if v not in gone]
     if not earlier: raise Blocked('There is no earlier champion to go back to. See mlcycle history.')
-    wanted = [g for g in project.settings.gates if g.before == 'promotion' and g.evidence != 'comparison']
+    wanted = [g for g in project.settings.gates if g.before == 'promotion' and g.evidence not in AGAINST_CHAMPION]
     for found in (check(project, g, earlier[-1]) for g in wanted):
         if found.answer == 'pass': continue
         raise Blocked(f'Version {earlier[-1]} may not answer ({found.name}: {found.answer}, {found.why}). '

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from .core import Blocked, DataError, IntegrityError, MlcycleError, Project, Result, shown
 from .features import FeaturePlan, clean_text
-from .gates import check, check_all, registered
+from .gates import AGAINST_CHAMPION, check, check_all, registered
 from .ledger import ROLES, Ledger, roles, versions
 
 # %% auto #0
@@ -63,7 +63,7 @@ def admit(project: Project, # whose ledger decides
     version = holder(project, version) if version in ROLES else registered(project, version).subject
     gone = retirement_of(project.ledger, version)
     if gone: raise Retired(gone)
-    wanted = [g for g in project.settings.gates if g.before == 'promotion' and g.evidence != 'comparison']
+    wanted = [g for g in project.settings.gates if g.before == 'promotion' and g.evidence not in AGAINST_CHAMPION]
     closed = [a for a in (check(project, g, version) for g in wanted) if a.answer != 'pass']
     if closed:
         what = '; '.join(f'{a.name}: {a.answer}, {a.why}' for a in closed)
