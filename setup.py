@@ -22,7 +22,7 @@ setup(
                  'Programming Language :: Python :: 3.11', 'Programming Language :: Python :: 3.12'],
     packages=['mlcycle', 'mlcycle.steps', 'mlcycle.apps'],
     package_dir={'mlcycle': 'mlcycle', 'mlcycle.steps': 'nbs/steps', 'mlcycle.apps': 'nbs/apps'},
-    package_data={'mlcycle.steps': ['*.ipynb'], 'mlcycle.apps': ['*.ipynb', 'voila/templates/mlcycle/*']},
+    package_data={'mlcycle.steps': ['*.ipynb'], 'mlcycle.apps': ['*.ipynb', 'voila/templates/mlcycle/*', 'lab/labconfig/*']},
     install_requires=cfg['requirements'].split(), extras_require=extras,
     entry_points={'console_scripts': cfg['console_scripts'].split()},
 )

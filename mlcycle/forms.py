@@ -220,11 +220,12 @@ def _line_box(line: dict[str, Control], take_away: Callable):
     for c in line.values(): c.widget.layout.width = '150px'
     return ipywidgets.HBox([*(c.widget for c in line.values()), away], layout=ipywidgets.Layout(flex_flow='row wrap'))
 
-# %% ../nbs/12e_forms.ipynb #4a4764d2
+# %% ../nbs/12e_forms.ipynb #47182f1c
 class Form:
     "Some settings to fill in."
-    def __init__(self, title: str, keys: list[str], *, options: Callable[[Project], dict]=lambda project: {}): # key → what may be chosen
-        self.title, self.keys, self.options = title, keys, options
+    def __init__(self, title: str, keys: list[str], *, options: Callable[[Project], dict]=lambda project: {}, # key → what may be chosen
+                 about: dict[str, str]={}): # key → what is asked, where the setting's own words do not say it
+        self.title, self.keys, self.options, self.about = title, keys, options, about
 
     def html(self, project: Project) -> str: # the values it holds
         held = {label(k.split('.')[-1]): _told(setting_value(project.settings, k)) for k in self.keys}
@@ -259,7 +260,7 @@ class Form:
         options, self.seen = self.options(self.project), fresh
         self.controls = {k: control(annotation_of(k), mine.get(k, v), options=options.get(k), name=k.split('.')[-1]) for k, v in fresh.items()}
         for c in self.controls.values(): _listen(c.widget, self._check)
-        self.lines.children = [_row(k, self.controls[k].widget, self.notes[k]) for k in self.keys]
+        self.lines.children = [_row(k, self.controls[k].widget, self.notes[k], self.about.get(k)) for k in self.keys]
 
     def _typed(self) -> tuple[dict, dict]: # what was read, and what could not be
         read, wrong = {}, {}
@@ -312,9 +313,9 @@ def _button(text: str, do: Callable[[], None], *, style: str='', icon: str=''):
     made.on_click(lambda _: do())
     return made
 
-def _row(key: str, widget, note):
+def _row(key: str, widget, note, about: str | None=None):
     import ipywidgets
-    about = help_of(key)
+    about = about or help_of(key)
     head = html_box(f'<b>{escaped(label(key.split(".")[-1]))}</b>'+(f'<br><span class="note">{escaped(about)}</span>' if about else ''))
     head.layout.width, head.layout.min_width = '210px', '210px'
     return ipywidgets.HBox([head, ipywidgets.VBox([widget, note], layout=ipywidgets.Layout(min_width='0', flex='1 1 auto'))],

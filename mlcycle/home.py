@@ -142,7 +142,7 @@ def home(folder: str='.') -> object: # shows itself
     except SettingsError: return Beginning(Path(folder).resolve())
     return home_desk(Project(found))
 
-# %% ../nbs/12g_home.ipynb #02edd5b4
+# %% ../nbs/12g_home.ipynb #75808047
 READABLE = ('.csv', '.tsv', '.txt', '.parquet', '.jsonl', '.xlsx')
 
 def columns_in(file: Path) -> list[str]:
@@ -193,7 +193,7 @@ class Beginning:
         self.data.widget.observe(lambda _: self._offer(), 'value')
         self._offer()
         head = html_box(f'{STYLE}<h3>A new project</h3><p class="note">Choose the data and the column to predict.</p>')
-        return ipywidgets.VBox([head, self.lines, make, self.said, self.links])
+        return ipywidgets.VBox([head, self.lines, ipywidgets.HBox([make]), self.said, self.links])
 
     def _offer(self) -> None:
         "Offer the columns of the file that is named."

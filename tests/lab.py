@@ -1,0 +1,91 @@
+"JupyterLab and Chromium for the tests that click: a server on loopback, a page of 1,366 px, and what a person does there."
+import os, re, signal, socket, subprocess, sys, time, urllib.request
+from contextlib import contextmanager
+from pathlib import Path
+
+ARGUMENTS = ('--no-sandbox --disable-gpu --disable-quic --disable-background-networking --disable-component-update '
+             '--disable-sync').split()
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        return s.getsockname()[1]
+
+
+@contextmanager
+def lab_server(folder: Path, home: Path):
+    "`mlcycle lab` in a folder; yields the address with its token. `home` keeps Jupyter's own settings away from the account's."
+    port, token = free_port(), 'for-this-test'
+    env = {**os.environ, 'JUPYTER_TOKEN': token, 'JUPYTER_CONFIG_DIR': str(home/'config'), 'JUPYTER_DATA_DIR': str(home/'data'),
+           'JUPYTER_RUNTIME_DIR': str(home/'runtime'), 'JUPYTERLAB_SETTINGS_DIR': str(home/'settings'), 'JUPYTERLAB_WORKSPACES_DIR': str(home/'workspaces'),
+           'OMP_NUM_THREADS': '1', 'OMP_WAIT_POLICY': 'PASSIVE'}
+    env.pop('MLCYCLE_EXECUTION', None)
+    with (home/'server.log').open('w') as log:
+        server = subprocess.Popen([Path(sys.executable).parent/'mlcycle', '--project', folder, 'lab', '--port', str(port), '--no-browser'], cwd=folder,
+                                  env=env, stdout=log, stderr=log, start_new_session=True)
+    try:
+        until = time.monotonic()+60
+        while time.monotonic() < until:
+            try: urllib.request.urlopen(f'http://127.0.0.1:{port}/api?token={token}', timeout=2); break
+            except OSError: time.sleep(.2)
+        else: raise AssertionError((home/'server.log').read_text())
+        yield f'http://127.0.0.1:{port}', token
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        try: server.wait(15)
+        except subprocess.TimeoutExpired: os.killpg(server.pid, signal.SIGKILL)
+
+
+class Seat:
+    "A person in front of JupyterLab."
+    def __init__(self, page, address: str, token: str, shots: Path | None=None):
+        self.page, self.address, self.token, self.shots, self.strangers = page, address, token, shots, []
+        page.on('request', lambda r: self.strangers.append(r.url) if not re.match(r'(http|ws)://127\.0\.0\.1|data:|blob:|about:', r.url) else None)
+
+    def open(self, notebook: str) -> None:
+        "Open one notebook with a fresh view of it, and run it all."
+        self.page.goto(f'{self.address}/lab/tree/{notebook}?reset&token={self.token}')
+        self.page.locator('.jp-NotebookPanel:not(.lm-mod-hidden) .jp-Notebook').wait_for(timeout=60_000)
+        self.page.get_by_text('Python 3', exact=False).first.wait_for(timeout=60_000)
+
+    def run_all(self) -> None:
+        self.page.locator('.jp-NotebookPanel:not(.lm-mod-hidden) .jp-Notebook').click(position={'x': 5, 'y': 5})
+        self.page.get_by_role('menuitem', name='Run', exact=True).click()
+        self.page.get_by_role('menuitem', name='Run All Cells', exact=True).click()
+
+    @property
+    def sheet(self): return self.page.locator('.jp-NotebookPanel:not(.lm-mod-hidden)')
+
+    def press(self, name: str) -> None: self.sheet.locator('button', has_text=re.compile(f'{re.escape(name)}$')).first.click()
+
+    def see(self, text: str, seconds: float=30) -> None: self.sheet.get_by_text(text, exact=False).first.wait_for(timeout=seconds*1000)
+
+    def row(self, name: str):
+        "The line of a form by its label."
+        return self.sheet.locator('.widget-hbox').filter(has=self.page.locator('b', has_text=re.compile(f'^{re.escape(name)}$'))).last
+
+    def type(self, name: str, text: str) -> None: self.row(name).locator('input[type=text], textarea').first.fill(text)
+    def choose(self, name: str, option: str) -> None: self.row(name).locator('select').first.select_option(label=option)
+    def tag(self, name: str, text: str) -> None:
+        box = self.row(name).locator('.jupyter-widget-taginput')
+        box.fill(text); box.press('Enter')
+
+    def shot(self, name: str) -> None:
+        if self.shots is None: return
+        self.shots.mkdir(parents=True, exist_ok=True)
+        self.page.screenshot(path=self.shots/f'{name}.png')
+
+
+@contextmanager
+def seat_at(folder: Path, home: Path, *, shots: Path | None=None, dark: bool=False):
+    "A server, a browser and a person."
+    from playwright.sync_api import sync_playwright
+    if dark:
+        theme = home/'settings/@jupyterlab/apputils-extension/themes.jupyterlab-settings'
+        theme.parent.mkdir(parents=True)
+        theme.write_text('{"theme": "JupyterLab Dark"}')
+    with lab_server(folder, home) as (address, token), sync_playwright() as p:
+        browser = p.chromium.launch(executable_path='/usr/bin/chromium', args=ARGUMENTS)
+        try: yield Seat(browser.new_page(viewport={'width': 1366, 'height': 900}), address, token, shots)
+        finally: browser.close()
