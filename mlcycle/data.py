@@ -13,6 +13,7 @@ from .core import DataError, Frame, Project, Result, Settings, html_table
 from .features import FeaturePlan, class_names, infer_plan, read_target
 from .folds import near_duplicates
 from .leakage import leakage_suspects
+from .profile import profile, save_profile
 from .reading import Finding, Reading, findings_table
 from .sources import check_columns, load
 from .split import advise_split, write_split
@@ -124,6 +125,7 @@ class DataReport(Result):
     plan: FeaturePlan
     checks: str # a pandera schema as JSON
     snapshots: dict[str, str] # table → hash of its content
+    profile: str = '' # hash of the training rows' profile, under store/profiles
 
     @property
     def headline(self) -> str:
@@ -202,11 +204,15 @@ def prepare_data(project: Project) -> DataReport:
     report = DataReport(rows=len(df), columns=list(df.columns),
                         readings=[r.model_copy(update={'findings': []}) for r in readings], joins=joins,
                         treatments=treatments, findings=findings_table(findings), suspects=suspects,
-                        plan=plan, checks=schema, snapshots=hashes)
+                        plan=plan, checks=schema, snapshots=hashes, profile=_profiled(project, train))
     for snapshot in written: project.record(snapshot, subject=snapshot.table)
     project.record(advice.model_copy(update={'snapshots': hashes}))
     project.record(report)
     return report
+
+def _profiled(project: Project, train: pd.DataFrame) -> str: # its hash
+    "The shape of every training column but the id, kept beside the tables."
+    return save_profile(project.store/'profiles', profile(train, columns=[c for c in train if c != project.settings.data.id]))
 
 def _plan(train: pd.DataFrame, df: pd.DataFrame, settings: Settings, treatments: pd.DataFrame) -> FeaturePlan:
     "The plan learnt on training rows, with the classes of all; white space stays where it is not stripped."

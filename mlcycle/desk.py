@@ -11,7 +11,7 @@ from .core import MlcycleError, Project, escaped, label, read_settings
 
 # %% auto #0
 __all__ = ['STYLE', 'BLUE', 'ORANGE', 'RED', 'GREY', 'is_live', 'part_html', 'drawn', 'View', 'inside', 'html_box', 'Desk',
-           'Field', 'Act', 'result_html']
+           'opened', 'Field', 'Act', 'result_html']
 
 # %% ../nbs/12d_desk.ipynb #904ce63c
 def is_live() -> bool:
@@ -53,7 +53,7 @@ def drawn(draw: Callable[[Project], str], project: Project) -> str: # trusted HT
     try: return draw(project)
     except MlcycleError as error: return f'<p class="note">{escaped(error, 2000)}</p>'
 
-# %% ../nbs/12d_desk.ipynb #c9ac82d3
+# %% ../nbs/12d_desk.ipynb #6b63c940
 class View:
     "Something to see, drawn anew whenever something on the desk changes."
     def __init__(self, title: str, draw: Callable[[Project], str]): self.title, self.draw, self.box = title, draw, None
@@ -94,9 +94,20 @@ class Desk:
         except MlcycleError: pass   # the form says what is wrong with the file
         for part in self.parts: part.refresh(self)
 
+    def settings_html(self) -> str: # what a run that is about to begin goes by
+        "The values that the desk's forms hold."
+        forms = ''.join(p.html(self.project) for p in self.parts if hasattr(p, 'keys'))
+        return f'{STYLE}<div class="mlcycle-desk"><h3>{escaped(self.title)}: settings of this run</h3>{forms}</div>'
+
     def _repr_mimebundle_(self, include=None, exclude=None) -> dict:
-        page = {'text/html': self.html(), 'text/plain': f'{self.title} ({len(self.parts)} parts)'}
-        return {**self.widget()._repr_mimebundle_(), **page} if is_live() else page
+        page = {'text/plain': f'{self.title} ({len(self.parts)} parts)'}
+        if not is_live(): return {'text/html': self.html() if self.project.read_only else self.settings_html(), **page}
+        if self.project.read_only: self.project = Project(self.project.folder, actor=self.project.actor)
+        return {**self.widget()._repr_mimebundle_(), 'text/html': self.html(), **page}
+
+def opened(folder: str) -> Project:
+    "A step's project: written by the run at night; only read where a desk does the work, or where MLCYCLE_READ_ONLY says so."
+    return Project(folder, read_only=is_live() or os.environ.get('MLCYCLE_READ_ONLY') == '1')
 
 # %% ../nbs/12d_desk.ipynb #a6365207
 class Field(NamedTuple):

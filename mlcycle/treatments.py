@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SURE', 'FAR', 'DECIDED', 'Proposal', 'text_columns', 'feature_columns', 'token_safety', 'far_limits',
            'propose_treatments', 'propose_for_rows', 'propose_for_leaks', 'decide', 'accept_line', 'applied',
-           'leave_rows']
+           'treatment_of', 'decide_again', 'leave_rows']
 
 # %% ../nbs/02b_treatments.ipynb #77845187
 import re
@@ -157,7 +157,7 @@ def propose_for_leaks(suspects: pd.DataFrame, # as `leakage_suspects` gives them
             for r in suspects.itertuples() if r.strength == 'certain']
 
 # %% ../nbs/02b_treatments.ipynb #26648e98
-DECIDED = ('action', 'column', 'value', 'low', 'high', 'status', 'reason', 'cells', 'rows', 'accept')
+DECIDED = ('action', 'column', 'value', 'low', 'high', 'status', 'reason', 'cells', 'rows', 'safe', 'accept')
 
 def decide(proposals: list[Proposal], # what could be done
            settings: Settings, # what was accepted and refused
@@ -179,7 +179,7 @@ def _decided(p: Proposal, settings: Settings) -> list:
     if accepted and t.value is None: t = t.model_copy(update={'value': p.treatment.value})
     value = None if t.value is None else plain(t.value)
     line = '' if status == 'applied' else accept_line(t)
-    return [t.action, t.column, value, t.low, t.high, status, p.reason, p.cells, p.rows, line]
+    return [t.action, t.column, value, t.low, t.high, status, p.reason, p.cells, p.rows, p.safe or p.done, line]
 
 def _covers(declared: Treatment, proposed: Treatment) -> bool:
     "Whether a line of the settings speaks of this treatment."
@@ -197,11 +197,20 @@ def accept_line(treatment: Treatment) -> str: # an element of data.accept
 def applied(treatments: pd.DataFrame, # as `decide` gives them
             ) -> list[Treatment]: # for the plan
     "The treatments that are applied."
-    rows = treatments[treatments.status == 'applied']
-    given = lambda v: None if v is None or v != v else v
-    return [Treatment(action=r.action, column=r.column, value=given(r.value), low=given(r.low),
-                      high=given(r.high))
-            for r in rows.itertuples()]
+    return [treatment_of(r) for r in treatments[treatments.status == 'applied'].itertuples()]
+
+def treatment_of(row: object) -> Treatment: # a line of `decide`
+    "The treatment that a line is about."
+    given = {k: v for k in ('value', 'low', 'high') if (v := getattr(row, k)) is not None and v == v}
+    return Treatment(action=row.action, column=row.column, **given)
+
+def decide_again(treatments: pd.DataFrame, # as `decide` gave them
+                 settings: Settings, # what is accepted and refused now
+                 ) -> pd.DataFrame: # DECIDED
+    "The same proposals under other settings, without looking at the rows again."
+    known = [Proposal(treatment=treatment_of(r), safe=bool(getattr(r, 'safe', r.status == 'applied')), reason=r.reason, cells=r.cells, rows=r.rows)
+             for r in treatments.itertuples()]
+    return decide(known, settings)
 
 def leave_rows(df: pd.DataFrame, # rows as read
                treatments: pd.DataFrame, # as `decide` gives them

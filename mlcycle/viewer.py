@@ -63,4 +63,5 @@ def start_lab(folder: Path, *, port: int=8888, browser: bool=True) -> int:
     "Become JupyterLab."
     command = lab_command(folder, port=port, browser=browser)
     os.chdir(lab_place(folder)[0])
-    os.execve(command[0], command, {**os.environ, **QUIET})
+    quiet = os.pathsep.join(filter(None, [str(files('mlcycle.apps')/'lab'), os.environ.get('JUPYTER_CONFIG_PATH')]))   # a page that asks for no news
+    os.execve(command[0], command, {**os.environ, **QUIET, 'JUPYTER_CONFIG_PATH': quiet})
