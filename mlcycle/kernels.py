@@ -39,14 +39,21 @@ class Limits(Record):
     "What one notebook may use."
     seconds: float = 3600
     memory_mb: int = 0 # of data; 0: as much as there is
+    until: float | None = None # when all must be over, on the clock of time.monotonic
+
+    @property
+    def left(self) -> float: # seconds
+        "What is left from now on."
+        return self.seconds if self.until is None else max(0, min(self.seconds, self.until-time.monotonic()))
 
 class PlainKernels:
     "A kernel process for each notebook."
     def __init__(self,
                  folder: Path, # where notebooks run
                  limits: Limits=Limits(),
+                 *, environment: dict[str, str] | None=None, # more variables
                  ):
-        self.folder, self.limits = Path(folder), limits
+        self.folder, self.limits, self.environment = Path(folder), limits, QUIET | (environment or {})
 
     def manager(self, mark: str) -> type: # for nbclient's kernel_manager_class
         "The class of the kernel's manager for one notebook, whose processes carry a mark."
@@ -67,7 +74,7 @@ class PlainKernel(AsyncKernelManager):
 
     async def start_kernel(self, **options) -> None:
         "Start it where it works."
-        options |= {'cwd': str(self.kernels.folder), 'env': {**os.environ, **QUIET, MARK: self.mark}, 'stderr': subprocess.DEVNULL}
+        options |= {'cwd': str(self.kernels.folder), 'env': {**os.environ, **self.kernels.environment, MARK: self.mark}, 'stderr': subprocess.DEVNULL}
         self.room = tempfile.TemporaryDirectory(prefix='mlcycle-')
         self.ip = f'{self.room.name}/kernel'
         await super().start_kernel(**options)
@@ -125,13 +132,14 @@ class Forked:
 class WarmKernels(PlainKernels):
     "Kernels forked from one process that has imported what notebooks import."
     def __init__(self, folder: Path, limits: Limits=Limits(), *,
+                 environment: dict[str, str] | None=None, # more variables
                  modules: list[str]=(), # imported once
                  ):
-        super().__init__(folder, limits)
+        super().__init__(folder, limits, environment=environment)
         self.room, self.lock, self.running, self.made = Path(tempfile.mkdtemp(prefix='mlcycle-')), threading.Lock(), {}, 0
         self.channel, theirs = socket.socketpair()
         self.process = subprocess.Popen([sys.executable, '-P', '-c', nursery_code(theirs.fileno(), modules)], pass_fds=[theirs.fileno()],
-            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, **QUIET}, start_new_session=True)
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, **self.environment}, start_new_session=True)
         theirs.close()
         self.answers = self.channel.makefile('r', encoding='utf-8')
         self._order()
@@ -140,13 +148,13 @@ class WarmKernels(PlainKernels):
         "The class of the kernel's manager for one notebook."
         return type('MarkedKernel', (WarmKernel,), {'kernels': self, 'mark': mark})
 
-    def take(self, mark: str, environment: dict[str, str]) -> tuple[Forked, dict]: # the process and how it is reached
+    def take(self, mark: str) -> tuple[Forked, dict]: # the process and how it is reached
         "The kernel that is ready, sent to its work; the next one is begun."
         with self.lock:
             (base, connection), answer = self.ordered, self._answer()
             self._order()
         process = self.running[mark] = Forked(answer['pid'])
-        with open(_writer(f'{base}.claim', process), 'w') as pipe: json.dump({'folder': str(self.folder), 'environment': environment}, pipe)
+        with open(_writer(f'{base}.claim', process), 'w') as pipe: json.dump({'folder': str(self.folder), 'environment': self.environment | {MARK: mark}}, pipe)
         return process, connection
 
     def end(self, mark: str) -> list[str]:
@@ -203,7 +211,7 @@ class ForkProvisioner(LocalProvisioner):
         "Take one, or start one as Jupyter does."
         if cmd[0] != sys.executable or 'ipykernel_launcher' not in cmd: return await super().launch_kernel(cmd, **options)
         kernels, mark = self.parent.kernels, self.parent.mark
-        try: self.process, connection = await asyncio.to_thread(kernels.take, mark, {**QUIET, MARK: mark})
+        try: self.process, connection = await asyncio.to_thread(kernels.take, mark)
         except (NoWarmKernel, OSError): return await super().launch_kernel(cmd, **options)
         self.pid = self.pgid = self.process.pid
         return connection | {'key': connection['key'].encode(), 'curve_publickey': None, 'curve_secretkey': None}

@@ -6,10 +6,12 @@
 from __future__ import annotations
 import html, json, re
 from pathlib import Path
+from types import SimpleNamespace
 from .core import DataError, write_atomic
 
 # %% auto #0
-__all__ = ['POLICY', 'STYLE', 'PAGE', 'page', 'to_html', 'read_notebook', 'title_of', 'readme', 'write_readme']
+__all__ = ['POLICY', 'STYLE', 'PAGE', 'page', 'to_html', 'import_nbformat', 'read_notebook', 'read_sources', 'title_of', 'readme',
+           'write_readme']
 
 # %% ../nbs/10_report.ipynb #a2e331ef
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; font-src data:"
@@ -42,23 +44,41 @@ def to_html(notebook: str | Path, # an executed notebook
             state: str='', note: str='', # shown at the top
             ) -> str: # a whole page
     "An executed notebook as one self-contained page: prose and outputs, no code, no scripts."
-    from nbconvert import HTMLExporter
     content = _visible(read_notebook(notebook))
+    from nbconvert import HTMLExporter
     exporter = HTMLExporter(template_name='basic', exclude_input=True, exclude_output_prompt=True, exclude_anchor_links=True)
     body, _ = exporter.from_notebook_node(content)
     return page(_without_scripts(body), title=title or title_of(content), state=state, note=note)
 
+def import_nbformat(): # the module
+    "nbformat, without the grammar of international addresses that it would build for a second and that no notebook needs."
+    import sys
+    absent = 'nbformat' not in sys.modules and sys.modules.setdefault('rfc3987_syntax', None) is None
+    import nbformat
+    if absent: del sys.modules['rfc3987_syntax']
+    return nbformat
+
 def read_notebook(path: str | Path): # nbformat's NotebookNode
     "A notebook, or an error that says why the file is none."
-    import nbformat
     path = Path(path)
-    try: return nbformat.read(path, as_version=4)
+    try: return import_nbformat().read(path, as_version=4)
     except FileNotFoundError: raise DataError(f'There is no notebook {path.name}. Steps lie in the project under notebooks/.') from None
     except Exception as error:
         text = path.read_text(encoding='utf-8', errors='replace')
         line = next((i for i, l in enumerate(text.splitlines(), 1) if l.startswith(('<<<<<<<', '=======', '>>>>>>>'))), None)
         where = f'line {line} is a merge conflict mark' if line else str(error).splitlines()[0][:200]
         raise DataError(f'{path.name} is not a notebook: {where}. Mend it or copy the step anew with mlcycle new.') from None
+
+def read_sources(path: str | Path): # .cells, each with cell_type, source and metadata
+    "A notebook's cells without their outputs, in a millisecond where it is plain version 4."
+    try:
+        content = json.loads(Path(path).read_text(encoding='utf-8'))
+        if content['nbformat'] != 4: return read_notebook(path)
+        return SimpleNamespace(cells=[_source_cell(c) for c in content['cells']])
+    except (OSError, ValueError, KeyError, TypeError): return read_notebook(path)
+
+def _source_cell(cell: dict) -> SimpleNamespace:
+    return SimpleNamespace(cell_type=cell['cell_type'], source=''.join(cell['source']), metadata=cell.get('metadata', {}))
 
 def _visible(content):
     "The notebook without cells tagged 'hide'; warnings stay in the executed notebook, which lies beside the page."
