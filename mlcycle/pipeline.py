@@ -127,6 +127,13 @@ class Run(Record):
     steps: list[StepOutcome]
 
     @property
+    def headline(self) -> str: # one line
+        "How many steps ended how, and which of them want somebody."
+        counts = {state: sum(s.state == state for s in self.steps) for state in ('done', 'unchanged', 'blocked', 'failed')}
+        wanting = [f'{s.stage} is {s.state}' for s in self.steps if s.state in ('blocked', 'failed')]
+        return '; '.join([', '.join(f'{n} {state}' for state, n in counts.items() if n) or 'nothing to do', *wanting])
+
+    @property
     def exit_status(self) -> int: # 0 done, 1 the work says no, 2 the call or the data was wrong
         "The worst of the steps."
         return max((s.exit_status for s in self.steps), default=0)
@@ -147,7 +154,14 @@ def run(project: Project, steps: list[str] | tuple[str, ...]=(), # stages; none:
     with one_at_a_time(project):
         clean_up(project)
         outcomes = _work_off(shift, chosen, tell)
-    return Run(run=name, steps=[outcomes[stage] for stage in STEPS if stage in outcomes])
+    done = Run(run=name, steps=[outcomes[stage] for stage in STEPS if stage in outcomes])
+    if any('run' in channel.on for channel in project.settings.alarms.channels): _tell_channels(project, done)
+    return done
+
+def _tell_channels(project: Project, done: Run) -> None:
+    from mlcycle.channels import tell
+    facts = {'run': done.run, 'exit_status': done.exit_status} | {s.stage: f'{s.state} {s.why[:200]}'.strip() for s in done.steps}
+    tell(project, f'{project.name}: {done.headline}', facts)
 
 def _chosen(names: list[str] | tuple[str, ...], start: str) -> list[Step]:
     for name in (*names, *([start] if start else [])):
@@ -213,9 +227,12 @@ def _begin(shift: Shift, step: Step) -> Order | StepOutcome: # an outcome when t
         return StepOutcome(stage=step.stage, state='failed', exit_status=1, why=f'not begun: {_deadline_said(project)}')
     prints, last = fingerprint(project, step, parameters), last_end(project, step.stage)
     if not shift.force and last and last['state'] in ('done', 'blocked') and last['fingerprint'] == prints: return _as_before(step, last)
-    _note(project, step, {'state': 'started', 'run': shift.run, 'host': socket.gethostname(), 'pid': os.getpid(), 'born': _born(os.getpid()),
-                          'parameters': parameters})
+    _note(project, step, _here('started', shift.run, parameters))
     return Order(folder=str(project.folder), stage=step.stage, run=shift.run, parameters=parameters, prints=prints, last=last)
+
+def _here(state: str, run: str, parameters: dict) -> dict: # for the ledger
+    "A step that is under way, and in which process."
+    return {'state': state, 'run': run, 'host': socket.gethostname(), 'pid': os.getpid(), 'born': _born(os.getpid()), 'parameters': parameters}
 
 def _deadline_said(project: Project) -> str:
     return f'the run has a deadline of {project.settings.run.deadline_seconds:g} s (--deadline, or run.deadline_seconds), and it had passed'
@@ -230,7 +247,7 @@ def _end(shift: Shift, order: Order, future: Future) -> Order | StepOutcome: # a
     done, report = future.result()
     late = shift.until and time.monotonic() > shift.until
     if done.state == 'failed' and done.exit_status == 1 and order.attempt <= project.settings.run.retries and not late:
-        _note(project, step, {'state': 'retried', 'run': order.run, 'why': done.why, 'parameters': order.parameters, 'report': report, 'fingerprint': {}})
+        _note(project, step, _here('retried', order.run, order.parameters) | {'why': done.why, 'report': report})
         return order.model_copy(update={'attempt': order.attempt+1})
     why = f'{done.why} ({_deadline_said(project)})' if done.state == 'failed' and late else done.why
     outcome = StepOutcome(stage=step.stage, state=done.state, seconds=done.seconds, exit_status=done.exit_status, attempts=order.attempt,

@@ -4,7 +4,9 @@ from pathlib import Path
 import nbformat, psutil, pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from mlcycle.core import Blocked, DataError, Project, SettingsError
-from mlcycle.pipeline import MARK, STEPS, Step, last_end, parameters_of, run, run_notebook, status
+from mlcycle.execution import parameters_of, run_notebook
+from mlcycle.kernels import MARK, Limits, PlainKernels, WarmKernels
+from mlcycle.pipeline import STEPS, needs, run, status
 
 TOML = '''[project]
 name = "test"
@@ -36,9 +38,13 @@ def rewrite(project: Project, stage: str, *sources: str, **options) -> Path:
     return make(project.folder/'notebooks'/STEPS[stage].notebook, *sources, **options)
 
 
-def execute(project: Project, *sources: str, limit=60, **parameters):
+KERNELS = {'warm': WarmKernels, 'plain': PlainKernels}
+
+
+def execute(project: Project, *sources: str, kind='warm', limit=60, **parameters):
     source = rewrite(project, 'problem', *sources)
-    return run_notebook(source, project.folder/'out'/'step.ipynb', parameters=parameters, cwd=project.folder, limit=limit)
+    with KERNELS[kind](project.folder, Limits(seconds=limit)) as kernels:
+        return run_notebook(source, project.folder/'out'/'step.ipynb', parameters=parameters, kernels=kernels)
 
 
 @pytest.mark.parametrize('name', ["n=1;open('pwned','w').write('x');n", 'a b', 'class', '__x', 'n\n', 'zzz', ''])
@@ -72,18 +78,20 @@ def test_a_file_that_is_no_notebook(project, content, what):
     with pytest.raises(DataError, match=what): run(project)
 
 
+@pytest.mark.parametrize('kind', KERNELS)
 @pytest.mark.parametrize('end, why', [('os.kill(os.getpid(), 9)', 'kernel died'), ('os._exit(0)', 'kernel died'), ('sys.exit(0)', 'stopped early'), ('sys.exit(3)', 'SystemExit')])
-def test_an_end_in_the_middle_is_a_failure(project, end, why):
-    done = execute(project, 'print("before")', f'import os, sys; {end}', 'print("after")')
+def test_an_end_in_the_middle_is_a_failure(project, end, why, kind):
+    done = execute(project, 'print("before")', f'import os, sys; {end}', 'print("after")', kind=kind)
     assert done.state == 'failed' and why in done.why and done.exit_status == 1
     saved = nbformat.read(project.folder/'out'/'step.ipynb', as_version=4)
     assert saved.cells[-1].metadata.papermill.status != 'completed' and saved.metadata.mlcycle.state == 'failed'
     assert 'before' in str([c.get('outputs') for c in saved.cells])
 
 
-def test_a_loop_without_end_is_stopped(project):
+@pytest.mark.parametrize('kind', KERNELS)
+def test_a_loop_without_end_is_stopped(project, kind):
     begun = time.monotonic()
-    done = execute(project, 'print("so far", flush=True)', 'while True: pass', limit=6)
+    done = execute(project, 'print("so far", flush=True)', 'while True: pass', limit=6, kind=kind)
     assert done.state == 'failed' and 'time limit' in done.why and time.monotonic()-begun < 25
     assert 'so far' in (project.folder/'out'/'step.ipynb').read_text()
 
@@ -103,8 +111,9 @@ subprocess.run([sys.executable, '-c', code])
 subprocess.Popen(['sleep', '901'])'''
 
 
-def test_nothing_is_left_behind(project):
-    done = execute(project, DAEMON)
+@pytest.mark.parametrize('kind', KERNELS)
+def test_nothing_is_left_behind(project, kind):
+    done = execute(project, DAEMON, kind=kind)
     assert done.state == 'done' and len(done.left_behind) >= 1
     assert not [p for p in marked_processes() if any('90' in a for a in p.cmdline())]
 
@@ -162,20 +171,94 @@ RUNNER = 'import sys; from mlcycle.core import Project; from mlcycle.pipeline im
 
 
 def test_kill_minus_nine_of_the_runner(project):
+    "The warm process and its kernels go with it; what had ended stays done, what had not is run again."
     rewrite(project, 'data', 'import time; time.sleep(60)')
     process = subprocess.Popen([sys.executable, '-c', RUNNER, str(project.folder)])
-    for _ in range(150):
-        if project.ledger.last('run') and project.ledger.last('run').body.get('state') == 'started' and project.ledger.last('run').subject == 'data': break
-        time.sleep(.1)
+    ended = lambda: [e.subject for e in project.ledger.entries('run') if e.body['state'] == 'done']
+    until(lambda: ended() == ['problem'])
     with pytest.raises(Blocked, match='under way'): run(project)
-    time.sleep(1.5)
+    kin = psutil.Process(process.pid).children(recursive=True)
+    assert len(kin) >= 2
     process.send_signal(signal.SIGKILL); process.wait()
     assert 'interrupted' in status(project)['stages'][1]['why']
-    time.sleep(6)
-    assert not [p for p in marked_processes() if 'ipykernel_launcher' in ' '.join(p.cmdline()) and p.cwd() == str(project.folder)]
+    assert psutil.wait_procs(kin, timeout=10)[1] == []
     rewrite(project, 'data', 'print(n)')
     assert [s.state for s in run(project).steps] == ['unchanged']+['done']*8
     assert project.ledger.verify().ok and not list(project.reports.glob('*/.*'))
+
+
+def until(condition, seconds: float=60) -> None:
+    "Wait for something that another process does."
+    end = time.monotonic()+seconds
+    while not condition():
+        assert time.monotonic() < end, 'it did not come'
+        time.sleep(.05)
+
+
+NEVER_TWICE = 'import time, pathlib; p = pathlib.Path("tried"); n = len(p.read_text()) if p.exists() else 0; p.write_text("x"*(n+1)); assert n > 1, "not yet"'
+
+
+def test_a_step_is_tried_again_as_often_as_allowed_and_never_for_a_wrong_call(project):
+    rewrite(project, 'data', NEVER_TWICE)
+    project.update_settings({'run.retries': 1})
+    done = run(project, ['data'])
+    assert done.exit_status == 1 and done.steps[0].attempts == 2 and 'not yet' in done.steps[0].why
+    done = run(project, ['data'])
+    assert done.exit_status == 0 and done.steps[0].attempts == 1
+    rewrite(project, 'data', 'from mlcycle.core import DataError\nraise DataError("no such column")')
+    assert run(project, ['data']).steps[0].attempts == 1
+
+
+def test_the_deadline_of_a_run_ends_what_runs_and_begins_nothing_more(project):
+    rewrite(project, 'data', 'print("so far")', 'import time; time.sleep(60)')
+    project.update_settings({'run.deadline_seconds': 6.0, 'run.retries': 3})
+    begun = time.monotonic()
+    done = run(project)
+    assert time.monotonic()-begun < 20 and done.exit_status == 1
+    assert [(s.stage, s.state) for s in done.steps] == [('problem', 'done'), ('data', 'failed')] and 'deadline of 6 s' in done.steps[1].why
+    assert 'so far' in (project.folder/done.steps[1].report).read_text()
+
+
+def test_steps_that_need_nothing_of_each_other_run_side_by_side(project):
+    "Each waits for the other to begin; one after another they would wait for ever."
+    for mine, other in (('problem', 'data'), ('data', 'problem')):
+        rewrite(project, mine, f'import time, pathlib; pathlib.Path("{mine}.begun").write_text("")\nwhile not pathlib.Path("{other}.begun").exists(): time.sleep(.05)')
+    project.update_settings({'run.step_seconds': 20.0})
+    assert [s.state for s in run(project, ['problem', 'data']).steps] == ['done', 'done']
+
+
+def test_what_a_step_reads_is_left_by_a_step_that_it_needs():
+    "The order of the steps covers the evidence that they declare."
+    leaves = {'problem': {'problem', 'feasibility'}, 'data': {'schema', 'split', 'snapshot'}, 'development': {'model', 'leaderboard'},
+              'validation': {'validation'}, 'deployment': {'bundle'}, 'monitoring': {'window', 'alarm'}, 'retraining': {'comparison'}}
+    derived = {'unvalidated': {'model'}, 'standing': {'validation', 'model'}}
+    order = list(STEPS)
+    for stage, step in STEPS.items():
+        reads = set().union(*(derived.get(e, {e.partition(':')[0]}) for e in step.evidence))
+        for earlier in order[:order.index(stage)]:
+            if leaves.get(earlier, set()) & reads: assert earlier in needs(stage), (stage, earlier)
+        assert needs(stage) <= set(order[:order.index(stage)])
+
+
+def test_both_kinds_of_kernels_leave_the_same_notebook(project, monkeypatch):
+    "Streams, rich outputs, errors in order, widgets with their state, an Output widget, updated displays, a child's output."
+    cells = ['import sys, os, subprocess; print("out"); print("err", file=sys.stderr); 7', 'from IPython.display import display, HTML, update_display\n'
+             'display(HTML("<b>x</b>"), display_id="one"); update_display(HTML("<b>y</b>"), display_id="one")',
+             'import ipywidgets as w\nslider = w.IntSlider(value=3)\nout = w.Output()\nwith out: print("inside")\ndisplay(slider, out)',
+             'import matplotlib.pyplot as plt; plt.plot([1, 2]); plt.show()', '_ = subprocess.run(["echo", "from a child"])', '{"cwd": os.getcwd(), "main": __name__}',
+             '%%bash\necho magic', 'import numpy as np; rng = np.random.default_rng(0); (rng.normal(size=(60, 60)) @ rng.normal(size=(60, 60))).sum().hex()']
+    seen = {}
+    monkeypatch.delenv('PYTEST_CURRENT_TEST')   # ipykernel captures no file descriptors under pytest
+    for kind in KERNELS:
+        assert execute(project, *cells, kind=kind).state == 'done'
+        made = nbformat.read(project.folder/'out'/'step.ipynb', as_version=4)
+        state = list(made.metadata.widgets['application/vnd.jupyter.widget-state+json']['state'].values())
+        outputs = json.dumps([c.get('outputs') for c in made.cells])
+        for i, model in enumerate(sorted({o['data']['application/vnd.jupyter.widget-view+json']['model_id'] for c in made.cells for o in c.get('outputs', [])
+                                          if 'application/vnd.jupyter.widget-view+json' in o.get('data', {})}, key=outputs.index)): outputs = outputs.replace(model, str(i))
+        seen[kind] = outputs, sorted(s['model_name'] for s in state), sorted(str(s['state'].get('value', s['state'].get('outputs'))) for s in state)
+        assert 'from a child' in outputs and 'inside' in str(state) and 'image/png' in outputs
+    assert seen['warm'] == seen['plain']
 
 
 def test_help_notebook_of_papermill_explains_the_parameters():
