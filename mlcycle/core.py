@@ -19,10 +19,10 @@ __all__ = ['Frame', 'TASK_METRICS', 'CHANNEL_KEYS', 'STAGES', 'Task', 'Scalar', 
            'frame_body', 'canonical_json', 'digest', 'write_atomic', 'sync_folder', 'shown', 'escaped', 'html_pairs',
            'html_table', 'Record', 'Result', 'label', 'Estimate', 'estimates_table', 'Criterion', 'judge', 'Channel',
            'AlarmsSection', 'ScheduleSection', 'ProjectSection', 'Costs', 'ProblemSection', 'Source', 'Join',
-           'Treatment', 'SplitSection', 'DataSection', 'DevelopmentSection', 'ValidationSection', 'DeploymentSection',
-           'MonitoringSection', 'RetrainingSection', 'GovernanceSection', 'RetentionSection', 'Gate', 'RunSection',
-           'StoreSection', 'Settings', 'check_settings', 'read_settings', 'find_project', 'who', 'Project',
-           'missing_evidence', 'Conflict', 'setting_value', 'changed_text', 'toml_value']
+           'Treatment', 'SplitSection', 'DataSection', 'DevelopmentSection', 'ValidationSection', 'CanarySection',
+           'DeploymentSection', 'MonitoringSection', 'RetrainingSection', 'GovernanceSection', 'RetentionSection',
+           'Gate', 'RunSection', 'StoreSection', 'Settings', 'check_settings', 'read_settings', 'find_project', 'who',
+           'Project', 'missing_evidence', 'Conflict', 'setting_value', 'changed_text', 'toml_value']
 
 # %% ../nbs/00_core.ipynb #ae3d6690
 class MlcycleError(Exception):
@@ -455,12 +455,34 @@ class ValidationSection(Record):
     level: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
     resamples: Annotated[int, Field(ge=100)] = 2000
 
+class CanarySection(Record):
+    "How a candidate is let in: by which steps, and how much worse it may be than the champion before it is stopped."
+    steps: Annotated[list[Annotated[float, Field(gt=0, le=1)]], Field(min_length=1)] = [0.01, 0.05, 0.25, 1.0] # shares of the ids; 1: promotion
+    false_stops: Annotated[float, Field(gt=0, lt=0.5)] = 0.05 # chance that a candidate within all margins is stopped
+    min_rows: Annotated[int, Field(ge=1)] = 300 # ids answered by the candidate before its share is raised
+    slow_seconds: Positive = 0.5 # an answer that takes longer is slow
+    errors: Share = 0.01 # margin: share of requests that fail
+    slow: Share = 0.02 # margin: share of slow answers
+    decisions: Share = 0.1 # margin: share of decisions that are 1, in either direction
+    score: Share = 0.05 # margin: mean score, in either direction
+    estimated: Share = 0.03 # margin: share of wrong decisions that the scores let expect
+    realised: Share = 0.03 # margin: share of wrong decisions, once outcomes are known
+
+    @model_validator(mode='after')
+    def _steps_rise(self):
+        if sorted(set(self.steps)) == self.steps: return self
+        raise ValueError(f'deployment.canary: steps rise from one to the next, came {self.steps}')
+
 class DeploymentSection(Record):
     "How the model is served."
     name: str = '' # of image and service; empty: from the project's
     port: Annotated[int, Field(ge=1, le=65535)] = 8000
     replicas: Annotated[int, Field(ge=1)] = 2
     image: str = ''
+    canary: CanarySection = CanarySection()
+    workers: Annotated[int, Field(ge=1, le=64)] = 1 # processes of a server
+    spill: str = '' # a folder, best on another disk, for the log of predictions while the store is full; empty: 503
+    identifiers: dict[str, Literal['kept', 'hashed', 'dropped']] = {} # column → how the log keeps it; others are kept
 
 class MonitoringSection(Record):
     "How production is watched."
@@ -468,6 +490,7 @@ class MonitoringSection(Record):
     min_rows: Annotated[int, Field(ge=1)] = 50
     false_alarms_per_year: Positive = 4.0
     reference: Literal['train', 'test'] = 'train'
+    outcomes_share: Share = 0.8 # of a window's rows whose outcome is known before its estimate is held to them
 
 class RetrainingSection(Record):
     "When a new version is due, and what it has to show."
