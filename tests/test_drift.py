@@ -8,8 +8,8 @@ from scipy import stats
 from scipy.spatial.distance import jensenshannon
 
 import mlcycle.drift as module
-from mlcycle.drift import (FIELDS, PARTS, Tolerance, chi_squared, distributions, drift, jensen_shannon, kolmogorov_smirnov, missing_test,
-                           psi, total_variation, unit_factor)
+from mlcycle.drift import FIELDS, PARTS, Tolerance, distributions, drift, unit_factor
+from mlcycle.measures import chi_squared, hellinger, jensen_shannon, kolmogorov_smirnov, psi, total_variation, wasserstein
 from mlcycle.profile import Profile, merge, profile
 
 
@@ -30,6 +30,9 @@ def test_measures_agree_with_scipy(seed):
     a, b = rng.integers(0, 200, 12), rng.integers(0, 200, 12)
     assert jensen_shannon(a, b) == pytest.approx(jensenshannon(a, b, base=2), abs=1e-9)
     assert total_variation(a, b) == pytest.approx(np.abs(a / a.sum() - b / b.sum()).sum() / 2)
+    assert hellinger(a, b) == pytest.approx(np.sqrt(1 - np.sqrt(a / a.sum() * b / b.sum()).sum()))
+    places = np.sort(rng.normal(size=12))
+    assert wasserstein(a, b, places) == pytest.approx(stats.wasserstein_distance(places, places, a, b))
     c, d = a + 20, b + 20
     assert chi_squared(c, d)[1] == pytest.approx(stats.chi2_contingency([c, d]).pvalue)
     assert psi(c, d) == pytest.approx(stats.entropy(c, d) + stats.entropy(d, c))   # PSI is the sum of both divergences
@@ -42,7 +45,7 @@ def test_measures_agree_with_scipy(seed):
 
 
 def test_undefined_is_none_and_never_a_number():
-    for measure in (psi, jensen_shannon, total_variation, chi_squared, kolmogorov_smirnov):
+    for measure in (psi, jensen_shannon, hellinger, total_variation, chi_squared, kolmogorov_smirnov):
         for pair in (([], []), ([0, 0], [1, 1]), ([1, 1], [0, 0])): assert measure(*pair) is None, measure
     for pair in (([np.nan], [1.]), ([], [1.]), ([np.inf], [1.])): assert kolmogorov_smirnov(*pair, raw=True) is None
     assert chi_squared([5, 0], [7, 0]) == (0, 1) and psi([1, 0], [0, 1]) > 1
