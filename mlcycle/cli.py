@@ -14,8 +14,8 @@ from .core import MlcycleError, Project, SettingsError, jsonable
 __all__ = ['EXTRA_OF', 'as_json', 'said_by', 'because', 'SIGNS', 'Mlcycle', 'needed_extra', 'main', 'with_project', 'say',
            'table', 'demo', 'new', 'run_steps', 'tell_step', 'status', 'lab', 'app', 'score', 'serve', 'label',
            'monitor', 'check_silence', 'alarm', 'list_alarms', 'ack', 'mute', 'log', 'schedule', 'show_schedule',
-           'write_schedule', 'run_due_slots', 'retrain', 'approve', 'override_gate', 'promote', 'rollback', 'history',
-           'audit', 'read_head', 'card', 'retire']
+           'write_schedule', 'run_due_slots', 'retrain', 'approve', 'override_gate', 'promote', 'rollback', 'replay',
+           'canary', 'shares_of', 'traffic', 'history', 'audit', 'read_head', 'card', 'retire']
 
 # %% ../nbs/13_cli.ipynb #5243de3c
 class Mlcycle(click.Group):
@@ -356,6 +356,52 @@ def rollback(project: Project, because: str) -> None:
     from mlcycle.registry import rollback as back
     entry = back(project, because=because)
     click.echo(f"Version {entry.body['version']} is champion again.")
+
+@main.command()
+@click.argument('version', metavar='MODEL_VERSION')
+@click.option('--days', type=float, default=30, show_default=True, help='How much of the log.')
+@as_json
+@with_project()
+def replay(project: Project, version: str, days: float, as_json: bool) -> None:
+    "The last days of the log through a version that is not live."
+    from mlcycle.release import replay as again
+    found = again(project, version, days=days)
+    say(found.body(), as_json, f'{found.headline}\nchurn {found.churn.text}')
+
+@main.command()
+@click.argument('version', required=False, metavar='[MODEL_VERSION]')
+@click.option('--steps', default='', metavar='SHARES', help='Such as 0.01,0.05,0.25,1; default: deployment.canary.steps.')
+@click.option('--stop', 'ending', is_flag=True, help='End it: all traffic goes back to the champion.')
+@click.option('--because', default='by command', metavar='TEXT', help='The reason.')
+@as_json
+@with_project()
+def canary(project: Project, version: str | None, steps: str, ending: bool, because: str, as_json: bool) -> None:
+    "Begin a canary, or look at the one on its way: raise, stop, promote or wait. Exit 1 when it was stopped."
+    from mlcycle.canary import begin, look, stop
+    shares = shares_of(steps)
+    if ending: done = stop(project, because=because)
+    else: done = begin(project, version, because=because, steps=shares) if version else look(project)
+    say(done.body(), as_json, done.headline)
+    if done.state == 'stopped' and not ending: sys.exit(1)
+
+def shares_of(text: str) -> list[float] | None:
+    "Shares divided by commas."
+    try: return [float(s) for s in text.split(',')] if text else None
+    except ValueError: raise SettingsError(f'{text!r} is no list of shares. Give such as 0.01,0.05,0.25,1.') from None
+
+@main.command()
+@click.argument('shares', nargs=-1, metavar='[VERSION=SHARE]...')
+@click.option('--because', default='by command', metavar='TEXT', help='The reason.')
+@as_json
+@with_project()
+def traffic(project: Project, shares: tuple, because: str, as_json: bool) -> None:
+    "Show which share of the ids each version answers, or set it; the champion has what is left."
+    from mlcycle.traffic import current_traffic, set_traffic
+    pairs = dict(s.partition('=')[::2] for s in shares)
+    wanted = {v: shares_of(s)[0] for v, s in pairs.items() if shares_of(s)}
+    if len(wanted) < len(shares): raise SettingsError(f'{" ".join(shares)} is no split. Give such as 3=0.1.')
+    now = set_traffic(project, wanted, because=because) if shares else current_traffic(project)
+    say(now and now.body(), as_json, now.headline if now else 'No champion, so nothing answers.')
 
 @main.command()
 @click.option('--at', default=None, metavar='DATE', help='Who held which role then (ISO date or time, UTC).')
