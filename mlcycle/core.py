@@ -480,9 +480,6 @@ class DeploymentSection(Record):
     replicas: Annotated[int, Field(ge=1)] = 2
     image: str = ''
     canary: CanarySection = CanarySection()
-    workers: Annotated[int, Field(ge=1, le=64)] = 1 # processes of a server
-    spill: str = '' # a folder, best on another disk, for the log of predictions while the store is full; empty: 503
-    identifiers: dict[str, Literal['kept', 'hashed', 'dropped']] = {} # column → how the log keeps it; others are kept
 
 class MonitoringSection(Record):
     "How production is watched."

@@ -14,7 +14,7 @@ from .tables import to_arrow
 
 # %% auto #0
 __all__ = ['HEAD', 'TYPES', 'log', 'LARGEST', 'AT_ONCE', 'frame', 'frames', 'arrow_content', 'json_head', 'read_contents',
-           'Writer', 'spool_folder', 'spool_folders', 'spool', 'waiting', 'append', 'gather']
+           'Writer', 'spool_folder', 'spool', 'waiting', 'append', 'gather']
 
 # %% ../nbs/00ha_spool.ipynb #70c29b24
 HEAD = struct.Struct('<III')   # bytes that follow, their CRC-32, rows
@@ -145,12 +145,6 @@ def spool_folder(project: Project, name: str) -> Path:
     "Where the segments of a table lie."
     return project.store/'spool'/name
 
-def spool_folders(project: Project, name: str) -> list[Path]: # the second only where it is in use
-    "Where rows may wait: in the store, and where they go while its disk is full."
-    spill = project.settings.deployment.spill
-    more = Path(spill).expanduser()/project.store.resolve().as_posix().strip('/').replace('/', '-')/name if spill else None
-    return [spool_folder(project, name), *([more] if more and more.is_dir() else [])]
-
 def spool(project: Project, name: str, # of the table that the rows are for
           df: pd.DataFrame, # the rows
           ) -> None:
@@ -166,7 +160,7 @@ def waiting(project: Project, name: str) -> int: # rows
     return sum(rows for file in _segments(project, name) for _, rows, _ in frames(_rest(file, done.get(file.name, 0))))
 
 def _segments(project: Project, name: str) -> list[Path]: # oldest first
-    return sorted((f for folder in spool_folders(project, name) if folder.is_dir() for f in folder.glob('*.log')), key=lambda f: f.name)
+    return sorted(spool_folder(project, name).glob('*.log'), key=lambda f: f.name)
 
 def _rest(file: Path, start: int, most: int=-1) -> bytes:
     try:
@@ -258,7 +252,7 @@ def _tidy(project: Project, name: str, state: dict) -> None:
 
 def _clear(project: Project, name: str) -> None:
     "Delete segments that a killed process never came to write to."
-    for file in (f for folder in spool_folders(project, name) for f in folder.glob('*.new')):
+    for file in spool_folder(project, name).glob('*.new'):
         try: left = time.time()-file.stat().st_mtime > 3600
         except FileNotFoundError: continue   # it has its name now
         if left: file.unlink(missing_ok=True)
