@@ -111,8 +111,7 @@ def _on_cluster(address: str, source, found: list[Piece], like: Profile, columns
     "The pieces read by a cluster's workers."
     from distributed import as_completed
     with _client(address) as client:
-        plan = client.scatter(like, broadcast=True)
-        work = [client.submit(piece_profile, source, p, plan, columns, pure=False, retries=3) for p in found]
+        work = [client.submit(piece_profile, source, p, like, columns, pure=False, retries=3) for p in found]
         return [future.result() for future in as_completed(work, loop=client.loop)]
 
 def scan(source: str | Path, # a Parquet file, a folder of them, a Delta table; or an Arrow dataset
