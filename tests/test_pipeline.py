@@ -253,7 +253,7 @@ def test_both_kinds_of_kernels_leave_the_same_notebook(project, monkeypatch):
     cells = ['import sys, os, subprocess; print("out"); print("err", file=sys.stderr); 7', 'from IPython.display import display, HTML, update_display\n'
              'display(HTML("<b>x</b>"), display_id="one"); update_display(HTML("<b>y</b>"), display_id="one")',
              'import ipywidgets as w\nslider = w.IntSlider(value=3)\nout = w.Output()\nwith out: print("inside")\ndisplay(slider, out)',
-             'import matplotlib.pyplot as plt; plt.plot([1, 2]); plt.show()', '_ = subprocess.run(["echo", "from a child"])', '{"cwd": os.getcwd(), "main": __name__}',
+             'import matplotlib.pyplot as plt; plt.plot([1, 2]); plt.show()', 'import time; _ = subprocess.run(["echo", "from a child"]); time.sleep(1)', '{"cwd": os.getcwd(), "main": __name__}',
              '%%bash\necho magic', 'import numpy as np; rng = np.random.default_rng(0); (rng.normal(size=(60, 60)) @ rng.normal(size=(60, 60))).sum().hex()']
     seen = {}
     monkeypatch.delenv('PYTEST_CURRENT_TEST')   # ipykernel captures no file descriptors under pytest
