@@ -199,7 +199,7 @@ def look(project: Project) -> Canary: # as it is now
         if now is None: raise Blocked('No canary is on its way. Next: mlcycle canary MODEL_VERSION')
         read = now.model_copy(update={'readings': read_guards(project, now)})
         bad = read.readings[read.readings['answer'] == 'stop']
-        if len(bad): return _stop(project, read, _said(bad.iloc[0], read))
+        if len(bad): return _stop(project, read, _said(_worst(bad), read))
         if why := _mismatch(project, read): return _hold(project, read, why)
         return _raise(project, read)
 
@@ -209,6 +209,11 @@ def stop(project: Project, *, because: str, by: str | None=None) -> Canary:
         now = running(project)
         if now is None: raise Blocked('No canary is on its way. Next: mlcycle canary MODEL_VERSION')
         return _stop(project, now, because, by=by)
+
+def _worst(bad: pd.DataFrame) -> pd.Series:
+    "Of the readings that stop, the one furthest past its margin."
+    past = [max(r.low, -r.high if r.guard in BOTH_WAYS else r.low)-r.margin for r in bad.itertuples()]
+    return bad.iloc[int(np.argmax(past))]
 
 def _said(bad: pd.Series, canary: Canary) -> str:
     where = f' in {bad["group"]}' if bad['group'] else ''
