@@ -5,9 +5,9 @@
 # %% ../nbs/00a_ledger.ipynb #5ec868f2
 from __future__ import annotations
 import fcntl, hashlib, json, os, re, sqlite3
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import datetime, timezone
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Callable, Iterable, Iterator
 from urllib.parse import quote
@@ -68,7 +68,7 @@ def sqlite_file(url: str) -> Path | None: # None: not a SQLite URL
     return Path(url.removeprefix('sqlite:///')).absolute() if url.startswith('sqlite:///') else None
 
 def _connect_sqlite(file: Path, read_only: bool) -> sqlite3.Connection:
-    connection = sqlite3.connect(f"file:{quote(str(file))}?mode={'ro' if read_only else 'rwc'}", uri=True, timeout=120)
+    connection = sqlite3.connect(f"file:{quote(str(file))}?mode={'ro' if read_only else 'rwc'}", uri=True, timeout=120, isolation_level=None)
     connection.execute('PRAGMA trusted_schema=OFF')
     if not read_only: connection.execute('PRAGMA synchronous=EXTRA')
     return connection
@@ -120,38 +120,46 @@ class Ledger:
                  keep_head: Callable[[int, str], None]=lambda seq, hash: None, # called after each append
                  ):
         self.url, self.table, self.read_only, self.keep_head = url, table, read_only, keep_head
-        self._made_engine, self._ready = database(url, read_only=read_only), False
+        self._file, self._ready = sqlite_file(url), False
 
     @contextmanager
-    def _connection(self, writing: bool=False) -> Iterator:
+    def _connection(self, writing: bool=False) -> Iterator[Callable]: # statement, values → its rows
         "One connection in autocommit; writing makes the table first."
+        with (self._in_file() if self._file else self._in_database()) as execute:
+            if writing and not self._ready: self._create(execute)
+            yield execute
+
+    @contextmanager
+    def _in_file(self) -> Iterator[Callable]:
+        "SQLite by Python's own module: SQLAlchemy would cost 0.2 s before the first row."
+        try:
+            with closing(_connect_sqlite(self._file, self.read_only)) as connection: yield connection.execute
+        except sqlite3.DatabaseError as error: raise IntegrityError(self._unreadable(error)) from None
+
+    @contextmanager
+    def _in_database(self) -> Iterator[Callable]:
         from sqlalchemy.exc import DatabaseError
         try:
-            with self._made_engine.connect() as connection:
-                if writing and not self._ready: self._create(connection)
-                yield connection
+            with self._engine.connect() as connection: yield connection.exec_driver_sql
         except DatabaseError as error: raise IntegrityError(self._unreadable(error)) from None
+
+    @cached_property
+    def _engine(self): return database(self.url, read_only=self.read_only)
 
     def _unreadable(self, error: Exception) -> str:
         reason = str(getattr(error, 'orig', error)).splitlines()[0]
         place = re.sub('//[^/@]*@', '//***@', self.url)
         return f'The ledger at {place} cannot be used: {reason}. If the file is damaged, put back a copy and run mlcycle audit.'
 
-    def _create(self, connection) -> None:
-        connection.exec_driver_sql(*self._lock('creating'))
-        for statement in [SCHEMA, *(SQLITE if self._sqlite else POSTGRES)]:
-            connection.exec_driver_sql(statement.format(table=self.table))
-        connection.exec_driver_sql('COMMIT')
+    def _create(self, execute: Callable) -> None:
+        execute(self._lock())
+        for statement in [SCHEMA, *(SQLITE if self._file else POSTGRES)]: execute(statement.format(table=self.table))
+        execute('COMMIT')
         self._ready = True
 
-    @property
-    def _sqlite(self) -> bool: return self._made_engine.dialect.name == 'sqlite'
-
-    def _lock(self, purpose: str) -> tuple[str]:
+    def _lock(self) -> str:
         "The statement that begins a transaction which no other writer can enter."
-        if self._sqlite: return ('BEGIN IMMEDIATE',)
-        number = int(digest(self.table)[:15], 16)
-        return (f'BEGIN; SELECT pg_advisory_xact_lock({number})',)
+        return 'BEGIN IMMEDIATE' if self._file else f'BEGIN; SELECT pg_advisory_xact_lock({int(digest(self.table)[:15], 16)})'
 
     def append(self, *,
                stage: str, # of the nine, or 'pipeline'
@@ -163,33 +171,33 @@ class Ledger:
         "Add one entry behind the last and return when it is on the disk."
         if self.read_only: raise SettingsError('This ledger was opened read-only. Open the project for writing.')
         names, text = [_plain(v) for v in (actor, stage, kind, subject)], canonical_json(body)
-        with self._connection(writing=True) as connection:
-            connection.exec_driver_sql(*self._lock('appending'))
-            seq, previous = self._head(connection)
+        with self._connection(writing=True) as execute:
+            execute(self._lock())
+            seq, previous = self._head(execute)
             row = (seq+1, datetime.now(timezone.utc).isoformat(timespec='milliseconds'), *names, text, previous)
             row = (*row, entry_hash(*row))
-            marks = ', '.join(['?' if self._sqlite else '%s']*9)
-            connection.exec_driver_sql(f'INSERT INTO {self.table} ({COLUMNS}) VALUES ({marks})', row)
-            connection.exec_driver_sql('COMMIT')
+            marks = ', '.join(['?' if self._file else '%s']*9)
+            execute(f'INSERT INTO {self.table} ({COLUMNS}) VALUES ({marks})', row)
+            execute('COMMIT')
         self.keep_head(row[0], row[8])
         return _entry(row)
 
-    def _head(self, connection) -> tuple[int, str]:
-        row = connection.exec_driver_sql(f'SELECT seq, hash FROM {self.table} ORDER BY seq DESC LIMIT 1').fetchone()
+    def _head(self, execute: Callable) -> tuple[int, str]:
+        row = execute(f'SELECT seq, hash FROM {self.table} ORDER BY seq DESC LIMIT 1').fetchone()
         return (row[0], row[1]) if row else (0, GENESIS)
 
     def _rows(self, where: str='', values: tuple=()) -> list[tuple]:
         if not self._exists(): return []
-        with self._connection() as connection:
-            where = where if self._sqlite else where.replace('?', '%s')
-            return [tuple(r) for r in connection.exec_driver_sql(f'SELECT {COLUMNS} FROM {self.table} {where}', values)]
+        with self._connection() as execute:
+            where = where if self._file else where.replace('?', '%s')
+            return [tuple(r) for r in execute(f'SELECT {COLUMNS} FROM {self.table} {where}', values)]
 
     def _exists(self) -> bool:
         "Whether there is a table to read; reading never creates one."
-        if self._ready: return True
-        from sqlalchemy import inspect
-        if (file := sqlite_file(self.url)) and not file.exists(): return False
-        with self._connection() as connection: self._ready = inspect(connection).has_table(self.table)
+        if self._ready or (self._file and not self._file.exists()): return self._ready
+        with self._connection() as execute:
+            asked = 'SELECT 1 FROM sqlite_master WHERE name = ?' if self._file else 'SELECT 1 WHERE to_regclass(%s) IS NOT NULL'
+            self._ready = bool(execute(asked, (self.table,)).fetchone())
         return self._ready
 
     def head(self) -> tuple[int, str]: # (sequence number, hash)
