@@ -101,13 +101,13 @@ class Desk:
 
     def _repr_mimebundle_(self, include=None, exclude=None) -> dict:
         page = {'text/plain': f'{self.title} ({len(self.parts)} parts)'}
-        if not is_live(): return {'text/html': self.html() if self.project.read_only else self.settings_html(), **page}
-        if self.project.read_only: self.project = Project(self.project.folder, actor=self.project.actor)
+        if self.project.read_only: return {'text/html': self.html(), **page}
+        if not is_live(): return {'text/html': self.settings_html(), **page}
         return {**self.widget()._repr_mimebundle_(), 'text/html': self.html(), **page}
 
 def opened(folder: str) -> Project:
-    "A step's project: written by the run at night; only read where a desk does the work, or where MLCYCLE_READ_ONLY says so."
-    return Project(folder, read_only=is_live() or os.environ.get('MLCYCLE_READ_ONLY') == '1')
+    "A step's project: written, or only read where MLCYCLE_READ_ONLY says so."
+    return Project(folder, read_only=os.environ.get('MLCYCLE_READ_ONLY') == '1')
 
 # %% ../nbs/12d_desk.ipynb #a6365207
 class Field(NamedTuple):
