@@ -6,12 +6,12 @@
 from __future__ import annotations
 import os
 from importlib.util import find_spec
-from typing import Callable, NamedTuple
-from .core import MlcycleError, Project, escaped, label, read_settings
+from typing import Callable
+from .core import MlcycleError, Project, escaped, read_settings
 
 # %% auto #0
 __all__ = ['STYLE', 'BLUE', 'ORANGE', 'RED', 'GREY', 'is_live', 'part_html', 'drawn', 'View', 'inside', 'html_box', 'Desk',
-           'opened', 'Field', 'Act', 'result_html']
+           'opened', 'result_html']
 
 # %% ../nbs/12d_desk.ipynb #904ce63c
 def is_live() -> bool:
@@ -110,65 +110,9 @@ def opened(folder: str) -> Project:
     return Project(folder, read_only=os.environ.get('MLCYCLE_READ_ONLY') == '1')
 
 # %% ../nbs/12d_desk.ipynb #a6365207
-class Field(NamedTuple):
-    "One thing to fill in: free text, or a choice."
-    name: str
-    value: str | bool = ''
-    options: Callable[[Project], list] | None = None # what may be chosen, drawn anew
-    wide: bool = False
-
-class Act:
-    "Something a person does on the desk, by the function that does it everywhere else."
-    def __init__(self, title: str, do: Callable, # (project, **fields) → something that shows itself
-                 *, fields: list[Field], line: str, # the same in Python, with {names} of fields
-                 ): self.title, self.do, self.fields, self.line = title, do, fields, line
-
-    def html(self, project: Project) -> str:
-        return part_html(self.title, f'<pre>{escaped(self._line({f.name: f.value for f in self.fields}), 2000)}</pre>')
-
-    def _line(self, values: dict) -> str: return self.line.format(**{k: repr(v) for k, v in values.items()})
-
-    def widget(self, desk: Desk):
-        import ipywidgets
-        self.controls = {f.name: _control(f, desk.project) for f in self.fields}
-        self.code, self.said = html_box(''), html_box('')
-        button = ipywidgets.Button(description=self.title, button_style='primary', layout=ipywidgets.Layout(width='auto', margin='4px 2px'))
-        button.on_click(lambda _: self._done(desk))
-        for control in self.controls.values(): control.observe(lambda _: self._show_line(), 'value')
-        self._show_line()
-        return ipywidgets.VBox([*self.controls.values(), ipywidgets.HBox([button]), self.code, self.said])
-
-    def values(self) -> dict: return {k: c.value for k, c in self.controls.items()}
-    def _show_line(self) -> None: self.code.value = inside(f'<pre>{escaped(self._line(self.values()), 2000)}</pre>')
-
-    def _done(self, desk: Desk) -> None:
-        self.said.value = inside(result_html(lambda: self.do(desk.project, **self.values())))
-        desk.refresh()
-
-    def refresh(self, desk: Desk) -> None:
-        for field in (f for f in self.fields if f.options): _offer(self.controls[field.name], field.options(desk.project))
-        self._show_line()
-
 def result_html(do: Callable[[], object]) -> str: # trusted HTML
     "What came of a call: the result as it shows itself, or the error in words."
     try: done = do()
     except MlcycleError as error: return f'<p class="bad">{escaped(error, 2000)}</p>'
     said = getattr(done, 'headline', None) or (done if isinstance(done, str) else '')
     return f'<p class="good">Done. {escaped(said, 1000)}</p>'
-
-def _control(field: Field, project: Project): # a widget
-    import ipywidgets
-    layout = ipywidgets.Layout(width='98%' if field.wide else '520px', max_width='98%')
-    how = dict(description=label(field.name), style={'description_width': '150px'}, layout=layout)
-    if isinstance(field.value, bool): return ipywidgets.Checkbox(field.value, **how)
-    if field.options is None: return ipywidgets.Text(field.value, **how)
-    made = ipywidgets.Dropdown(**how)
-    _offer(made, field.options(project))
-    return made
-
-def _offer(control, options: list) -> None:
-    "New choices; what was chosen stays where it still can be."
-    known = [o[1] if isinstance(o, tuple) else o for o in options]
-    kept = control.value if control.value in known else (known[0] if known else None)
-    control.options = options
-    control.value = kept

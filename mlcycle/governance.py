@@ -16,8 +16,8 @@ from .gates import approval_digest, field_of, person, required_signatures, signa
 from .ledger import ROLE_KINDS, Audit, Entry, champion, kept_heads, retired, versions
 
 # %% auto #0
-__all__ = ['PARTS', 'CODED', 'EVENTS', 'VIEWS', 'WORDS', 'VERDICTS', 'GROUP_WORDS', 'Approval', 'Refusal', 'approve', 'moment',
-           'history', 'audit', 'part', 'Card', 'card']
+__all__ = ['PARTS', 'CODED', 'EVENTS', 'VIEWS', 'WORDS', 'VERDICTS', 'GROUP_WORDS', 'Approval', 'Refusal', 'approve',
+           'objection_to', 'moment', 'history', 'audit', 'part', 'Card', 'card']
 
 # %% ../nbs/08_governance.ipynb #15402f6e
 class Approval(Result):
@@ -53,7 +53,7 @@ def approve(project: Project, version: str, # a registered version
     "Sign what a version is today; Blocked, and recorded as refused, when there is an objection."
     project.must_write('approval')
     version, name, reason = one_line(version, 100), plain_name(by), one_line(because)
-    objection = _objection(project, version, name, reason)
+    objection = objection_to(project, version, by=name, because=reason)
     if objection is not None:
         project.record(Refusal(version=version, by=name, because=reason, why=str(objection)), subject=version)
         raise objection
@@ -67,8 +67,9 @@ def approve(project: Project, version: str, # a registered version
     return approval
 
 # %% ../nbs/08_governance.ipynb #f7368dda
-def _objection(project: Project, version: str, name: str, reason: str) -> Blocked | None:
-    "The first reason why this person cannot approve this version now."
+def objection_to(project: Project, version: str, *, by: str, because: str) -> Blocked | None: # None: it would be accepted
+    "The first reason why this person cannot approve this version now; nothing is recorded."
+    name, reason = plain_name(by), one_line(because)
     if not name or not reason: return Blocked('An approval needs a name and a reason. Add --as NAME --because TEXT.')
     model = project.ledger.last('model', version)
     if model is None:

@@ -12,13 +12,13 @@ import numpy as np
 import pandas as pd
 from .core import (Blocked, DataError, Estimate, IntegrityError, Project, Result, SettingsError,
                           digest, shown, write_atomic)
-from .gates import AGAINST_CHAMPION, check, must_pass, registered
+from .gates import AGAINST_CHAMPION, GateResult, check, must_pass, registered
 from .ledger import ROLE_KINDS, ROLES, Entry, retired, roles, versions
 from .mlstore import alone, answering, durable, hush, prepare
 from .modelfiles import TRUSTED_TYPES, check_size, dumps, loads, pinned, refuse_other_library
 
 # %% auto #0
-__all__ = ['ModelVersion', 'Model', 'Registry', 'promote', 'rollback', 'repair']
+__all__ = ['ModelVersion', 'Model', 'Registry', 'promote', 'may_take', 'rollback', 'earlier_champion', 'repair']
 
 # %% ../nbs/00c_registry.ipynb #b5b58d43
 class ModelVersion(Result):
@@ -261,18 +261,28 @@ def promote(project: Project, version: str, *,
             ) -> Entry: # kind 'promotion'
     "Give a version a role. Blocked while a gate is closed; who has the role already keeps it."
     version = str(version)
-    if to not in ROLES: raise SettingsError(f'No role {to!r}. Roles: {", ".join(ROLES)}.')
+    answers = may_take(project, version, to)
+    if roles(project.ledger)[to] == version: return project.ledger.last('promotion', version)
+    project.registry.load(version)
+    return _assign(project, version, to, because=because, by=by, gates={a.name: a.entries for a in answers})
+
+def may_take(project: Project, version: str, role: str) -> list[GateResult]: # of the gates before the role
+    "The gates' answers for a version that is to take a role; Blocked where it may not, with the command that goes on."
+    if role not in ROLES: raise SettingsError(f'No role {role!r}. Roles: {", ".join(ROLES)}.')
     registered(project, version)
     if version in retired(project.ledger):
         raise Blocked(f'Version {version} is retired and takes no role. Choose another version: '
                       'mlcycle history')
-    if roles(project.ledger)[to] == version: return project.ledger.last('promotion', version)
-    answers = must_pass(project, version) if to == 'champion' else []
-    project.registry.load(version)
-    return _assign(project, version, to, because=because, by=by, gates={a.name: a.entries for a in answers})
+    return must_pass(project, version) if role == 'champion' and roles(project.ledger)[role] != version else []
 
 def rollback(project: Project, *, because: str, by: str | None=None) -> Entry: # kind 'promotion'
     "Make the champion before the present one champion again; one that was rolled back from stays away."
+    version = earlier_champion(project)
+    project.registry.load(version)
+    return _assign(project, version, 'champion', because=because, by=by, rollback=True)
+
+def earlier_champion(project: Project) -> str: # a version
+    "The champion that a rollback goes back to; Blocked where there is none, or where it may not answer."
     gone, line = retired(project.ledger), _line(project)
     earlier = [v for v in line[:-1] if v not in gone]
     if not earlier: raise Blocked('There is no earlier champion to go back to. See mlcycle history.')
@@ -281,8 +291,7 @@ def rollback(project: Project, *, because: str, by: str | None=None) -> Entry: #
         if found.answer == 'pass': continue
         raise Blocked(f'Version {earlier[-1]} may not answer ({found.name}: {found.answer}, {found.why}). '
                       f'Next: {found.command}')
-    project.registry.load(earlier[-1])
-    return _assign(project, earlier[-1], 'champion', because=because, by=by, rollback=True)
+    return earlier[-1]
 
 def _line(project: Project) -> list[str]: # the champions that led to the present one, which is the last
     line = []

@@ -18,7 +18,8 @@ from .scoring import answers, holder, labelled, logged, stored_name, utc
 from .statistics import wilson
 
 # %% auto #0
-__all__ = ['AgainstChampion', 'Replay', 'ShadowReport', 'differences', 'better_by', 'replay', 'inputs_of', 'compare_shadow']
+__all__ = ['REPLAYED', 'AgainstChampion', 'Replay', 'ShadowReport', 'differences', 'better_by', 'replay', 'inputs_of',
+           'compare_shadow']
 
 # %% ../nbs/05b_release.ipynb #59a72e6b
 class AgainstChampion(Result):
@@ -50,6 +51,7 @@ class AgainstChampion(Result):
 class Replay(AgainstChampion):
     "The log through a version that is not live."
     kind: ClassVar[str] = 'replay'
+    because: str = '' # why it was asked for
 
 class ShadowReport(AgainstChampion):
     "What the shadow said beside the champion."
@@ -88,7 +90,7 @@ def better_by(project: Project, info: ModelVersion, champion: ModelVersion, know
     "How much better a version is than the champion on rows whose outcome is known."
     metric, needed = default_metric(info.task), project.settings.monitoring.min_rows
     if len(known) < needed: return {metric: Estimate.undefined(metric, f'{len(known):,} outcomes are known, monitoring.min_rows asks for {needed:,}', len(known), 'too few')}
-    classes = [str(c) for c in info.classes] or None
+    classes = [str(c) for c in info.classes] if info.task == 'multiclass' else None   # a binary version may name its two
     pick = lambda first: known[[f'{first}score_{c}' for c in classes]].to_numpy(float) if classes else known[f'{first}score'].to_numpy(float)
     label = known['label'] if classes else known['label'].astype(float if info.task == 'regression' else int)
     given = tuple(0.5 if i.threshold is None else i.threshold for i in (info, champion))
@@ -96,22 +98,24 @@ def better_by(project: Project, info: ModelVersion, champion: ModelVersion, know
 
 # %% ../nbs/05b_release.ipynb #ae66135b
 def replay(project: Project, version: str, *, # a version number or a role
-           days: float=30, # of the log, back from its newest row
-           most: int=200_000, # rows; the newest count
+           days: float=30, # of the log, back from its newest row; at most `REPLAYED` rows
+           because: str='', # why it is asked for
            ) -> Replay: # recorded
     "The last days of the log through a version that is not live."
     project.must_write('replay')
     champion, info = project.registry.info(holder(project, 'champion')), project.registry.info(str(version))
     if info.version == champion.version: raise Blocked(f'Version {info.version} is the champion: it would be compared with itself.')
-    rows = _answered(project, champion.version, days).tail(most).reset_index(drop=True)
+    rows = _answered(project, champion.version, days).tail(REPLAYED).reset_index(drop=True)
     both = pd.concat([rows, _again(project.registry.load(info.version), rows)], axis=1)
     attributes = {c: stored_name(c) for c in project.settings.data.protected}
     known = both.merge(_outcomes(project, rows), on='prediction_id') if project.tables.exists('labels') else both.head(0)
-    found = Replay(version=info.version, model_hash=info.hash, champion=champion.version, since=rows['at'].min().isoformat(),
+    found = Replay(version=info.version, because=because, model_hash=info.hash, champion=champion.version, since=rows['at'].min().isoformat(),
                    until=rows['at'].max().isoformat(), **differences(both, info, attributes),
                    quality=better_by(project, info, champion, known), latency=_latency(project, (champion, info), rows))
     project.record(found, subject=info.version)
     return found
+
+REPLAYED = 200_000 # rows of the log; the newest count
 
 def _answered(project: Project, version: str, days: float) -> pd.DataFrame:
     "What the champion answered in the last days of its log, oldest first."
