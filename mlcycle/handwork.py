@@ -4,7 +4,7 @@
 
 # %% ../nbs/12fa_handwork.ipynb #71d133ab
 from __future__ import annotations
-import time
+import os, time
 from typing import NamedTuple
 from .core import Blocked, Project, Result, digest
 from .desk import Desk, is_live
@@ -49,10 +49,10 @@ def _as_on_disk(project: Project, stage: str) -> bool:
     same = all(shell.user_ns.get(p.name) == p.default for p in known.values() if p.name != 'project')
     return same and _stripped(shell.history_manager.input_hist_raw[-1:])[0] in _stripped(code_of(file))
 
-def _shell(): # IPython's; None outside a kernel
+def _shell(): # IPython's; None where no page has sent the cell
     from IPython import get_ipython
     shell = get_ipython()
-    return shell if getattr(shell, 'kernel', None) is not None else None
+    return shell if getattr(shell, 'kernel', None) is not None and 'MLCYCLE_DESK' not in os.environ else None
 
 def _stripped(cells: list[str]) -> list[str]: return [c.strip() for c in cells]
 
