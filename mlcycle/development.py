@@ -10,10 +10,12 @@ from typing import ClassVar
 
 import numpy as np
 import pandas as pd
+from pydantic import Field
 
 from .calibration import Calibration, Threshold, choose_curve, choose_threshold, cross_fitted
 from .core import (Estimate, Frame, Project, Result, Settings, SettingsError, escaped, estimates_table,
                           html_pairs, html_table)
+from .effects import said_and_came, threshold_effects
 from .features import Calibrated, FeaturePlan, build_pipeline, infer_plan, read_target
 from .folds import make_folds
 from .metrics import METRICS, default_metric, difference, evaluate
@@ -42,6 +44,8 @@ class Leaderboard(Result):
     metrics: dict[str, Estimate] # of the chosen model on unseen rows, calibrated, at its threshold
     calibration: Calibration | None = None # classification only
     threshold: Threshold | None = None # binary only
+    said: Frame = Field(default_factory=pd.DataFrame) # predictions of unseen rows beside outcomes, in bins, with intervals
+    effects: Frame = Field(default_factory=pd.DataFrame) # binary only: counts at each threshold, for everyone and each protected group
     learning: Frame # training rows, metric with interval on the last fold
     budget: dict # trials, folds, rows, seconds; whether time or a person cut the search
     notes: list[str] = [] # what a reader has to know
@@ -125,7 +129,9 @@ def make_bench(project: Project, plan: FeaturePlan, rows: pd.DataFrame, y: pd.Se
         keep = np.sort(rng.choice(len(rows), settings.development.max_rows, replace=False))
         rows, y = rows.iloc[keep].reset_index(drop=True), y.iloc[keep].reset_index(drop=True)
     folds = list(make_folds(rows, settings, settings.development.folds))
-    return Bench(plan, rows[plan.inputs], y, folds, metric=metric, costs=settings.problem.costs, seed=seed)
+    bench = Bench(plan, rows[plan.inputs], y, folds, metric=metric, costs=settings.problem.costs, seed=seed)
+    bench.groups = rows[[a for a in settings.data.protected if a in rows]]
+    return bench
 
 # %% ../nbs/03_development.ipynb #040816ab
 SHOWN = 8        # complete trials on the board, besides the best of each algorithm
@@ -177,10 +183,10 @@ def _shown(parameters: dict) -> str: return ', '.join(f'{k}={v:.4g}' for k, v in
 def _named(o: Outcome) -> str: return f'{o.trial.algorithm} (trial {o.trial.number})'
 
 # %% ../nbs/03_development.ipynb #01c45cd1
-def _finish(bench: Bench, chosen: Outcome, settings: Settings) -> tuple: # calibration, threshold, metrics
+def _finish(bench: Bench, chosen: Outcome, settings: Settings) -> dict: # fields of the leaderboard
     "What is decided from the chosen trial's predictions of unseen rows."
     scores, true = chosen.scores, bench.y[bench.covered]
-    if bench.regression: return None, None, evaluate(bench.task, true, scores, **_how(bench))
+    if bench.regression: return {'metrics': evaluate(bench.task, true, scores, **_how(bench)), 'said': said_and_came(true, scores)}
     y = np.searchsorted(bench.classes, true)
     p = scores if scores.ndim == 2 else np.column_stack([1-scores, scores])
     parts, ordered = [np.searchsorted(bench.covered, held) for _, held in bench.folds], in_order(bench.folds)
@@ -189,8 +195,15 @@ def _finish(bench: Bench, chosen: Outcome, settings: Settings) -> tuple: # calib
     rows = ~np.isnan(p[:, 0])
     final = p[rows] if bench.task == 'multiclass' else p[rows, 1]
     threshold = choose_threshold(y[rows], final, settings.problem.costs) if bench.task == 'binary' else None
-    cut = threshold.value if threshold else None
-    return calibration, threshold, evaluate(bench.task, true[rows], final, threshold=cut, **_how(bench))
+    metrics = evaluate(bench.task, true[rows], final, threshold=threshold and threshold.value, **_how(bench))
+    return {'calibration': calibration, 'threshold': threshold, 'metrics': metrics, **_looked_at(bench, rows, (y[rows], final, threshold))}
+
+def _looked_at(bench: Bench, rows: np.ndarray, found: tuple) -> dict: # said, and for two classes effects
+    "Predictions beside outcomes, and what each threshold would do to whom."
+    y, p, threshold = found
+    if threshold is None: return {'said': said_and_came((p.argmax(axis=1) == y).astype(int), p.max(axis=1))}
+    groups = bench.groups.iloc[bench.covered[rows]].reset_index(drop=True)
+    return {'said': said_and_came(y, p), 'effects': threshold_effects(y, p, groups, also=(threshold.value,))}
 
 def in_order(folds: list) -> bool:
     "Whether no fold is fitted on rows that it or a later fold predicts."
@@ -241,11 +254,12 @@ def develop(project: Project,
     entrants = _entrants(bench, hunt)
     board = _board(bench, entrants)
     chosen, why = _choose(entrants, board, known)
-    candidate, calibration, threshold, metrics = known[chosen.trial.algorithm], *_finish(bench, chosen, settings)
+    candidate, decided = known[chosen.trial.algorithm], _finish(bench, chosen, settings)
+    calibration, threshold = decided.get('calibration'), decided.get('threshold')
     estimator = candidate.make(bench.regression, chosen.trial.parameters, bench.seed)
     pipeline = _fitted(plan, rows, y, (candidate, estimator, calibration), bench.seed)
     facts = {'algorithm': candidate.name, 'task': plan.task, 'columns': plan.inputs, 'plan': plan.body(),
-             'data': content, 'metrics': metrics,
+             'data': content, 'metrics': decided['metrics'],
              'classes': bench.classes if plan.task == 'multiclass' else plan.classes,
              'threshold': threshold.value if threshold else None, 'parameters': chosen.trial.parameters}
     model = project.registry.register(pipeline, example=typical_rows(rows[plan.inputs]), facts=facts)
@@ -253,8 +267,7 @@ def develop(project: Project,
     result = Leaderboard(
         task=plan.task, metric=bench.metric, rows=board, trials=_all_trials(hunt), chosen=_named(chosen), why=why,
         ties=[_named(o) for o, t in zip(entrants, board.tied) if t], algorithm=candidate.name,
-        parameters=chosen.trial.parameters, beats_dummy=_over_dummy(bench, chosen, entrants), metrics=metrics,
-        calibration=calibration, threshold=threshold, version=model.version,
+        parameters=chosen.trial.parameters, beats_dummy=_over_dummy(bench, chosen, entrants), version=model.version, **decided,
         notes=_notes(bench, hunt, board, len(rows)), learning=_learning(bench, estimator, candidate.kind),
         budget=_spent(bench, hunt, len(rows), started))
     project.record(result, subject=model.version)

@@ -137,6 +137,7 @@ class Bench:
                  costs: Costs | None=None, # of errors, for the metric 'cost'
                  seed: int=0):
         self.costs, self.plan, self.X, self.y, self.metric, self.seed = costs, plan, X, y.to_numpy(), metric, seed
+        self.groups = pd.DataFrame(index=X.index)   # protected attributes of the same rows, for whoever compares groups
         self.task, self.regression = plan.task, plan.task == 'regression'
         self.classes = [] if self.regression else list(np.unique(self.y))
         self.folds = [(np.asarray(fit), np.asarray(held)) for fit, held in folds if self._telling(fit, held)]
