@@ -10,7 +10,7 @@ from .core import escaped, shown
 from .desk import BLUE, GREY, ORANGE, RED
 
 # %% auto #0
-__all__ = ['sparkline', 'Level', 'Frame', 'curve_svg', 'intervals_svg', 'bars_svg']
+__all__ = ['sparkline', 'Level', 'Frame', 'curve_svg', 'said_svg', 'intervals_svg', 'bars_svg']
 
 # %% ../nbs/12ga_drawings.ipynb #b3c03ca5
 def sparkline(counts: list[float], *, width: int=120, height: int=24, marked: tuple[int, ...]=()) -> str: # of bars; those that change are marked
@@ -27,6 +27,7 @@ class Level(NamedTuple):
     value: float
     text: str
     colour: str = GREY
+    upright: bool = False # at a place of the scale below, instead of the one beside
 
 class Frame(NamedTuple):
     "The scales of a picture."
@@ -48,8 +49,8 @@ def curve_svg(points: list[dict], # x, value, low, high, dashed; in order
     "A curve with its interval as a band, the part that is only carried forward dashed, and declared lines."
     known = [p for p in points if None not in (p['value'], p['low'], p['high'])]
     if not known: return '<p class="note">There is no curve to draw yet.</p>'
-    values = [v for p in known for v in (p['low'], p['high'])]+[l.value for l in levels]
-    f = Frame(min(values), max(values), known[0]['x'], known[-1]['x'], log=known[0]['x'] > 0)
+    values = [v for p in known for v in (p['low'], p['high'])]+[l.value for l in levels if not l.upright]
+    f = Frame(min(values), max(values), known[0]['x'], known[-1]['x'], log=known[0]['x'] >= 1)   # rows, not shares
     band = ' '.join(f"{f.x(p['x']):.1f},{f.y(p[k]):.1f}" for k, part in (('low', known), ('high', known[::-1])) for p in part)
     solid, dashed = ([p for p in known if bool(p.get('dashed')) == d] for d in (False, True))
     lines = _path(f, solid, '')+_path(f, solid[-1:]+dashed, '5 4')
@@ -65,17 +66,41 @@ def _path(f: Frame, points: list[dict], dashes: str) -> str:
 def _levels(f: Frame, levels: list[Level]) -> str:
     "Each line with its text at the right, moved apart where they are close."
     drawn, last = '', -100.
-    for level in sorted(levels, key=lambda l: l.value, reverse=True):
+    for level in sorted((l for l in levels if not l.upright), key=lambda l: l.value, reverse=True):
         y = f.y(level.value)
         last = max(y+4, last+13)
         drawn += (f'<line x1="60" x2="{f.width-198}" y1="{y:.1f}" y2="{y:.1f}" stroke="{level.colour}" stroke-dasharray="6 3"/>'
                   f'<text x="{f.width-194}" y="{last:.1f}">{escaped(level.text, 40)}</text>')
-    return drawn
+    return drawn+''.join(_upright(f, level) for level in levels if level.upright)
+
+def _upright(f: Frame, level: Level) -> str:
+    x = f.x(level.value)
+    return (f'<line x1="{x:.1f}" x2="{x:.1f}" y1="22" y2="{f.height-34}" stroke="{level.colour}" stroke-width="2"/>'
+            f'<text x="{x:.1f}" y="16" text-anchor="middle">{escaped(level.text, 40)}</text>')
 
 def _axes(f: Frame, points: list[dict], x: str, y: str) -> str:
     ticks = ''.join(f'<text x="54" y="{f.y(v)+4:.1f}" text-anchor="end">{shown(float(v))}</text>' for v in (f.low, (f.low+f.high)/2, f.high))
     ends = ''.join(f'<text x="{f.x(p["x"]):.1f}" y="{f.height-18}" text-anchor="middle">{p["x"]:,.6g}</text>' for p in (points[0], points[-1])[:len(points)])
     return f'{ticks}{ends}<text x="{(f.width-140)/2}" y="{f.height-4}" text-anchor="middle">{escaped(x)}</text><text x="4" y="12">{escaped(y)}</text>'
+
+# %% ../nbs/12ga_drawings.ipynb #a57d2f6e
+def said_svg(bins: list[dict], # said, came, low, high
+             ) -> str:
+    "Predictions beside outcomes, with the diagonal."
+    known = [b for b in bins if None not in (b['said'], b['came'], b['low'], b['high'])]
+    if not known: return '<p class="note">There is nothing to draw yet.</p>'
+    ends = [v for b in known for v in (b['said'], b['low'], b['high'])]
+    f = Frame(min(ends), max(ends), min(ends), max(ends), width=520, height=300)
+    dots = ''.join(_bin(f, b) for b in known)
+    diagonal = f'<line x1="{f.x(f.left):.1f}" y1="{f.y(f.low):.1f}" x2="{f.x(f.right):.1f}" y2="{f.y(f.high):.1f}" stroke="{GREY}" stroke-dasharray="5 4"/>'
+    axes = _axes(f, [{'x': f.left}, {'x': f.right}], 'said; rings: the interval misses the diagonal', 'came')
+    return f'<svg viewBox="0 0 {f.width} {f.height}" width="{f.width}" style="max-width:100%" role="img" aria-label="said and came">{diagonal}{dots}{axes}</svg>'
+
+def _bin(f: Frame, b: dict) -> str:
+    x, missed = f.x(b['said']), not b['low'] <= b['said'] <= b['high']
+    ring = f'<circle cx="{x:.1f}" cy="{f.y(b["came"]):.1f}" r="8" fill="none" stroke="{RED}" stroke-width="2"/>'*missed
+    return (f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{f.y(b["low"]):.1f}" y2="{f.y(b["high"]):.1f}" stroke="{BLUE}" stroke-width="2"/>'
+            f'<circle cx="{x:.1f}" cy="{f.y(b["came"]):.1f}" r="4" fill="{BLUE}"/>{ring}')
 
 # %% ../nbs/12ga_drawings.ipynb #40783e10
 def intervals_svg(figures: list[dict], # name, value, low, high, note; value None: named, not drawn

@@ -47,6 +47,7 @@ def _to_run(stage: dict, found: dict) -> Next:
     if name == 'deployment' and found['version'] and not found['champion']:
         return Next(text=f"Every gate before promotion is open: promote version {found['version']} in Deployment.", stage=name)
     why = {'missing': 'it has never run', 'stale': stage['why'], 'failed': f"it failed: {stage['why']}"}[stage['state']]
+    if name == 'validation': return Next(text=f'Open the sealed test set in Validation: {why}.', stage=name)
     return Next(text=f'Run {name}: {why}.', stage=name, run=True)
 
 # %% ../nbs/12g_home.ipynb #c2dde640
@@ -111,7 +112,7 @@ class NextStep:
         return self.box
 
     def refresh(self, desk: Desk) -> None:
-        if self.job is not None and self.job.go.disabled: return
+        if self.job is not None and self.job.busy: return
         todo = next_step(status(desk.project))
         self.text.value = inside(self.html(desk.project))
         self.job = Job(todo.stage, f'Run {todo.stage}') if todo.run else None

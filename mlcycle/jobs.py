@@ -97,8 +97,9 @@ def printed(project: Project, stage: str) -> str:
 # %% ../nbs/12f_jobs.ipynb #e2aae39a
 class Job:
     "A button that runs a stage's step, its progress, and how it ended."
-    def __init__(self, stage: str, button: str, *, parameters: Callable[[], dict]=dict): # of the step
-        self.stage, self.button, self.parameters, self.process = stage, button, parameters, None
+    def __init__(self, stage: str, button: str, *, parameters: Callable[[], dict]=dict, # of the step
+                 confirm: Callable[[Project], str] | None=None, # what a person has to agree to first
+                 ): self.stage, self.button, self.parameters, self.confirm, self.process, self.busy = stage, button, parameters, confirm, None, False
 
     def html(self, project: Project) -> str: return part_html('', f'<p class="note">{escaped(standing(project, self.stage).text, 1000)}</p>')
 
@@ -107,12 +108,16 @@ class Job:
         wide = ipywidgets.Layout(width='auto')
         self.go = ipywidgets.Button(description=self.button, icon='play', button_style='primary', layout=wide)
         self.end = ipywidgets.Button(description='Stop', icon='stop', layout=wide, disabled=True)
-        self.box = html_box('')
+        self.box, self.agreed = html_box(''), ipywidgets.Checkbox(False, indent=False, layout=ipywidgets.Layout(width='98%'))
+        self.agreed.observe(lambda _: self._free(), 'value')
         self.go.on_click(lambda _: self.begin(desk))
         self.end.on_click(lambda _: self._say(f'<p>{escaped(stop(desk.project, self.stage))}</p>'))
         if running(desk.project, self.stage): self._follow(desk)
         else: self.refresh(desk)
-        return ipywidgets.VBox([ipywidgets.HBox([self.go, self.end]), self.box])
+        return ipywidgets.VBox([*[self.agreed]*bool(self.confirm), ipywidgets.HBox([self.go, self.end]), self.box])
+
+    def _free(self) -> None: # the buttons, as things are
+        self.go.disabled, self.end.disabled = self.busy or bool(self.confirm and not self.agreed.value), not self.busy
 
     def begin(self, desk: Desk) -> None:
         "Start, and watch from beside."
@@ -121,7 +126,8 @@ class Job:
         self._follow(desk)
 
     def _follow(self, desk: Desk) -> None:
-        self.go.disabled, self.end.disabled = True, False
+        self.busy, self.agreed.value = True, False
+        self._free()
         self._say(f'<p>{escaped(self.stage)} begins…</p>')
         threading.Thread(target=self._watch, args=(desk, time.monotonic()), daemon=True).start()
 
@@ -130,7 +136,7 @@ class Job:
             progress = progress_of(desk.project, self.stage)
             self._say(progress_html(progress) if progress else f'<p>{escaped(self.stage)} is running, {time.monotonic()-begun:.0f} s</p>')
             time.sleep(0.5)
-        self.go.disabled, self.end.disabled = False, True
+        self.busy = False
         desk.refresh()
 
     def alive(self, desk: Desk) -> bool:
@@ -140,7 +146,9 @@ class Job:
     def _say(self, html: str) -> None: self.box.value = inside(html)
 
     def refresh(self, desk: Desk) -> None:
-        if self.go.disabled: return   # its own thread says how it goes
+        if self.busy: return   # its own thread says how it goes
+        if self.confirm: self.agreed.description = self.confirm(desk.project)
+        self._free()
         now = standing(desk.project, self.stage)
         early = self.process is not None and self.process.returncode and now.state not in ('blocked', 'failed')
         said = printed(desk.project, self.stage) if early else ''
