@@ -11,11 +11,11 @@ from . import __version__
 from .core import MlcycleError, Project, SettingsError, jsonable
 
 # %% auto #0
-__all__ = ['EXTRA_OF', 'as_json', 'said_by', 'because', 'decided_by', 'SIGNS', 'Mlcycle', 'needed_extra', 'main', 'with_project',
-           'say', 'table', 'demo', 'new', 'run_steps', 'tell_step', 'status', 'lab', 'app', 'score', 'serve', 'label',
-           'monitor', 'check_silence', 'alarm', 'list_alarms', 'ack', 'mute', 'log', 'schedule', 'show_schedule',
-           'write_schedule', 'run_due_slots', 'retrain', 'approve', 'override_gate', 'promote', 'rollback', 'replay',
-           'canary', 'shares_of', 'traffic', 'history', 'audit', 'read_head', 'card', 'retire']
+__all__ = ['EXTRA_OF', 'as_json', 'said_by', 'because', 'SIGNS', 'Mlcycle', 'needed_extra', 'main', 'with_project', 'say',
+           'table', 'demo', 'new', 'run_steps', 'run_every', 'tell_step', 'status', 'lab', 'app', 'score', 'serve',
+           'label', 'monitor', 'check_silence', 'alarm', 'list_alarms', 'ack', 'mute', 'log', 'schedule',
+           'show_schedule', 'write_schedule', 'run_due_slots', 'retrain', 'approve', 'override_gate', 'promote',
+           'rollback', 'replay', 'canary', 'shares_of', 'traffic', 'history', 'audit', 'read_head', 'card', 'retire']
 
 # %% ../nbs/13_cli.ipynb #5243de3c
 class Mlcycle(click.Group):
@@ -63,7 +63,6 @@ def with_project(read_only: bool=False): # a decorator
 as_json = click.option('--json', 'as_json', is_flag=True, help='Print one JSON document and nothing else.')
 said_by = click.option('--as', 'by', required=True, metavar='NAME', help='Who decides.')
 because = click.option('--because', required=True, metavar='TEXT', help='The reason.')
-decided_by = click.option('--as', 'by', default=None, metavar='NAME', help='Who decides; default: who is at work.')
 
 def say(document: object, as_json: bool, text: str='') -> None:
     "Print a document as JSON, or the text for a person."
@@ -108,11 +107,32 @@ def new(folder: str, **options) -> None:
 @click.option('--from', 'start', default='', metavar='STEP', help='Begin with this step.')
 @click.option('--force', is_flag=True, help='Run unchanged steps too.')
 @click.option('-p', '--parameter', 'parameters', type=(str, str), multiple=True, metavar='NAME VALUE', help='A parameter of the steps; repeatable.')
-@with_project()
-def run_steps(project: Project, steps, start, force, parameters) -> None:
+@click.option('--retries', type=click.IntRange(0, 10), default=None, help='Further attempts at a step that failed by accident; default: run.retries.')
+@click.option('--deadline', type=click.FloatRange(min=0, min_open=True), default=None, metavar='SECONDS', help='For the whole run; default: run.deadline_seconds.')
+@click.option('--kernels', type=click.Choice(['warm', 'papermill']), default=None, help='Forked from one warm process, or one process each; default: run.kernels.')
+@click.option('--cluster', default=None, metavar='ADDRESS', help='A Dask scheduler whose workers share the folder and carry out the steps.')
+@click.option('--all', 'root', default='', metavar='FOLDER', help='Every project in a folder, some at once, with one summary.')
+@click.option('--pool', type=click.IntRange(1, 64), default=2, show_default=True, help='With --all: how many projects at once.')
+@as_json
+@click.option('--project', 'folder', default=None, metavar='DIR', help='Folder of the project.')
+@click.pass_context
+def run_steps(context: click.Context, steps, folder: str | None, root: str, pool: int, as_json: bool, **asked) -> None:
     "Run steps (all nine, or those named) as parameterised notebooks; unchanged ones are skipped."
-    from mlcycle.pipeline import run
-    done = run(project, steps, start=start, force=force, parameters=dict(parameters), tell=tell_step)
+    if root: return run_every(context.params | {'steps': steps}, root, pool, as_json)
+    from mlcycle.pipeline import run, with_run
+    how = dict(retries=asked['retries'], deadline_seconds=asked['deadline'], kernels=asked['kernels'], cluster=asked['cluster'])
+    done = run(with_run(Project(folder or context.obj or '.'), **how), steps, start=asked['start'], force=asked['force'],
+               parameters=dict(asked['parameters']), tell=(lambda outcome: None) if as_json else tell_step)
+    if as_json: say(done.body() | {'exit_status': done.exit_status, 'headline': done.headline}, True)
+    if done.exit_status: sys.exit(done.exit_status)
+
+def run_every(asked: dict, root: str, pool: int, as_json: bool) -> None:
+    "The same run in every project of a folder."
+    from mlcycle.fleet import PASSED_ON, run_all
+    if asked['folder']: raise SettingsError('--all names the folder of the projects and --project one of them. Give one of the two.')
+    words = [*asked['steps'], *(w for name, flag in PASSED_ON.items() for w in flag(asked[name]))]
+    done = run_all(root, words, pool=pool, tell=(lambda line: None) if as_json else click.echo)
+    say(done.body() | {'exit_status': done.exit_status}, as_json, done.headline)
     if done.exit_status: sys.exit(done.exit_status)
 
 SIGNS = {'done': '✓', 'unchanged': '=', 'blocked': '■', 'failed': '✗'}
@@ -341,51 +361,47 @@ def override_gate(project: Project, gate: str, version: str, by: str, because: s
 @click.argument('version', metavar='MODEL_VERSION')
 @click.option('--to', 'role', type=click.Choice(['champion', 'challenger', 'shadow']), default='champion', show_default=True,
               help='The role to give.')
-@decided_by
 @click.option('--because', default='', metavar='TEXT', help='The reason.')
 @with_project()
-def promote(project: Project, version: str, role: str, by: str | None, because: str) -> None:
+def promote(project: Project, version: str, role: str, because: str) -> None:
     "Give a version a role, if its gates are open."
     from mlcycle.registry import promote as give
-    give(project, version, to=role, because=because or 'all gates open', by=by)
+    give(project, version, to=role, because=because or 'all gates open')
     click.echo(f'Version {version} is {role}. Next: mlcycle run')
 
 @main.command()
-@decided_by
 @click.option('--because', default='rolled back', metavar='TEXT', help='The reason.')
 @with_project()
-def rollback(project: Project, by: str | None, because: str) -> None:
+def rollback(project: Project, because: str) -> None:
     "Back to the champion before."
     from mlcycle.registry import rollback as back
-    entry = back(project, because=because, by=by)
+    entry = back(project, because=because)
     click.echo(f"Version {entry.body['version']} is champion again.")
 
 @main.command()
 @click.argument('version', metavar='MODEL_VERSION')
 @click.option('--days', type=float, default=30, show_default=True, help='How much of the log.')
-@click.option('--because', default='', metavar='TEXT', help='Why it is asked for.')
 @as_json
 @with_project()
-def replay(project: Project, version: str, days: float, because: str, as_json: bool) -> None:
+def replay(project: Project, version: str, days: float, as_json: bool) -> None:
     "The last days of the log through a version that is not live."
     from mlcycle.release import replay as again
-    found = again(project, version, days=days, because=because)
+    found = again(project, version, days=days)
     say(found.body(), as_json, f'{found.headline}\nchurn {found.churn.text}')
 
 @main.command()
 @click.argument('version', required=False, metavar='[MODEL_VERSION]')
 @click.option('--steps', default='', metavar='SHARES', help='Such as 0.01,0.05,0.25,1; default: deployment.canary.steps.')
 @click.option('--stop', 'ending', is_flag=True, help='End it: all traffic goes back to the champion.')
-@decided_by
 @click.option('--because', default='by command', metavar='TEXT', help='The reason.')
 @as_json
 @with_project()
-def canary(project: Project, version: str | None, steps: str, ending: bool, by: str | None, because: str, as_json: bool) -> None:
+def canary(project: Project, version: str | None, steps: str, ending: bool, because: str, as_json: bool) -> None:
     "Begin a canary, or look at the one on its way (raise, stop, promote, wait); `serve` does not divide requests yet. Exit 1 when stopped."
     from mlcycle.canary import begin, look, stop
     shares = shares_of(steps)
-    if ending: done = stop(project, because=because, by=by)
-    else: done = begin(project, version, because=because, steps=shares, by=by) if version else look(project)
+    if ending: done = stop(project, because=because)
+    else: done = begin(project, version, because=because, steps=shares) if version else look(project)
     say(done.body(), as_json, done.headline)
     if done.state == 'stopped' and not ending: sys.exit(1)
 
@@ -396,17 +412,16 @@ def shares_of(text: str) -> list[float] | None:
 
 @main.command()
 @click.argument('shares', nargs=-1, metavar='[VERSION=SHARE]...')
-@decided_by
 @click.option('--because', default='by command', metavar='TEXT', help='The reason.')
 @as_json
 @with_project()
-def traffic(project: Project, shares: tuple, by: str | None, because: str, as_json: bool) -> None:
+def traffic(project: Project, shares: tuple, because: str, as_json: bool) -> None:
     "Show which share of the ids each version is given, or set it; recorded, while `serve` still answers by the champion alone."
     from mlcycle.traffic import current_traffic, set_traffic
     pairs = dict(s.partition('=')[::2] for s in shares)
     wanted = {v: shares_of(s)[0] for v, s in pairs.items() if shares_of(s)}
     if len(wanted) < len(shares): raise SettingsError(f'{" ".join(shares)} is no split. Give such as 3=0.1.')
-    now = set_traffic(project, wanted, because=because, by=by) if shares else current_traffic(project)
+    now = set_traffic(project, wanted, because=because) if shares else current_traffic(project)
     say(now and now.body(), as_json, now.headline if now else 'No champion, so nothing answers.')
 
 @main.command()
@@ -454,12 +469,11 @@ def card(project: Project, view: str, version: str | None, out: str | None) -> N
 @main.command()
 @click.argument('version', metavar='MODEL_VERSION')
 @click.option('--successor', default='', metavar='V', help='The version that answers instead.')
-@decided_by
 @because
 @click.option('--yes', is_flag=True, help='Do it; without this only the plan is shown.')
 @with_project()
-def retire(project: Project, version: str, successor: str, by: str | None, because: str, yes: bool) -> None:
+def retire(project: Project, version: str, successor: str, because: str, yes: bool) -> None:
     "End a version's life: archive, switch off, clean up. A dry run unless --yes."
     from mlcycle.retirement import retire as end
-    done = end(project, version, successor=successor or None, because=because, by=by, confirm=yes)
+    done = end(project, version, successor=successor or None, because=because, confirm=yes)
     click.echo(done.headline if yes else f'{done.headline}\nThis was a dry run. To do it: add --yes')

@@ -522,7 +522,8 @@ class Gate(Record):
 
 class RunSection(Record):
     "How steps are run."
-    kernels: Literal['warm', 'plain'] = 'warm' # forked from one process that has paid for the imports, or started one by one
+    kernels: Literal['warm', 'papermill'] = 'warm' # forked from one process that has paid for the imports, or started one by one
+    cluster: str = '' # a Dask scheduler whose workers carry out the steps; empty: this machine
     side_by_side: Annotated[int, Field(ge=1, le=64)] = 2 # steps at once, where neither needs the other
     step_seconds: Positive = 3600 # for one step
     deadline_seconds: Positive | None = None # for the whole run

@@ -86,9 +86,9 @@ class PlainKernel(AsyncKernelManager):
         await super().cleanup_resources(restart=restart)
         self.room.cleanup()
 
-def end_marked(mark: str) -> list[str]: # command lines, shortened, without the kernel's
+def end_marked(mark: str, variable: str=MARK) -> list[str]: # command lines, shortened, without the kernel's
     "Kill every process whose environment carries the mark."
-    wanted, found = f'{MARK}={mark}'.encode(), []
+    wanted, found = f'{variable}={mark}'.encode(), []
     for place in Path('/proc').glob('[0-9]*'):
         try:
             if int(place.name) == os.getpid() or wanted not in (place/'environ').read_bytes().split(b'\0'): continue

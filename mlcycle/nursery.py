@@ -8,7 +8,7 @@ import ctypes, gc, json, os, signal, socket, sys, threading, types
 from pathlib import Path
 
 # %% auto #0
-__all__ = ['PR_SET_PDEATHSIG', 'PR_SET_CHILD_SUBREAPER', 'nursery_code', 'import_kernel', 'nurse']
+__all__ = ['PR_SET_PDEATHSIG', 'PR_SET_CHILD_SUBREAPER', 'nursery_code', 'import_kernel', 'nurse', 'end_with_parent']
 
 # %% ../nbs/10a_nursery.ipynb #cb57fdee
 def nursery_code(handle: int, # the file descriptor of its channel
@@ -40,6 +40,10 @@ def nurse(handle: int) -> None:
         answer = _fork(rest, kernels, channel) if word == 'fork' else {'ended': _sweep(kernels)}
         channel.sendall(json.dumps(answer).encode()+b'\n')
     _sweep(set())
+
+def end_with_parent() -> None:
+    "Let the system kill this process when the thread that started it is gone."
+    _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 def _prctl(option: int, value: int) -> None: ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
 
@@ -77,7 +81,7 @@ def _command_line(pid: int) -> str:
 def _be_kernel(base: str, channel: socket.socket) -> None:
     try:
         os.setsid()
-        _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        end_with_parent()
         _prctl(PR_SET_CHILD_SUBREAPER, 1)
         channel.close()
         app = _kernel_app(f'{base}.json')

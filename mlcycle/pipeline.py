@@ -5,110 +5,19 @@
 # %% ../nbs/11_pipeline.ipynb #af9ee69b
 from __future__ import annotations
 import fcntl, os, socket, time, uuid
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import ExitStack, contextmanager
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import contextmanager
 from datetime import datetime, timezone
-from pathlib import Path
 from typing import Callable, Iterator
-from . import __version__
-from .core import Blocked, MlcycleError, Project, Record, SettingsError, digest, write_atomic
-from .execution import Execution, check_parameters, parameters_of, run_notebook
+from .core import Blocked, Project, Record, SettingsError, check_settings
+from .execution import check_parameters, parameters_of
+from .fingerprints import STEPS, Step, fingerprint, needs, settled, step_file, what_changed
 from .gates import check_all
-from .ledger import champion, roles, versions
+from .ledger import roles, versions
+from .orders import Order, hands
 
 # %% auto #0
-__all__ = ['EVERYTHING', 'STEPS', 'DERIVED', 'GIVEN', 'Step', 'needs', 'fingerprint', 'step_file', 'code_of', 'StepOutcome',
-           'Run', 'run', 'Shift', 'Order', 'kernels_for', 'carry_out', 'last_end', 'one_at_a_time', 'clean_up',
-           'status']
-
-# %% ../nbs/11_pipeline.ipynb #d151e342
-class Step(Record):
-    "One of the nine: its notebook and what it depends on."
-    stage: str
-    notebook: str # file name
-    settings: tuple[str, ...] # sections it reads
-    evidence: tuple[str, ...] = () # ledger kinds it reads
-    sources: bool = False # whether it reads the declared sources
-    tables: tuple[str, ...] = () # Delta tables it reads besides the recorded snapshots
-    daily: bool = False # whether its answer depends on the date
-    after: tuple[str, ...] = () # the steps that leave what it reads
-
-EVERYTHING = ('problem', 'feasibility', 'schema', 'split', 'leaderboard', 'model', 'validation', 'approval', 'override', 'promotion',
-              'bundle', 'window', 'alarm', 'comparison', 'retirement', 'erasure')
-STEPS = {s.stage: s for s in (
-    Step(stage='problem', notebook='01_problem.ipynb', settings=('project', 'problem', 'data'), sources=True),
-    Step(stage='data', notebook='02_data.ipynb', settings=('data', 'problem.target', 'problem.task', 'problem.positive', 'project.seed'), sources=True),
-    Step(stage='development', notebook='03_development.ipynb', settings=('development', 'problem.costs', 'project.seed', 'project.author'),
-         evidence=('schema', 'split', 'snapshot:train'), after=('data',)),
-    Step(stage='validation', notebook='04_validation.ipynb', settings=('validation', 'problem', 'data.protected'),
-         evidence=('unvalidated', 'feasibility', 'snapshot:test'), after=('problem', 'development')),
-    Step(stage='deployment', notebook='05_deployment.ipynb', settings=('deployment', 'gates', 'governance'),
-         evidence=('standing',), after=('validation',)),
-    Step(stage='monitoring', notebook='06_monitoring.ipynb', settings=('monitoring', 'validation', 'data.protected'),
-         evidence=('promotion', 'retirement', 'snapshot:train', 'snapshot:live'), tables=('predictions', 'labels'), after=('validation',)),
-    Step(stage='retraining', notebook='07_retraining.ipynb', settings=('retraining', 'problem'),
-         evidence=('model', 'promotion', 'retirement', 'window', 'alarm'), tables=('labels',), daily=True, after=('deployment', 'monitoring')),
-    Step(stage='governance', notebook='08_governance.ipynb', settings=('project', 'problem', 'governance', 'gates'), evidence=EVERYTHING, after=('retraining',)),
-    Step(stage='retirement', notebook='09_retirement.ipynb', settings=('retention', 'schedule'), evidence=('model', 'promotion', 'retirement'),
-         tables=('predictions',), after=('retraining',)))}
-
-def needs(stage: str) -> set[str]: # stages
-    "Every step that must have ended before a step can begin."
-    return set().union(*({s} | needs(s) for s in STEPS[stage].after))
-
-def fingerprint(project: Project, step: Step, parameters: dict) -> dict: # part → digest
-    "What a step's outcome follows from, part by part, so that a rerun can say what changed."
-    parts = {'notebook': digest(code_of(step_file(project, step))), 'parameters': digest(parameters), 'mlcycle': __version__,
-             'settings': digest([_setting(project.settings, key) for key in step.settings])}
-    if step.sources: parts['sources'] = _sources_digest(project)
-    if step.daily: parts['date'] = datetime.now(timezone.utc).date().isoformat()
-    parts |= {f'evidence {kind}': _evidence_digest(project, kind) for kind in step.evidence}
-    return parts | {f'table {name}': _table_digest(project, name) for name in step.tables}
-
-def step_file(project: Project, step: Step) -> Path:
-    "A step's notebook in the project."
-    return project.folder/'notebooks'/step.notebook
-
-def code_of(path: Path) -> list[str]: # the source of each code cell
-    "What a notebook would run; prose and outputs do not count."
-    from mlcycle.report import read_sources
-    return [c.source for c in read_sources(path).cells if c.cell_type == 'code' and c.source.strip()]
-
-def _setting(settings: Record, key: str) -> object:
-    value = settings
-    for part in key.split('.'): value = getattr(value, part)
-    return value
-
-def _sources_digest(project: Project) -> str:
-    from mlcycle.sources import source_digest
-    return source_digest(project)
-
-def _evidence_digest(project: Project, kind: str) -> str:
-    "The content of the newest entry of a kind for each subject, or of one subject as in 'snapshot:train'."
-    if kind in DERIVED: return DERIVED[kind](project)
-    kind, _, subject = kind.partition(':')
-    newest = {e.subject: e.body for e in project.ledger.entries(kind, subject or None)}
-    return digest(newest) if newest else ''
-
-def _unvalidated(project: Project) -> str:
-    "The newest version while the sealed test set has not judged its bytes; the loop validates its challengers itself."
-    version = (versions(project.ledger) or [''])[-1]
-    found, model = project.ledger.last('validation', version), project.ledger.last('model', version)
-    return '' if not model or (found and found.body.get('model_hash') == model.body['hash']) else version
-
-def _standing(project: Project) -> str:
-    "The version that answers, or the newest while none does, and what its gates say."
-    version = champion(project.ledger) or (versions(project.ledger) or [''])[-1]
-    answers = [(g.name, g.answer) for before in ('promotion', 'deployment') for g in check_all(project, version, before=before)] if version else []
-    return digest([version, champion(project.ledger), project.ledger.last('model', version).body['hash'] if version else '', answers])
-
-DERIVED = {'unvalidated': _unvalidated, 'standing': _standing}   # evidence that is read off several entries
-
-def _table_digest(project: Project, name: str) -> str:
-    "The newest commit of a Delta table on disk, without opening it."
-    if project.settings.store.tables: return str(project.tables.version(name)) if project.tables.exists(name) else ''
-    log = project.store/'tables'/name/'_delta_log'
-    return max((p.name for p in log.glob('*.json')), default='')
+__all__ = ['StepOutcome', 'Run', 'run', 'with_run', 'Shift', 'last_end', 'one_at_a_time', 'clean_up', 'status']
 
 # %% ../nbs/11_pipeline.ipynb #a928cfbb
 class StepOutcome(Record):
@@ -158,6 +67,14 @@ def run(project: Project, steps: list[str] | tuple[str, ...]=(), # stages; none:
     if any('run' in channel.on for channel in project.settings.alarms.channels): _tell_channels(project, done)
     return done
 
+def with_run(project: Project, **how) -> Project: # keys of `settings.run`; None leaves one as it is
+    "The project, run otherwise than `mlcycle.toml` says; nothing is written."
+    given = {k: v for k, v in how.items() if v is not None}
+    changed = check_settings({**project.settings.model_dump(), 'run': {**project.settings.run.model_dump(), **given}}, 'the call') if given else project.settings
+    other = Project(project.folder, actor=project.actor, read_only=project.read_only)
+    other.settings = changed
+    return other
+
 def _tell_channels(project: Project, done: Run) -> None:
     from mlcycle.channels import tell
     facts = {'run': done.run, 'exit_status': done.exit_status} | {s.stage: f'{s.state} {s.why[:200]}'.strip() for s in done.steps}
@@ -187,19 +104,9 @@ class Shift(Record):
     force: bool = False
     until: float | None = None # when all must be over, on the clock of time.monotonic
 
-class Order(Record):
-    "One step to be carried out, by a thread here or by a worker elsewhere."
-    folder: str # of the project
-    stage: str
-    run: str
-    parameters: dict
-    prints: dict # the fingerprint before
-    last: dict | None = None # how it ended before
-    attempt: int = 1
-
 def _work_off(shift: Shift, chosen: list[Step], tell: Callable) -> dict[str, StepOutcome]:
     waiting, running, outcomes = list(chosen), {}, {}
-    with _hands(shift, chosen) as submit:
+    with hands(shift.project, chosen, run=shift.run, until=shift.until) as submit:
         while waiting or running:
             for step in _startable(shift, waiting, running):
                 waiting.remove(step)
@@ -251,55 +158,10 @@ def _end(shift: Shift, order: Order, future: Future) -> Order | StepOutcome: # a
         return order.model_copy(update={'attempt': order.attempt+1})
     why = f'{done.why} ({_deadline_said(project)})' if done.state == 'failed' and late else done.why
     outcome = StepOutcome(stage=step.stage, state=done.state, seconds=done.seconds, exit_status=done.exit_status, attempts=order.attempt,
-                          why=why or _what_changed(order.last, order.prints), report=report)
+                          why=why or what_changed(order.last, order.prints, order.parameters), report=report)
     _note(project, step, {**outcome.body(), 'run': order.run, 'parameters': order.parameters, 'left_behind': done.left_behind,
-                          'fingerprint': fingerprint(project, step, order.parameters) | {k: order.prints[k] for k in GIVEN if k in order.prints}})
+                          'fingerprint': settled(order.prints, fingerprint(project, step, order.parameters))})
     return outcome
-
-GIVEN = ('notebook', 'parameters', 'settings', 'sources', 'mlcycle')   # taken before the step; what it leaves itself is taken after
-
-# %% ../nbs/11_pipeline.ipynb #b9bc1529
-@contextmanager
-def _hands(shift: Shift, chosen: list[Step]) -> Iterator[Callable[[Order], Future]]:
-    "Whoever carries out orders; nothing is started before the first one."
-    made = []
-    with ExitStack() as stack:
-        def submit(order: Order) -> Future:
-            if not made: made.append(_threads(shift, chosen, stack))
-            return made[0](order)
-        yield submit
-
-def _threads(shift: Shift, chosen: list[Step], stack: ExitStack) -> Callable[[Order], Future]:
-    "Threads of this process that share kernels; when the run is broken off, the kernels end first."
-    pool = stack.enter_context(ThreadPoolExecutor(shift.project.settings.run.side_by_side))
-    kernels = stack.enter_context(kernels_for(shift.project, chosen, run=shift.run, until=shift.until))
-    return lambda order: pool.submit(carry_out, order, kernels)
-
-def kernels_for(project: Project, steps: list[Step], *, run: str='', until: float | None=None): # PlainKernels or WarmKernels
-    "The kernels that the settings ask for; warm ones have imported what the steps import."
-    from mlcycle.kernels import Limits, PlainKernels, WarmKernels, imports_of
-    how, environment = project.settings.run, {'MLCYCLE_RUN': run}
-    limits = Limits(seconds=how.step_seconds, memory_mb=how.memory_mb, until=until)
-    if how.kernels == 'plain': return PlainKernels(project.folder, limits, environment=environment)
-    modules = imports_of([source for step in steps for source in code_of(step_file(project, step))])
-    own = {p.stem for p in project.folder.glob('*.py')} | {p.name for p in project.folder.iterdir() if p.is_dir()}
-    return WarmKernels(project.folder, limits, environment=environment, modules=[m for m in modules if m.split('.')[0] not in own])
-
-def carry_out(order: Order, kernels) -> tuple[Execution, str]: # and the page's path in the project
-    "Run a step's notebook and publish its page."
-    project, step = Project(order.folder), STEPS[order.stage]
-    output = project.reports/order.run/step.notebook
-    done = run_notebook(step_file(project, step), output, parameters=order.parameters, kernels=kernels)
-    return done, str(_publish_page(output, done).relative_to(project.folder))
-
-def _publish_page(output: Path, done: Execution) -> Path:
-    from mlcycle.report import page, to_html
-    target = output.with_suffix('.html')
-    content = to_html(output, state=done.state, note=done.why) if output.exists() else page('', title=output.stem, state=done.state, note=done.why)
-    return write_atomic(target, content)
-
-def _note(project: Project, step: Step, body: dict) -> None:
-    project.ledger.append(stage=step.stage, kind='run', subject=step.stage, body=body, actor=project.actor)
 
 # %% ../nbs/11_pipeline.ipynb #5cecac08
 def last_end(project: Project, stage: str) -> dict | None: # the body of its last 'run' entry that is an end
@@ -307,10 +169,8 @@ def last_end(project: Project, stage: str) -> dict | None: # the body of its las
     ends = [e.body | {'at': e.at} for e in project.ledger.entries('run', stage) if e.body['state'] not in ('started', 'retried')]
     return ends[-1] if ends else None
 
-def _what_changed(last: dict | None, prints: dict) -> str:
-    if not last: return 'first run'
-    changed = [part for part in prints if prints[part] != last['fingerprint'].get(part)]
-    return f'changed: {", ".join(changed)}' if changed else 'run again'
+def _note(project: Project, step: Step, body: dict) -> None:
+    project.ledger.append(stage=step.stage, kind='run', subject=step.stage, body=body, actor=project.actor)
 
 @contextmanager
 def one_at_a_time(project: Project) -> Iterator[None]:

@@ -13,7 +13,7 @@ from .core import DataError, SettingsError
 from .profile import SAMPLE, Profile, merge, profile, settled, stretches
 
 # %% auto #0
-__all__ = ['PIECE', 'BATCH', 'Piece', 'pieces', 'piece_profile', 'scan']
+__all__ = ['PIECE', 'BATCH', 'Piece', 'pieces', 'piece_profile', 'cluster_client', 'scan']
 
 # %% ../nbs/00db_scan.ipynb #df11c1ae
 PIECE = 1 << 19  # rows of a piece, where the row groups of its file allow it
@@ -95,7 +95,7 @@ def _cut(source, found: list[Piece], columns: list[str] | None) -> Profile:
     return profile(pa.concat_tables(tables, promote_options='permissive'))
 
 # %% ../nbs/00db_scan.ipynb #1229a72f
-def _client(address: str):
+def cluster_client(address: str): # distributed's Client
     "A connection to a Dask cluster; in the open only over TLS."
     host = address.removeprefix('tcp://').rpartition(':')[0].strip('[]')
     if not address.startswith('tls://') and host not in ('127.0.0.1', 'localhost', '::1'):
@@ -104,13 +104,13 @@ def _client(address: str):
     except ImportError: raise SettingsError("A cluster needs Dask, which is not here. pip install 'mlcycle[dask]'") from None
     try: return Client(address, timeout='20s', set_as_default=False)
     except (OSError, TimeoutError) as error:
-        raise SettingsError(f'No Dask scheduler answers at {address}: {str(error)[:200]}. Start one, or leave store.cluster '
-                            'empty.') from None
+        raise SettingsError(f'No Dask scheduler answers at {address}: {str(error)[:200]}. Start one, or give no '
+                            'cluster.') from None
 
 def _on_cluster(address: str, source, found: list[Piece], like: Profile, columns: list[str] | None) -> list[Profile]:
     "The pieces read by a cluster's workers."
     from distributed import as_completed
-    with _client(address) as client:
+    with cluster_client(address) as client:
         work = [client.submit(piece_profile, source, p, like, columns, pure=False, retries=3) for p in found]
         return [future.result() for future in as_completed(work, loop=client.loop)]
 

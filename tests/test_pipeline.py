@@ -38,7 +38,7 @@ def rewrite(project: Project, stage: str, *sources: str, **options) -> Path:
     return make(project.folder/'notebooks'/STEPS[stage].notebook, *sources, **options)
 
 
-KERNELS = {'warm': WarmKernels, 'plain': PlainKernels}
+KERNELS = {'warm': WarmKernels, 'papermill': PlainKernels}
 
 
 def execute(project: Project, *sources: str, kind='warm', limit=60, **parameters):
@@ -266,7 +266,7 @@ def test_both_kinds_of_kernels_leave_the_same_notebook(project, monkeypatch):
                                           if 'application/vnd.jupyter.widget-view+json' in o.get('data', {})}, key=outputs.index)): outputs = outputs.replace(model, str(i))
         seen[kind] = outputs, sorted(s['model_name'] for s in state), sorted(str(s['state'].get('value', s['state'].get('outputs'))) for s in state)
         assert 'from a child' in outputs and 'inside' in str(state) and 'image/png' in outputs
-    assert seen['warm'] == seen['plain']
+    assert seen['warm'] == seen['papermill']
 
 
 def test_help_notebook_of_papermill_explains_the_parameters():
