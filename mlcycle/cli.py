@@ -11,9 +11,9 @@ from . import __version__
 from .core import MlcycleError, Project, SettingsError, jsonable
 
 # %% auto #0
-__all__ = ['EXTRA_OF', 'as_json', 'said_by', 'because', 'SIGNS', 'Mlcycle', 'needed_extra', 'main', 'with_project', 'say',
-           'table', 'demo', 'new', 'run_steps', 'run_every', 'tell_step', 'status', 'lab', 'app', 'score', 'serve',
-           'label', 'monitor', 'check_silence', 'alarm', 'list_alarms', 'ack', 'mute', 'log', 'schedule',
+__all__ = ['EXTRA_OF', 'as_json', 'said_by', 'because', 'decided_by', 'SIGNS', 'Mlcycle', 'needed_extra', 'main', 'with_project',
+           'say', 'table', 'demo', 'new', 'run_steps', 'run_every', 'tell_step', 'status', 'lab', 'app', 'score',
+           'serve', 'label', 'monitor', 'check_silence', 'alarm', 'list_alarms', 'ack', 'mute', 'log', 'schedule',
            'show_schedule', 'write_schedule', 'run_due_slots', 'retrain', 'approve', 'override_gate', 'promote',
            'rollback', 'replay', 'canary', 'shares_of', 'traffic', 'history', 'audit', 'read_head', 'card', 'retire']
 
@@ -63,6 +63,7 @@ def with_project(read_only: bool=False): # a decorator
 as_json = click.option('--json', 'as_json', is_flag=True, help='Print one JSON document and nothing else.')
 said_by = click.option('--as', 'by', required=True, metavar='NAME', help='Who decides.')
 because = click.option('--because', required=True, metavar='TEXT', help='The reason.')
+decided_by = click.option('--as', 'by', default=None, metavar='NAME', help='Who decides; default: who is at work.')
 
 def say(document: object, as_json: bool, text: str='') -> None:
     "Print a document as JSON, or the text for a person."
@@ -361,47 +362,51 @@ def override_gate(project: Project, gate: str, version: str, by: str, because: s
 @click.argument('version', metavar='MODEL_VERSION')
 @click.option('--to', 'role', type=click.Choice(['champion', 'challenger', 'shadow']), default='champion', show_default=True,
               help='The role to give.')
+@decided_by
 @click.option('--because', default='', metavar='TEXT', help='The reason.')
 @with_project()
-def promote(project: Project, version: str, role: str, because: str) -> None:
+def promote(project: Project, version: str, role: str, by: str | None, because: str) -> None:
     "Give a version a role, if its gates are open."
     from mlcycle.registry import promote as give
-    give(project, version, to=role, because=because or 'all gates open')
+    give(project, version, to=role, because=because or 'all gates open', by=by)
     click.echo(f'Version {version} is {role}. Next: mlcycle run')
 
 @main.command()
+@decided_by
 @click.option('--because', default='rolled back', metavar='TEXT', help='The reason.')
 @with_project()
-def rollback(project: Project, because: str) -> None:
+def rollback(project: Project, by: str | None, because: str) -> None:
     "Back to the champion before."
     from mlcycle.registry import rollback as back
-    entry = back(project, because=because)
+    entry = back(project, because=because, by=by)
     click.echo(f"Version {entry.body['version']} is champion again.")
 
 @main.command()
 @click.argument('version', metavar='MODEL_VERSION')
 @click.option('--days', type=float, default=30, show_default=True, help='How much of the log.')
+@click.option('--because', default='', metavar='TEXT', help='Why it is asked for.')
 @as_json
 @with_project()
-def replay(project: Project, version: str, days: float, as_json: bool) -> None:
+def replay(project: Project, version: str, days: float, because: str, as_json: bool) -> None:
     "The last days of the log through a version that is not live."
     from mlcycle.release import replay as again
-    found = again(project, version, days=days)
+    found = again(project, version, days=days, because=because)
     say(found.body(), as_json, f'{found.headline}\nchurn {found.churn.text}')
 
 @main.command()
 @click.argument('version', required=False, metavar='[MODEL_VERSION]')
 @click.option('--steps', default='', metavar='SHARES', help='Such as 0.01,0.05,0.25,1; default: deployment.canary.steps.')
 @click.option('--stop', 'ending', is_flag=True, help='End it: all traffic goes back to the champion.')
+@decided_by
 @click.option('--because', default='by command', metavar='TEXT', help='The reason.')
 @as_json
 @with_project()
-def canary(project: Project, version: str | None, steps: str, ending: bool, because: str, as_json: bool) -> None:
+def canary(project: Project, version: str | None, steps: str, ending: bool, by: str | None, because: str, as_json: bool) -> None:
     "Begin a canary, or look at the one on its way (raise, stop, promote, wait); `serve` does not divide requests yet. Exit 1 when stopped."
     from mlcycle.canary import begin, look, stop
     shares = shares_of(steps)
-    if ending: done = stop(project, because=because)
-    else: done = begin(project, version, because=because, steps=shares) if version else look(project)
+    if ending: done = stop(project, because=because, by=by)
+    else: done = begin(project, version, because=because, steps=shares, by=by) if version else look(project)
     say(done.body(), as_json, done.headline)
     if done.state == 'stopped' and not ending: sys.exit(1)
 
@@ -412,16 +417,17 @@ def shares_of(text: str) -> list[float] | None:
 
 @main.command()
 @click.argument('shares', nargs=-1, metavar='[VERSION=SHARE]...')
+@decided_by
 @click.option('--because', default='by command', metavar='TEXT', help='The reason.')
 @as_json
 @with_project()
-def traffic(project: Project, shares: tuple, because: str, as_json: bool) -> None:
+def traffic(project: Project, shares: tuple, by: str | None, because: str, as_json: bool) -> None:
     "Show which share of the ids each version is given, or set it; recorded, while `serve` still answers by the champion alone."
     from mlcycle.traffic import current_traffic, set_traffic
     pairs = dict(s.partition('=')[::2] for s in shares)
     wanted = {v: shares_of(s)[0] for v, s in pairs.items() if shares_of(s)}
     if len(wanted) < len(shares): raise SettingsError(f'{" ".join(shares)} is no split. Give such as 3=0.1.')
-    now = set_traffic(project, wanted, because=because) if shares else current_traffic(project)
+    now = set_traffic(project, wanted, because=because, by=by) if shares else current_traffic(project)
     say(now and now.body(), as_json, now.headline if now else 'No champion, so nothing answers.')
 
 @main.command()
@@ -469,11 +475,12 @@ def card(project: Project, view: str, version: str | None, out: str | None) -> N
 @main.command()
 @click.argument('version', metavar='MODEL_VERSION')
 @click.option('--successor', default='', metavar='V', help='The version that answers instead.')
+@decided_by
 @because
 @click.option('--yes', is_flag=True, help='Do it; without this only the plan is shown.')
 @with_project()
-def retire(project: Project, version: str, successor: str, because: str, yes: bool) -> None:
+def retire(project: Project, version: str, successor: str, by: str | None, because: str, yes: bool) -> None:
     "End a version's life: archive, switch off, clean up. A dry run unless --yes."
     from mlcycle.retirement import retire as end
-    done = end(project, version, successor=successor or None, because=because, confirm=yes)
+    done = end(project, version, successor=successor or None, because=because, by=by, confirm=yes)
     click.echo(done.headline if yes else f'{done.headline}\nThis was a dry run. To do it: add --yes')
