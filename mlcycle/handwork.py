@@ -10,7 +10,8 @@ from .core import Blocked, Project, Result, digest
 from .desk import Desk, is_live
 from .execution import parameters_of
 from .jobs import running
-from .pipeline import GIVEN, STEPS, code_of, fingerprint, last_end, step_file
+from .fingerprints import STEPS, code_of, fingerprint, settled, step_file
+from .pipeline import last_end
 
 # %% auto #0
 __all__ = ['Begun', 'recorded', 'finished']
@@ -68,7 +69,7 @@ def finished(desk: Desk) -> None:
 
 def _note(project: Project, stage: str, begun: Begun) -> None:
     step = STEPS[stage]
-    prints = fingerprint(project, step, {}) | {k: begun.prints[k] for k in GIVEN if k in begun.prints} | {'notebook': _notebook_run(project, stage)}
+    prints = settled(begun.prints, fingerprint(project, step, {})) | {'notebook': _notebook_run(project, stage)}
     body = dict(stage=stage, state='done', why='by hand in JupyterLab', seconds=round(time.monotonic()-begun.at, 3), report='', exit_status=0,
                 attempts=1, run='by hand', parameters={}, left_behind=[], fingerprint=prints)
     project.ledger.append(stage=stage, kind='run', subject=stage, body=body, actor=project.actor)
