@@ -478,6 +478,7 @@ class DeploymentSection(Record):
     name: str = '' # of image and service; empty: from the project's
     port: Annotated[int, Field(ge=1, le=65535)] = 8000
     replicas: Annotated[int, Field(ge=1)] = 2
+    pod_requests: Annotated[int, Field(ge=1)] = 100 # a second that one pod carries before another is added
     image: str = ''
     canary: CanarySection = CanarySection()
 

@@ -48,22 +48,104 @@ def run(*command: str) -> None:
     assert done.returncode == 0, done.stdout+done.stderr
 
 
-def test_compose_file_and_workflow_fit_their_schemas(bundle):
+def test_compose_file_and_pipelines_fit_their_schemas(bundle):
     run('check-jsonschema', '--builtin-schema', 'vendor.compose-spec', str(bundle[1]/'compose.yaml'))
     run('check-jsonschema', '--builtin-schema', 'vendor.github-workflows', str(bundle[1]/'.github/workflows/deploy.yml'))
     run('check-jsonschema', '--builtin-schema', 'custom.github-workflows-require-timeout', str(bundle[1]/'.github/workflows/deploy.yml'))
+    run('check-jsonschema', '--builtin-schema', 'vendor.gitlab-ci', '--data-transform', 'gitlab-ci', str(bundle[1]/'.gitlab-ci.yml'))
+
+
+def test_both_pipelines_test_build_scan_push_deploy_and_roll_back(bundle):
+    import yaml
+    github = yaml.safe_load((bundle[1]/'.github/workflows/deploy.yml').read_text())
+    gitlab = yaml.safe_load((bundle[1]/'.gitlab-ci.yml').read_text())
+    said = {'github': ' '.join(s.get('run', '') for job in github['jobs'].values() for s in job['steps']),
+            'gitlab': ' '.join(' '.join(job['script']) for job in gitlab.values() if isinstance(job, dict) and 'script' in job)}
+    for name, text in said.items():
+        for part in ('server.py check', 'pip_audit', 'docker build', 'image.tar', '--exit-code 1', 'docker push', 'kubectl set image', 'kubectl rollout undo'):
+            assert part in text, (name, part)
+    assert github['jobs']['rollback']['if'] == "inputs.action == 'rollback'" and gitlab['rollback']['rules'][0]['when'] == 'manual'
+    assert gitlab['stages'] == ['test', 'build', 'scan', 'push', 'deploy'] and {gitlab[j]['stage'] for j in gitlab['stages']} == set(gitlab['stages'])
+    scanning = next(s for s in github['jobs']['image']['steps'] if s.get('name') == 'Scan')
+    assert 'env' not in scanning and 'docker.sock' not in said['github']     # what scans gets a file and no secret
 
 
 def test_kubernetes_objects_fit_the_published_schemas(bundle):
-    files = sorted((bundle[1]/'kubernetes').glob('*.yaml'))
-    assert len(files) == 4
+    files = sorted((bundle[1]/'kubernetes').rglob('*.yaml'))
+    assert len(files) == 5
     for version in ('1.37', '1.33'): run('kubernetes-validate', '--strict', '-k', version, *map(str, files))
     import yaml
-    objects = {o['kind']: o for f in files for o in yaml.safe_load_all(f.read_text())}
+    objects = {o['kind']: o for f in files if f.parent.name != 'canary' for o in yaml.safe_load_all(f.read_text())}
     assert set(objects) == {'Deployment', 'Service', 'HorizontalPodAutoscaler', 'PodDisruptionBudget'} and objects['HorizontalPodAutoscaler']['apiVersion'] == 'autoscaling/v2'
     container = objects['Deployment']['spec']['template']['spec']['containers'][0]
     assert {'startupProbe', 'livenessProbe', 'readinessProbe'} <= set(container) and set(container['resources']) == {'requests', 'limits'}
     assert container['securityContext']['readOnlyRootFilesystem'] and objects['Deployment']['spec']['template']['spec']['securityContext']['runAsNonRoot']
+
+
+def test_the_canary_is_the_same_pod_beside_the_others_and_the_service_finds_both(bundle):
+    import yaml
+    read = lambda name: yaml.safe_load((bundle[1]/'kubernetes'/name).read_text())
+    stable, canary = read('deployment.yaml'), read('canary/deployment.yaml')
+    assert canary['metadata']['name'] == stable['metadata']['name']+'-canary' and canary['spec']['replicas'] == 1
+    labels = [d['spec']['template']['metadata'].pop('labels') for d in (stable, canary)]
+    assert canary['spec']['template'] == stable['spec']['template']
+    service, chosen = read('service.yaml')['spec']['selector'], lambda selector, pod: selector.items() <= pod.items()
+    assert all(chosen(service, pod) for pod in labels)
+    own = [d['spec']['selector']['matchLabels'] for d in (stable, canary)]
+    assert [[chosen(o, pod) for pod in labels] for o in own] == [[True, False], [False, True]]
+    assert [chosen(read('disruption.yaml')['spec']['selector']['matchLabels'], pod) for pod in labels] == [True, False]
+
+
+def test_the_autoscaler_counts_what_the_server_exports(project, bundle):
+    import yaml
+    from mlcycle.serving import Counters
+    metrics = yaml.safe_load((bundle[1]/'kubernetes/autoscaler.yaml').read_text())['spec']['metrics']
+    pods = next(m['pods'] for m in metrics if m['type'] == 'Pods')
+    import prometheus_client
+    counters = Counters({'/predict'})
+    counters.seen('/predict', 200, .01)
+    assert f'{pods["metric"]["name"]}_total'.encode() in prometheus_client.generate_latest(counters.registry)
+    assert pods['target'] == {'type': 'AverageValue', 'averageValue': str(project.settings.deployment.pod_requests)}
+
+
+EXTENSION = {'minReplicas', 'maxReplicas', 'scaleMetric', 'scaleTarget', 'timeout'}     # KServe's ComponentExtensionSpec, serving.kserve.io/v1beta1; all else is a PodSpec
+
+def test_kserve_gets_a_valid_pod_and_its_own_fields(bundle, tmp_path):
+    import yaml
+    made = yaml.safe_load((bundle[1]/'kserve/inferenceservice.yaml').read_text())
+    assert (made['apiVersion'], made['kind'], set(made['spec'])) == ('serving.kserve.io/v1beta1', 'InferenceService', {'predictor'})
+    predictor = made['spec']['predictor']
+    own = {k: predictor.pop(k) for k in EXTENSION & set(predictor)}
+    assert own['scaleMetric'] in ('cpu', 'memory', 'concurrency', 'rps') and 0 < own['minReplicas'] <= own['maxReplicas'] and own['scaleTarget'] > 0
+    pod = tmp_path/'pod.yaml'
+    pod.write_text(yaml.safe_dump({'apiVersion': 'v1', 'kind': 'Pod', 'metadata': made['metadata'], 'spec': predictor}))
+    for version in ('1.37', '1.33'): run('kubernetes-validate', '--strict', '-k', version, str(pod))
+    assert predictor['containers'][0]['name'] == 'kserve-container' and predictor['containers'][0]['ports'][0]['name'] == 'http1'
+
+
+def engine() -> str:
+    "A container engine that answers, or nothing."
+    for name in ('docker', 'podman'):
+        if shutil.which(name) and subprocess.run([name, 'info'], capture_output=True).returncode == 0: return name
+    return ''
+
+
+def test_the_image_builds_and_runs_shut_and_answers(bundle):
+    name = engine()
+    if not name: pytest.skip('no container engine answers here (docker info, podman info)')
+    run_engine = lambda *args: subprocess.run([name, *args], check=True, capture_output=True, text=True).stdout.strip()
+    run_engine('build', '--tag', 'mlcycle-test', str(bundle[1]))
+    container = run_engine('run', '--detach', '--read-only', '--tmpfs', '/tmp', '--cap-drop', 'ALL', '--env', f'MLCYCLE_TOKEN={TOKEN}', '--publish', '127.0.0.1::8000', 'mlcycle-test')
+    try:
+        port = int(run_engine('port', container, '8000').rpartition(':')[2])
+        for _ in range(300):
+            try: ask(port, '/ready'); break
+            except OSError: time.sleep(.1)
+        golden = json.loads((bundle[1]/'golden.json').read_text())
+        answers = ask(port, '/predict', {'records': golden['inputs']})['predictions']
+        assert [a['decision'] for a in answers] == [g['decision'] for g in golden['outputs']]
+        assert run_engine('exec', container, 'id', '-u') == '10001'
+    finally: run_engine('rm', '--force', container)
 
 
 def test_dockerfile_is_read_by_the_builders_own_parser(bundle):
