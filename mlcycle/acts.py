@@ -60,11 +60,10 @@ def lines_of(deed: Deed, values: dict) -> tuple[str, str]: # Python, command
 # %% ../nbs/12eb_acts.ipynb #5a4283ae
 def against(project: Project, deed: Deed, values: dict) -> str: # '' when nothing stands in the way
     "Why a deed cannot be done with these values."
-    empty = [label(n) for n in deed.needs if str(values.get(n) or '').strip() == '']
-    if empty: return f'Still to fill in: {", ".join(empty)}.'
     try: deed.refuse(project, **values)
     except MlcycleError as error: return str(error)
-    return ''
+    empty = [label(n) for n in deed.needs if str(values.get(n) or '').strip() == '']
+    return f'Still to fill in: {", ".join(empty)}.' if empty else ''
 
 def shown_of(project: Project, about: Callable, values: dict) -> tuple[str, bool]: # HTML; whether there is something to decide
     "All that is decided upon, or what is missing."

@@ -21,7 +21,7 @@ from .traffic import current_traffic, set_traffic
 
 # %% auto #0
 __all__ = ['GUARDS', 'BOTH_WAYS', 'MISMATCH', 'READING', 'MOST', 'Canary', 'epoch_rows', 'quantities', 'read_guards', 'begin',
-           'running', 'look', 'stop']
+           'may_begin', 'running', 'look', 'stop']
 
 # %% ../nbs/05c_canary.ipynb #d3b63f46
 GUARDS = ('errors', 'slow', 'decisions', 'score', 'estimated', 'realised')
@@ -145,14 +145,9 @@ def begin(project: Project, version: str, *,
           by: str | None=None, # who decides; default: the project's actor
           ) -> Canary:
     "Give a version its first share of the ids; Blocked while another is on its way or where it may not answer."
-    version = admit(project, str(version))
-    for found in (check(project, g, version) for g in project.settings.gates if g.evidence in ('replay', 'shadow')):
-        if found.answer != 'pass': raise Blocked(f'Version {version} waits at gate {found.name} ({found.answer}, {found.why}). Next: {found.command}')
     with _one_at_a_time(project):
-        if (other := running(project)): raise Blocked(f'Version {other.version} is on its way at {100*other.share:.4g} %. Let it end, or: mlcycle canary --stop')
-        settings = project.settings.deployment.canary
+        version, settings = may_begin(project, version), project.settings.deployment.canary
         if steps: settings = type(settings)(**{**settings.model_dump(), 'steps': steps})
-        if champion_of(project.ledger) == version: raise Blocked(f'Version {version} is the champion already.')
         share = min(settings.steps[0], MOST)
         traffic = set_traffic(project, {version: share}, because=f'canary, step 1 of {len(settings.steps)}: {because}', by=by)
         made = Canary(version=version, champion=traffic.champion, state='begun', step=0, epochs=[traffic.epoch],
@@ -161,6 +156,15 @@ def begin(project: Project, version: str, *,
                       margins={g: getattr(settings, g) for g in GUARDS})
         project.record(made, subject=version)
         return made
+
+def may_begin(project: Project, version: str) -> str: # its number
+    "The version that a canary may let in; Blocked where it may not answer, has not been replayed as asked, or another is on its way."
+    version = admit(project, str(version))
+    for found in (check(project, g, version) for g in project.settings.gates if g.evidence in ('replay', 'shadow')):
+        if found.answer != 'pass': raise Blocked(f'Version {version} waits at gate {found.name} ({found.answer}, {found.why}). Next: {found.command}')
+    if (other := running(project)): raise Blocked(f'Version {other.version} is on its way at {100*other.share:.4g} %. Let it end, or: mlcycle canary --stop')
+    if champion_of(project.ledger) == version: raise Blocked(f'Version {version} is the champion already.')
+    return version
 
 MOST = 0.5 # of the ids to a candidate that is not promoted yet, so that there is somebody to compare it with
 

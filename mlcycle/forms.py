@@ -14,8 +14,8 @@ from .pipeline import STEPS
 
 # %% auto #0
 __all__ = ['LONG', 'Change', 'changes', 'write', 'undoable', 'undo', 'as_toml', 'as_python', 'stale_after', 'checked', 'Control',
-           'annotation_of', 'helps', 'help_of', 'choice', 'text', 'words', 'tick', 'number', 'scalar', 'control',
-           'rows', 'Form']
+           'annotation_of', 'helps', 'help_of', 'choice', 'text', 'words', 'tick', 'number', 'numbers', 'scalar',
+           'control', 'rows', 'Form']
 
 # %% ../nbs/12e_forms.ipynb #c8f3f296
 class Change(Record):
@@ -163,6 +163,10 @@ def number(kinds: tuple, words: tuple=()) -> Callable[[str], object]: # text →
             raise SettingsError(f'{typed[:40]!r} is not {" or ".join([what, *words])}') from None
     return parse
 
+def numbers(typed: str) -> list[float]:
+    "Numbers divided by commas."
+    return [number((float,))(part) for part in typed.split(',') if part.strip()]
+
 def scalar(typed: str) -> object:
     "A free value as TOML would have it: a number, yes or no, or text."
     try: return json.loads(typed) if typed not in ('', 'null') and not typed.startswith(('"', '{', '[')) else typed or None
@@ -185,6 +189,7 @@ def control(kind: object, value: object, *, options: object=None, name: str='') 
 LONG = ('objective', 'decision', 'intended_use', 'out_of_scope')   # settings that hold sentences
 
 def _several(kind: object, value: list, options: object) -> Control:
+    if _plain(kind) in (float, int): return text(', '.join(f'{v:g}' for v in value or []), numbers)
     return rows(kind, value, options or {}) if isinstance(kind, type) and issubclass(kind, Record) else words(value, options)
 
 def rows(record: type[Record], value: list[dict], options: dict) -> Control:

@@ -13,7 +13,7 @@ from .ledger import ROLE_KINDS, Entry
 from .scoring import admit, holder
 
 # %% auto #0
-__all__ = ['SLOTS', 'slots', 'Traffic', 'whole', 'divide', 'arm', 'arms', 'current_traffic', 'set_traffic']
+__all__ = ['SLOTS', 'slots', 'Traffic', 'whole', 'divide', 'arm', 'arms', 'current_traffic', 'set_traffic', 'wanted_shares']
 
 # %% ../nbs/00iba_traffic.ipynb #67c7de92
 SLOTS = 1_000_000 # a share is exact to a millionth
@@ -113,16 +113,21 @@ def set_traffic(project: Project, shares: dict[str, float], *, # version → sha
     "Divide the ids among versions that may answer, from now on; Blocked where one may not."
     project.must_write(Traffic.kind)
     if not because.strip(): raise SettingsError('A change of traffic needs a reason. Add --because TEXT.')
-    champion = holder(project, 'champion')
-    now, wanted = current_traffic(project), _checked(shares, champion)
+    now, wanted = current_traffic(project), wanted_shares(project, shares)
     for version in wanted:
-        admit(project, version)
         if version not in now.shares: project.registry.load(version)   # what cannot be loaded cannot answer
     salt = now.salt if len(now.shares) > 1 else secrets.token_hex(16)
-    split = Traffic(champion=champion, shares=wanted, salt=salt, runs=divide(now, wanted), because=because,
+    split = Traffic(champion=now.champion, shares=wanted, salt=salt, runs=divide(now, wanted), because=because,
                     by=by or project.actor)
-    entry = project.record(split, subject=max(wanted, key=lambda v: (v != champion, wanted[v])))
+    entry = project.record(split, subject=max(wanted, key=lambda v: (v != now.champion, wanted[v])))
     return split.model_copy(update={'epoch': entry.seq, 'since': entry.at})
+
+def wanted_shares(project: Project, shares: dict[str, float]) -> dict[str, float]: # version → share, the champion's first
+    "A split as it would be, together 1; an error where the shares are none, Blocked where a version may not answer."
+    champion = holder(project, 'champion')
+    wanted = _checked(shares, champion)
+    for version in wanted: admit(project, version)
+    return wanted
 
 def _checked(shares: dict[str, float], champion: str) -> dict[str, float]: # with the champion's, largest last known first
     "Shares that are shares, together 1; whatever else came is named."
