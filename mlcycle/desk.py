@@ -7,11 +7,11 @@ from __future__ import annotations
 import os
 from importlib.util import find_spec
 from typing import Callable
-from .core import MlcycleError, Project, escaped, read_settings
+from .core import MlcycleError, Project, escaped, read_settings, shown
 
 # %% auto #0
 __all__ = ['STYLE', 'BLUE', 'ORANGE', 'RED', 'GREY', 'is_live', 'part_html', 'drawn', 'View', 'inside', 'html_box', 'Folded',
-           'unfolded', 'Desk', 'opened', 'result_html']
+           'unfolded', 'Desk', 'opened', 'Dial', 'result_html']
 
 # %% ../nbs/12d_desk.ipynb #904ce63c
 def is_live() -> bool:
@@ -124,6 +124,50 @@ class Desk:
 def opened(folder: str) -> Project:
     "A step's project: written, or only read where MLCYCLE_READ_ONLY says so."
     return Project(folder, read_only=os.environ.get('MLCYCLE_READ_ONLY') == '1')
+
+# %% ../nbs/12d_desk.ipynb #919bf9ce
+class Dial:
+    "Something to see at a value that a person chooses."
+    def __init__(self, title: str, draw: Callable[[Project, object], str], *, options: Callable[[Project], list], # values, or (text, value)
+                 start: Callable[[Project], object]=lambda project: None, # among the options; None: the first
+                 ): self.title, self.draw, self.options, self.start = title, draw, options, start
+
+    def _offered(self, project: Project) -> list[tuple[str, object]]: # [] where there is nothing to choose
+        try: return [o if isinstance(o, tuple) else (shown(o), o) for o in self.options(project)]
+        except MlcycleError: return []
+
+    def _first(self, project: Project, offered: list) -> object:
+        wanted = self.start(project) if offered else None
+        return wanted if wanted in [v for _, v in offered] else offered[0][1] if offered else None
+
+    def html(self, project: Project) -> str:
+        return part_html(self.title, drawn(lambda p: self.draw(p, self._first(p, self._offered(p))), project))
+
+    def widget(self, desk: Desk):
+        import ipywidgets
+        self.desk, self.box, self.control, self.seen = desk, html_box(''), None, None
+        self.place = ipywidgets.VBox()
+        self.refresh(desk)
+        return ipywidgets.VBox([html_box(part_html(self.title, '')), self.place, self.box])
+
+    def refresh(self, desk: Desk) -> None:
+        offered = self._offered(desk.project)
+        if offered != self.seen: self._offer(offered)
+        self._draw()
+
+    def _offer(self, offered: list) -> None:
+        "A slider over numbers in order, a list of anything else; what was chosen stays where it still can be."
+        import ipywidgets
+        kept, self.seen = self.control and self.control.value, offered
+        value = kept if kept in [v for _, v in offered] else self._first(self.desk.project, offered)
+        kind = ipywidgets.SelectionSlider if all(isinstance(v, float) for _, v in offered) else ipywidgets.Dropdown
+        self.control = kind(options=offered, value=value, layout=ipywidgets.Layout(width='520px', max_width='98%')) if offered else None
+        if self.control: self.control.observe(lambda _: self._draw(), 'value')
+        self.place.children = [self.control] if self.control else []
+
+    def _draw(self) -> None:
+        value = self.control.value if self.control else None
+        self.box.value = inside(drawn(lambda p: self.draw(p, value), self.desk.project))
 
 # %% ../nbs/12d_desk.ipynb #a6365207
 def result_html(do: Callable[[], object]) -> str: # trusted HTML
