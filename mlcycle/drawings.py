@@ -80,7 +80,7 @@ def _upright(f: Frame, level: Level) -> str:
 
 def _axes(f: Frame, points: list[dict], x: str, y: str) -> str:
     ticks = ''.join(f'<text x="54" y="{f.y(v)+4:.1f}" text-anchor="end">{shown(float(v))}</text>' for v in (f.low, (f.low+f.high)/2, f.high))
-    ends = ''.join(f'<text x="{f.x(p["x"]):.1f}" y="{f.height-18}" text-anchor="middle">{p["x"]:,.6g}</text>' for p in (points[0], points[-1])[:len(points)])
+    ends = ''.join(f'<text x="{f.x(p["x"]):.1f}" y="{f.height-18}" text-anchor="middle">{p["x"]:,.{6 if abs(p["x"]) >= 1 else 3}g}</text>' for p in (points[0], points[-1])[:len(points)])
     return f'{ticks}{ends}<text x="{(f.width-140)/2}" y="{f.height-4}" text-anchor="middle">{escaped(x)}</text><text x="4" y="12">{escaped(y)}</text>'
 
 # %% ../nbs/12ga_drawings.ipynb #a57d2f6e
