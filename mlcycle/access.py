@@ -6,12 +6,12 @@
 from __future__ import annotations
 import asyncio, base64, binascii, hashlib, hmac, json, logging, os, secrets, time
 from pathlib import Path
-from typing import Callable
+from typing import Callable, NamedTuple
 from .core import Blocked, Record, SettingsError
 
 # %% auto #0
 __all__ = ['SHORTEST', 'LOOPBACK', 'log', 'HEADERS', 'check_token', 'find_token', 'may_listen', 'Access', 'access_for',
-           'host_name', 'given_token', 'refusal', 'Guard', 'Reply']
+           'host_name', 'given_token', 'refusal', 'Asked', 'Guard', 'Reply']
 
 # %% ../nbs/00ia_access.ipynb #bbb085fc
 SHORTEST = 16 # characters of a token
@@ -102,13 +102,21 @@ def refusal(access: Access, path: str, headers: dict[str, list[str]]) -> tuple[i
 # %% ../nbs/00ia_access.ipynb #ca212076
 log = logging.getLogger('mlcycle.access')
 
+class Asked(NamedTuple):
+    "A request that came in, whole."
+    body: bytes
+    headers: dict[str, list[str]] # by name in lower case
+    request_id: str
+    caller: str # address
+
 class Guard:
     "An ASGI app around another one: host, origin, token, size, time and number of requests."
     def __init__(self, app: Callable, # the application
                  access: Access, # who may come in
                  seen: Callable=lambda path, status, seconds: None, # told about every answer
+                 quick: dict[str, Callable] | None=None, # path → what answers a POST there without the application
                  ):
-        self.app, self.access, self.seen, self.active = app, access, seen, 0
+        self.app, self.access, self.seen, self.quick, self.active = app, access, seen, quick or {}, 0
 
     async def __call__(self, scope: dict, receive: Callable, send: Callable) -> None:
         "Let a request in, or answer it here."
@@ -130,16 +138,20 @@ class Guard:
         self.active += 1
         try:
             body = await self._body_in_time(receive, headers)
-            if isinstance(body, bytes): await self.app(scope, _replayed(body, receive), reply)
-            elif body: await reply.refuse(*body)
+            if body is None: return
+            if not isinstance(body, bytes): await reply.refuse(*body)
+            elif scope['method'] == 'POST' and (answer := self.quick.get(scope['path'])):
+                await reply.whole(*await answer(Asked(body, headers, reply.request_id, (scope.get('client') or ('',))[0])))
+            else: await self.app(scope, _replayed(body, receive), reply)
         except Exception:
             log.exception('request %s failed', reply.request_id)
             await reply.refuse(500, 'unexpected', 'Something went wrong here, not in the request. Give the request id to whoever runs this server.')
         finally: self.active -= 1
 
     async def _body_in_time(self, receive: Callable, headers: dict) -> bytes | tuple | None: # the body, a refusal, or None: hung up
-        try: body = await asyncio.wait_for(self._body(receive, headers), self.access.seconds)
-        except asyncio.TimeoutError: return 408, 'too_slow', f'The request did not arrive within {self.access.seconds:g} seconds.'
+        try:
+            async with asyncio.timeout(self.access.seconds): body = await self._body(receive, headers)
+        except TimeoutError: return 408, 'too_slow', f'The request did not arrive within {self.access.seconds:g} seconds.'
         except _Gone: return None
         return (413, 'too_large', f'The body is larger than {self.access.largest:,} bytes. Send it in parts.') if body is None else body
 
@@ -180,12 +192,16 @@ class Reply:
             message = message | {'headers': [h for h in message.get('headers', []) if h[0].lower() not in own]+[*own.items()]}
         await self.send(message)
 
+    async def whole(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
+        "An answer in JSON, all of it."
+        headers = [(b'content-type', b'application/json'), (b'content-length', str(len(body)).encode()), *headers]
+        await self({'type': 'http.response.start', 'status': status, 'headers': headers})
+        await self({'type': 'http.response.body', 'body': body})
+
     async def refuse(self, status: int, code: str, message: str) -> None:
         "Answer with an error, unless an answer has begun."
         if self.status: return
         body = json.dumps({'code': code, 'message': message, 'request_id': self.request_id}).encode()
         extra = {401: [(b'www-authenticate', b'Basic realm="mlcycle", charset="UTF-8"')], 503: [(b'retry-after', b'1')]}
         closing = [(b'connection', b'close')] if status in (408, 413) else []
-        await self({'type': 'http.response.start', 'status': status, 'headers': [(b'content-type', b'application/json'),
-                    (b'content-length', str(len(body)).encode()), *extra.get(status, []), *closing]})
-        await self({'type': 'http.response.body', 'body': body})
+        await self.whole(status, [*extra.get(status, []), *closing], body)

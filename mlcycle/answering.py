@@ -17,7 +17,7 @@ from .scoring import BrokenAnswer, answers, event_times, new_ids, stored_name
 from .values import plain
 
 # %% auto #0
-__all__ = ['FEW', 'teller', 'Ready', 'answer', 'broken', 'kept_types', 'kept_rows', 'keeper', 'moments']
+__all__ = ['FEW', 'teller', 'Ready', 'answer', 'broken', 'kept_types', 'kept_rows', 'keeper', 'moments', 'LogForm']
 
 # %% ../nbs/00ibd_answering.ipynb #83ee3d91
 def teller(info: ModelVersion) -> Callable: # score, or list of them -> score, decision [, scores]
@@ -39,6 +39,12 @@ class Ready:
         self.model, self.columns, self.scorer, self.path = model, columns, scorer, path
         self.version, self.tell, self.reader = str(model.version), teller(model.info), RecordReader(columns)
 
+    @property
+    def how(self) -> dict: # path, how, why
+        "How its scores are computed, and the reason."
+        if self.path is None: return {'path': 'pipeline', 'how': type(self.model.estimator).__name__, 'why': 'not compared yet'}
+        return {'path': self.path.path, 'how': self.path.how, 'why': self.path.why}
+
 def answer(ready: Ready, records: list[dict], # valid ones
            ) -> list[dict]: # prediction_id, version, score, decision [, scores]
     "What each record's caller is told; BrokenAnswer where the model gives no finite score for each."
@@ -54,10 +60,11 @@ def _compiled(ready: Ready, records: list[dict]) -> list:
     try:
         if len(records) <= FEW: scores = [scorer.one(r) for r in records]
         else: scores = scorer.many({n: [r.get(n) for r in records] for n in scorer.raw}).tolist()
+        flat = scores if type(scores[0]) is float else [s for row in scores for s in row]
+        whole = len(scores) == len(records) and all(map(math.isfinite, flat))
     except Unusual: raise
     except Exception as error: raise broken(ready, f'failed ({type(error).__name__})') from error
-    flat = scores if type(scores[0]) is float else [s for row in scores for s in row]
-    if len(scores) != len(records) or not all(map(math.isfinite, flat)): raise broken(ready, 'gave a score that is not a finite number')
+    if not whole: raise broken(ready, 'gave a score that is not a finite number')
     return scores
 
 def _by_pipeline(ready: Ready, records: list[dict]) -> list:
@@ -107,3 +114,15 @@ def moments(records: list[dict], column: str='') -> list[int]: # microseconds si
     if None not in found: return [round(when.timestamp()*1e6) for when in found]
     times = event_times(pd.DataFrame({column: pd.Series([r.get(column) for r in records], dtype=object)}), column)   # reads more forms, or says what is wrong
     return [int(when.value)//1000 for when in times]
+
+# %% ../nbs/00ibd_answering.ipynb #ee54e530
+class LogForm:
+    "How the answers of one version become rows of the log."
+    def __init__(self, info: ModelVersion, kept: dict[str, str], # column → type, as `scoring.kept_columns` gives it
+                 *, time: str='', # the column that says when a record happened
+                 marks: dict[str, Callable] | None=None): # column → what is done to its text first
+        self.types, self.keep, self.time, self.head = kept_types(info, kept), keeper(kept, marks), time, b''   # head: of a frame of rows
+
+    def rows(self, told: list[dict], records: list[dict], epoch: int=0) -> list[list]:
+        "Rows of the log, in the order of `types`."
+        return kept_rows(told, moments(records, self.time), epoch, [self.keep(r) for r in records])

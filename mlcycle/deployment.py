@@ -20,6 +20,7 @@ from .registry import Model, ModelVersion
 from .scoring import admit, answers, training_rows
 from .manifests import TEMPLATES, manifests, service_name
 from .service import check_bundle, check_golden
+from .standing import settled
 
 # %% auto #0
 __all__ = ['LATER', 'serving_modules', 'loaded_imports', 'pinned_requirements', 'imported_packages', 'estimator_packages',
@@ -127,7 +128,8 @@ def bundle_files(project: Project, model: Model) -> dict[str, bytes]: # path →
     schema = input_schema(FeaturePlan.from_body(info.plan), project.settings, sample=rows)
     golden, requirements = golden_pairs(project, model, schema), pinned_requirements(model.estimator)
     pretty = lambda value: (json.dumps(jsonable(value), indent=1, ensure_ascii=True)+'\n').encode()
-    texts = {'model.json': pretty(info.body()), 'schema.json': pretty({'columns': [c.body() for c in schema]}), 'golden.json': pretty(golden),
+    path = settled(project, model, schema).path
+    texts = {'model.json': pretty(info.body()), 'scoring.json': pretty(path.body()), 'schema.json': pretty({'columns': [c.body() for c in schema]}), 'golden.json': pretty(golden),
              'requirements.txt': ('\n'.join(requirements)+'\n').encode()}
     return {**texts, 'model.skops': model_bytes(project, info), **serving_modules(),
             **manifests(project, info.version, requirements=requirements)}

@@ -14,11 +14,10 @@ from .features import FALSE, TRUE, FeaturePlan, clean_text
 try: import orjson
 except ImportError: orjson = None   # it comes with mlcycle[serve]; without it requests are read more slowly, and no differently
 
-
 # %% auto #0
 __all__ = ['JSON_TYPES', 'EXACT', 'InputColumn', 'input_schema', 'json_schema', 'BadRequest', 'Wrong', 'strict_json',
-           'read_records', 'valid_records', 'frame_of', 'read_list', 'not_valid', 'mistake', 'is_date', 'column_values',
-           'RecordReader', 'to_records']
+           'read_records', 'valid_records', 'fitting', 'frame_of', 'read_list', 'not_valid', 'mistake', 'is_date',
+           'column_values', 'dump', 'RecordReader', 'to_records']
 
 # %% ../nbs/00ib_inputs.ipynb #625a4bde
 class InputColumn(Record):
@@ -114,6 +113,14 @@ def valid_records(body: bytes, columns: list[InputColumn], *, key: str='records'
     if errors: raise not_valid(errors, key)
     return records
 
+def fitting(records: list[dict], columns: list[InputColumn]) -> list[dict]:
+    "Valid records of one model as those of another, without the columns that it does not take; BadRequest where they do not fit."
+    known = {c.name: c for c in columns}
+    found = [{n: v for n, v in record.items() if n in known} for record in records]
+    errors = [{'record': i, 'column': n, 'message': why} for i, record in enumerate(found) for n, why in _mistakes(record, known)]
+    if errors: raise not_valid(errors, 'records')
+    return found
+
 def frame_of(records: list[dict], columns: list[InputColumn]) -> pd.DataFrame:
     "Valid records as rows."
     sent = set().union(*records)
@@ -171,6 +178,10 @@ def column_values(values: list, column: InputColumn) -> pd.Series: # floats, or 
 
 # %% ../nbs/00ib_inputs.ipynb #c0273fcd
 EXACT = 2.0**53   # beyond it whole numbers are not exact
+
+def dump(value: object) -> bytes:
+    "JSON, quickly where that is at hand."
+    return orjson.dumps(value) if orjson else json.dumps(value).encode()
 
 class RecordReader:
     "Reads the requests of one model: quickly what is plainly right, and everything else as `valid_records` does."

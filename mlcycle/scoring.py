@@ -110,7 +110,7 @@ def utc(values: pd.Series, name: str) -> pd.Series: # datetime64[us, UTC]
     return found.dt.as_unit('us')
 
 # %% ../nbs/00i_scoring.ipynb #85113116
-OURS = ('prediction_id', 'at', 'version', 'score', 'decision', 'label', 'label_at')   # names that predictions and labels use
+OURS = ('prediction_id', 'at', 'version', 'score', 'decision', 'epoch', 'label', 'label_at')   # names that predictions and labels use
 
 def stored_name(column: str) -> str: # the name of an input column in the log
     "An input column's name in the table `predictions`: its own, but for the names that the log itself uses."

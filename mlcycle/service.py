@@ -4,18 +4,26 @@
 
 # %% ../nbs/00ic_service.ipynb #18055f14
 from __future__ import annotations
-import json, logging, os, threading, time
+import json, logging, math, os, threading, time
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime, timezone
 from pathlib import Path
 import pandas as pd
+from .answering import LogForm, Ready, moments
+from .compiled import NotCompiled, ScoringPath, compare, compile_pipeline, verdict
 from .core import Blocked, DataError, IntegrityError, MlcycleError, Project, SettingsError, digest, jsonable
 from .features import FeaturePlan
 from .gates import registered
-from .inputs import InputColumn, input_schema, read_records, to_records
+from .inputs import InputColumn, dump, input_schema, to_records
 from .registry import Model, ModelVersion, loads
-from .scoring import (Retired, admit, answers, event_times, known_ids, label, log_rows, new_ids, score_with, training_rows, utc)
+from .scoring import Retired, admit, answers, kept_columns, known_ids, label, log_rows, training_rows, utc
+from .standing import Part, Standing, answered, in_order, settled, stand
+from .tally import Tally
+from .traffic import current_traffic
 
 # %% auto #0
-__all__ = ['log', 'NotLogged', 'ProjectService', 'check_bundle', 'BundleService', 'check_golden', 'collect', 'open_service']
+__all__ = ['log', 'KEPT', 'NotLogged', 'finish', 'ProjectService', 'check_bundle', 'BundleService', 'flat', 'check_golden',
+           'collect', 'open_service']
 
 # %% ../nbs/00ic_service.ipynb #e583726d
 log = logging.getLogger('mlcycle.service')
@@ -24,71 +32,151 @@ class NotLogged(MlcycleError):
     "The predictions could not be kept, so they were not given."
     exit_status = 1
 
+def finish(waiting: list[tuple], # (event loop, future)
+           error: Exception | None) -> None:
+    "Tell those who wait in event loops how their write went; one call for each loop."
+    loops: dict = {}
+    for loop, said in waiting: loops.setdefault(loop, []).append(said)
+    for loop, those in loops.items():
+        try: loop.call_soon_threadsafe(_resolve, those, error)
+        except RuntimeError: pass   # the loop has ended, and nobody waits in it
+
+def _resolve(those: list, error: Exception | None) -> None:
+    for said in those:
+        if not said.done(): said.set_result(error)
+
 class ProjectService:
-    "A project's version, as the ledger has it: `model` loads and follows it, `predict` and `label` work on rows."
+    "A project's versions, as the ledger has them: `now` follows it, `predict` and `submit` answer and keep, `label` takes outcomes."
     kept_in = 'the table predictions, before the answer'
     every = 1.0 # seconds between two looks at the ledger
 
     def __init__(self, project: Project, version: str='champion'):
-        self.project, self.version, self.lock = project, version, threading.Lock()
-        self.head = self.loaded = self.gone = None
-        self.schemas, self.looked = {}, -self.every     # version → what it takes
-        try: self.model()
+        self.project, self.version, self.lock, self.labelling = project, version, threading.Lock(), threading.Lock()
+        self.head = self.standing = self.gone = self.loaded = self.writer = None
+        self.looked, self.ready, self.forms, self.tally = -math.inf, {}, {}, Tally()     # ready: version → loaded, the newest last
+        try: self.look(wait=True)
         except Retired: pass   # it answers 410
 
     @property
     def name(self) -> str: return self.project.name
 
-    def model(self) -> Model:
-        "The model that answers now; Retired or Blocked where none may."
-        with self.lock:
-            if time.monotonic()-self.looked >= self.every: self._look()
-            if self.gone: raise self.gone
-            return self.loaded
+    def now(self) -> Standing | None:
+        "Who answers, if that was looked up lately; None: `look` first. Retired or Blocked where nobody may."
+        if time.monotonic()-self.looked >= self.every: return None
+        if self.gone: raise self.gone.with_traceback(None)
+        return self.standing
 
-    def _look(self) -> None:
-        head, self.looked = self.project.ledger.head(), time.monotonic()
-        if head == self.head: return
+    def look(self, *, wait: bool=False) -> Standing:
+        "Who answers, as the ledger has it now; while another thread looks, who answered before."
+        if not self.lock.acquire(blocking=self.standing is None or wait): return self.standing
+        try:
+            head = self.project.ledger.head()
+            if head != self.head: self._follow(head, wait=wait)
+            self.looked = time.monotonic()
+            if self.gone: raise self.gone.with_traceback(None)
+            return self.standing
+        finally: self.lock.release()
+
+    def _follow(self, head: tuple[int, str], *, wait: bool) -> None:
         try:
             version, self.gone = admit(self.project, self.version), None
-            if self.loaded is None or self.loaded.version != version: self._load(version)
-        except Blocked as error: self.gone = error
+            if self.standing and self.standing.main.version != version and not self._may(self.standing.main.version): self.standing = None
+            self.standing = self._stand(version, wait=wait)
+            self.loaded = self.standing.main.model
+        except Blocked as error: self.gone, self.standing = error, None
         self.head = head
 
-    def _load(self, version: str) -> None:
-        try: model = self.project.registry.load(version)
+    def _may(self, version: str) -> bool:
+        try: return bool(admit(self.project, version))
+        except Blocked: return False
+
+    def _stand(self, version: str, *, wait: bool) -> Standing:
+        "The version and those beside it, loaded; a version whose bytes are not the recorded ones is left out."
+        traffic = current_traffic(self.project) if self.version == 'champion' else None
+        try: main = self._ready(version, wait=wait)
         except IntegrityError as error:
             if self.loaded is None: raise
             admit(self.project, self.loaded.version)
-            return log.error('version %s stays, because: %s', self.loaded.version, error)
-        sample = training_rows(self.project, model.info)
-        self.schemas[version] = input_schema(FeaturePlan.from_body(model.info.plan), self.project.settings, sample=sample)
-        self.loaded = model
+            log.error('version %s stays, because: %s', self.loaded.version, error)
+            main, traffic = self._ready(self.loaded.version, wait=wait), None
+        others = [self._other(v, wait=wait) for v in (traffic.shares if traffic else ()) if v != version]
+        return stand(main, [r for r in others if r], traffic=traffic, key=self.project.settings.data.id)
 
-    def schema(self, model: Model | None=None) -> list[InputColumn]:
-        "What a model takes; without one, what the model loaded last takes."
-        model = model or self.loaded
-        return self.schemas[model.version] if model else []
+    def _other(self, version: str, *, wait: bool) -> Ready | None:
+        try: return self._ready(admit(self.project, version), wait=wait)
+        except (Blocked, IntegrityError) as error: return log.error('version %s has a share and may not answer: %s', version, error)
 
-    def predict(self, df: pd.DataFrame, model: Model | None=None) -> pd.DataFrame:
-        "Answers for rows by one model, kept in the log first."
-        model = model or self.model()
-        found = score_with(self.project, model, df, log=False)
-        from mlcycle.spool import spool
-        try: spool(self.project, 'predictions', log_rows(self.project, df, FeaturePlan.from_body(model.info.plan), found))
-        except Exception as error:   # whatever the disk said: an answer that is not kept is not given
-            raise NotLogged('The prediction could not be kept, so it is not given.') from error
+    def _ready(self, version: str, *, wait: bool) -> Ready:
+        "A version, loaded once; the last few stay, so that a rollback need not wait."
+        found = self.ready.pop(version, None) or self._load(version, wait=wait)
+        self.ready = {**dict([*self.ready.items()][-KEPT:]), version: found}
         return found
+
+    def _load(self, version: str, *, wait: bool) -> Ready:
+        model, settings = self.project.registry.load(version), self.project.settings
+        plan = FeaturePlan.from_body(model.info.plan)
+        columns = input_schema(plan, settings, sample=training_rows(self.project, model.info))
+        self.forms[version] = form = LogForm(model.info, kept_columns(self.project, plan), time=settings.data.time)
+        from mlcycle.spool import json_head   # it brings PyArrow, which a served bundle does without
+        form.head = json_head(form.types)
+        return settled(self.project, model, columns, wait=wait or self.standing is None)
+
+    def improve(self) -> None:
+        "Compile what answers by its pipeline until it is compared."
+        for version, found in [*self.ready.items()]:
+            if found.path is not None: continue
+            better = settled(self.project, found.model, found.columns)
+            with self.lock:
+                self.ready[version] = better
+                if self.standing and version in self.standing.arms:
+                    arms = {**self.standing.arms, version: better}
+                    main = arms[self.standing.main.version]
+                    self.standing = self.standing._replace(main=main, arms=arms)
+
+    def schema(self) -> list[InputColumn]:
+        "What the version takes that answers, or answered last."
+        return self.ready[self.loaded.version].columns if self.loaded else []
+
+    def predict(self, standing: Standing, records: list[dict]) -> list[Part]:
+        "Answers by what stands, not kept yet."
+        return answered(standing, records, seen=self.tally.seen, slow=self.project.settings.deployment.canary.slow_seconds)
+
+    def submit(self, parts: list[Part], waiting: tuple) -> bool: # whether there is something to wait for
+        "Keep answers; (event loop, future) is told when they are on the disk."
+        self._open().submit([(self._content(p), len(p.told)) for p in parts], waiting)
+        return True
+
+    def _content(self, part: Part) -> bytes:
+        form = self.forms[part.ready.version]
+        return form.head+dump(form.rows(part.told, part.records, part.epoch))+b'}'
+
+    def _open(self):
+        "The writer of this process."
+        if self.writer is None:
+            from mlcycle.spool import Writer, spool_folder
+            self.project.must_write('predictions')
+            self.writer = Writer(spool_folder(self.project, 'predictions'), reserve=2**22, tell=finish)
+        return self.writer
 
     def label(self, rows: pd.DataFrame) -> dict:
         "Keep outcomes; returns their counts."
-        with self.lock: return label(self.project, rows).body()
+        with self.labelling: return label(self.project, rows).body()
 
     def settle(self) -> None:
-        "Move what the spool keeps into the table."
+        "Move what the spool keeps into the table, and the counts into theirs."
         from mlcycle.spool import gather
-        try: gather(self.project, 'predictions', key='prediction_id')
+        try:
+            gather(self.project, 'predictions')
+            self.tally.flush(self.project)
         except Exception: log.exception('the spool could not be moved; it is tried again')   # nothing is lost: the rows stay in it
+
+    def close(self) -> None:
+        "Write what waits, and move it."
+        if self.writer is not None: self.writer.close()
+        self.writer = None
+        self.settle()
+
+KEPT = 3 # versions that stay loaded beside those that answer
 
 # %% ../nbs/00ic_service.ipynb #b2ebffd1
 def check_bundle(folder: str | Path) -> dict: # its manifest
@@ -113,42 +201,74 @@ class BundleService:
         if digest(content) != info.hash: raise IntegrityError(f'model.skops in bundle {self.folder.name!r} is not the model that was registered. Build the bundle again.')
         self.name, self.loaded = self.manifest['name'], Model(info, loads(content))
         self.columns = [InputColumn.from_body(c) for c in read('schema.json')['columns']]
-        self.time = next((c.name for c in self.columns if c.role == 'time'), '')
+        self.time, self.notice = next((c.name for c in self.columns if c.role == 'time'), ''), self.folder/'retired.json'
+        self.standing, self.tally, self.writing = stand(self._settled()), Tally(), ThreadPoolExecutor(1, 'lines')
         self.target = os.environ.get('MLCYCLE_LOG') or '-'
         self.kept_in = ('lines of JSON on standard output, as durable as what collects them' if self.target == '-' else
                         'nothing: MLCYCLE_LOG=off' if self.target == 'off' else 'a file of JSON lines, on disk before the answer')
 
-    def model(self) -> Model:
-        "The model, or Retired where `retired.json` lies in the folder."
-        notice = self.folder/'retired.json'
-        if notice.exists(): raise Retired({'at': '', 'successor': None, 'because': ''} | json.loads(notice.read_text(encoding='utf-8')) | {'version': self.loaded.version})
-        return self.loaded
+    def now(self) -> Standing:
+        "The version, or Retired where `retired.json` lies in the folder."
+        if os.path.exists(self.notice): raise Retired({'at': '', 'successor': None, 'because': ''} | json.loads(self.notice.read_text(encoding='utf-8')) | {'version': self.loaded.version})
+        return self.standing
 
-    def schema(self, model: Model | None=None) -> list[InputColumn]: return self.columns
+    def look(self) -> Standing: return self.now()
 
-    def predict(self, df: pd.DataFrame, model: Model | None=None) -> pd.DataFrame:
-        "Answers for rows, written as lines first."
-        model = model or self.model()
-        found, times = answers(model, df), event_times(df, self.time)
-        found = pd.concat([pd.DataFrame({'prediction_id': new_ids(len(df)), 'at': times, 'version': model.version}), found], axis=1)
-        inputs = jsonable(df.astype(object).to_dict('records'))
-        self._write([{'kind': 'prediction', **a, 'input': i} for a, i in zip(jsonable(found.to_dict('records')), inputs)])
-        return found
+    def schema(self) -> list[InputColumn]: return self.columns
+
+    def _settled(self) -> Ready:
+        "The version; compiled where it was so at home, and gives the golden answers here."
+        file = self.folder/'scoring.json'
+        if not file.exists(): return Ready(self.loaded, self.columns)
+        path, plainly = ScoringPath.from_body(json.loads(file.read_text(encoding='utf-8'))), Ready(self.loaded, self.columns)
+        if path.path != 'compiled' or path.model_hash != self.loaded.info.hash: return plainly
+        rows = pd.DataFrame(json.loads((self.folder/'golden.json').read_text(encoding='utf-8'))['inputs'])
+        try: scorer = compile_pipeline(self.loaded.estimator, self.loaded.info.columns, self.loaded.task)
+        except NotCompiled: return plainly
+        return plainly if verdict(compare(self.loaded, self.columns, rows, scorer=scorer)) else Ready(self.loaded, self.columns, scorer=scorer, path=path)
+
+    def predict(self, standing: Standing, records: list[dict]) -> list[Part]:
+        "Answers, not kept yet."
+        return answered(standing, records)
+
+    def submit(self, parts: list[Part], waiting: tuple) -> bool: # whether there is something to wait for
+        "Write answers as lines; (event loop, future) is told when they are written."
+        if self.target == 'off': return False
+        self.writing.submit(lambda: finish([waiting], self._failed([line for p in parts for line in self._lines(p)])))
+        return True
+
+    def _failed(self, lines: list[dict]) -> Exception | None:
+        try: self._write(lines)
+        except Exception as error: return error
+        return None
+
+    def _lines(self, part: Part) -> list[dict]:
+        whens = [datetime.fromtimestamp(at/1e6, timezone.utc).isoformat() for at in moments(part.records, self.time)]
+        return [{'kind': 'prediction', 'at': at, **flat(t), 'input': r} for at, t, r in zip(whens, part.told, part.records)]
 
     def label(self, rows: pd.DataFrame) -> dict:
         "Write outcomes as lines; a bundle cannot know whether their predictions were made."
         known = rows.astype(object).where(rows.notna(), None)
-        self._write([{'kind': 'label', **r} for r in jsonable(known.to_dict('records'))])
+        try: self._write([{'kind': 'label', **r} for r in jsonable(known.to_dict('records'))])
+        except OSError as error: raise NotLogged('The outcomes could not be kept.') from error
         return {'rows': len(rows), 'note': 'kept as lines; they are matched when the log is collected into the project'}
 
     def settle(self) -> None: "Nothing waits: the lines are where they stay."
 
+    improve = settle
+
+    def close(self) -> None:
+        "Write what waits."
+        self.writing.shutdown()
+
     def _write(self, lines: list[dict]) -> None:
         text = ''.join(json.dumps(line, ensure_ascii=True)+'\n' for line in lines)
         if self.target == 'off': return
-        try:
-            with self.lock: print(text, end='', flush=True) if self.target == '-' else _append(Path(self.target), text)
-        except OSError as error: raise NotLogged('The prediction could not be kept, so it is not given.') from error
+        with self.lock: print(text, end='', flush=True) if self.target == '-' else _append(Path(self.target), text)
+
+def flat(told: dict) -> dict:
+    "An answer with the scores of classes as columns of their own, as a DataFrame has them."
+    return {k: v for k, v in told.items() if k != 'scores'} | {f'score_{c}': v for c, v in told.get('scores', {}).items()}
 
 def _append(file: Path, text: str) -> None:
     "Add whole lines to a file, on disk when this returns."
@@ -162,8 +282,9 @@ def _append(file: Path, text: str) -> None:
 def check_golden(folder: str | Path, *, tolerance: float=1e-9) -> int: # how many pairs were reproduced
     "Score a bundle's golden inputs again, through the same reader as a request; IntegrityError at the first that differs."
     service, golden = BundleService(folder), json.loads((Path(folder)/'golden.json').read_text(encoding='utf-8'))
-    rows = read_records(json.dumps(golden['inputs']).encode(), service.schema())
-    for i, (found, wanted) in enumerate(zip(jsonable(answers(service.loaded, rows).to_dict('records')), golden['outputs'], strict=True)):
+    records = service.standing.reader.read(json.dumps(golden['inputs']).encode())
+    said = [flat(t) for t in in_order(service.predict(service.standing, records))]
+    for i, (found, wanted) in enumerate(zip(said, golden['outputs'], strict=True)):
         for name, value in wanted.items():
             same = abs(found[name]-value) <= tolerance if isinstance(value, float) else found[name] == value
             if not same: raise IntegrityError(f'Golden pair {i}: {name} is {found[name]!r}, expected {value!r}. This environment is not the one that was approved.')

@@ -6,29 +6,32 @@
 from __future__ import annotations
 import asyncio, html, json, logging, os, sys
 from contextlib import asynccontextmanager, nullcontext
+from functools import cache
 from pathlib import Path
 import pandas as pd
 from pydantic import BaseModel
-from .access import Guard, access_for, find_token, may_listen
+from .access import Asked, Guard, access_for, find_token, may_listen
 from .core import Blocked, DataError, MlcycleError, Project, SettingsError, jsonable
-from .inputs import BadRequest, Wrong, is_date, json_schema, not_valid, read_list, read_records
+from .inputs import BadRequest, Wrong, dump, is_date, json_schema, not_valid, read_list
 from .log import during
 from .scoring import BrokenAnswer, Retired, admit
 from .service import BundleService, NotLogged, ProjectService, open_service
+from .standing import Standing, in_order
 
 try:
     import prometheus_client as prometheus
     from fastapi import FastAPI, Request
     from fastapi.openapi.utils import get_openapi
-    from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
+    from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
     from starlette.concurrency import run_in_threadpool
     from starlette.exceptions import HTTPException
 except ImportError as error:
     raise SettingsError(f"Serving needs packages of its own ({error.name} is not here). Next: pip install 'mlcycle[serve]'") from None
 
 # %% auto #0
-__all__ = ['log', 'SETTLE', 'PROBLEMS', 'AS_JSON', 'DOOR', 'Problem', 'problem', 'Counters', 'create_app', 'check_media', 'told',
-           'read_labels', 'label_names', 'model_facts', 'document', 'label_schema', 'docs_page', 'serve']
+__all__ = ['log', 'SETTLE', 'FOLLOW', 'SMALL', 'PROBLEMS', 'AS_JSON', 'DOOR', 'Problem', 'problem', 'Counters', 'create_app',
+           'explained', 'check_media', 'scoring', 'read_labels', 'label_names', 'model_facts', 'document',
+           'label_schema', 'docs_page', 'serve']
 
 # %% ../nbs/05a_serving.ipynb #86920349
 log = logging.getLogger('mlcycle.serving')
@@ -62,12 +65,14 @@ class Counters:
         self.seconds = make(prometheus.Histogram, 'request_seconds', 'Time to an answer', ['path'])
         self.predictions = make(prometheus.Counter, 'predictions', 'Predictions given', ['version'])
         self.problems = make(prometheus.Counter, 'problems', 'Errors told to callers', ['code'])
+        self.given = cache(self.predictions.labels)
+        self.counted = cache(lambda path, status: (self.requests.labels(path, str(status)), self.seconds.labels(path)))
 
     def seen(self, path: str, status: int, seconds: float) -> None:
         "Count an answer."
-        path = path if path in self.paths else 'other'
-        self.requests.labels(path, str(status)).inc()
-        self.seconds.labels(path).observe(seconds)
+        answered, took = self.counted(path if path in self.paths else 'other', status)
+        answered.inc()
+        took.observe(seconds)
 
 # %% ../nbs/05a_serving.ipynb #7a358adc
 def create_app(source: Project | str | Path, # a project, its folder, or a bundle's folder
@@ -79,9 +84,10 @@ def create_app(source: Project | str | Path, # a project, its folder, or a bundl
     service = open_service(source, version)
     app = FastAPI(title=f'{service.name}: predictions', version=str(version), docs_url=None, redoc_url=None, lifespan=lambda app: _running(service, version))
     counters = Counters({'/predict', '/label', '/health', '/ready', '/metrics', '/model', '/docs', '/openapi.json'})
-    app.add_middleware(Guard, access=access_for(token, hosts=hosts), seen=counters.seen)
+    app.state.service, app.state.scoring = service, scoring(service, counters)
+    app.add_middleware(Guard, access=access_for(token, hosts=hosts), seen=counters.seen, quick={'/predict': app.state.scoring})
     _answer_errors(app, counters)
-    _add_scoring(app, service, counters)
+    _add_scoring(app, service)
     _add_state(app, service, counters)
     app.openapi = lambda: document(app, service)
     return app
@@ -97,43 +103,78 @@ async def _running(service, version: str):
 async def _settling(service):
     "One thread for numeric libraries (two workers with a pool each are slower than one), and the log moved every few seconds."
     from threadpoolctl import threadpool_limits
-    async def settling() -> None:
-        while True:
-            await asyncio.sleep(SETTLE)
-            await run_in_threadpool(service.settle)
     with threadpool_limits(1):
         await run_in_threadpool(service.settle)
-        task = asyncio.create_task(settling())
+        tasks = [asyncio.create_task(_again(work, every)) for work, every in ((service.settle, SETTLE), (lambda: _follow(service), FOLLOW))]
         try: yield
         finally:
-            task.cancel()
-            await run_in_threadpool(service.settle)
+            for task in tasks: task.cancel()
+            await run_in_threadpool(service.close)
 
 SETTLE = 10.0 # seconds between two moves of the log into its table
+FOLLOW = 0.4 # seconds between two looks at the ledger
+
+async def _again(work, every: float) -> None:
+    "Some work in a thread, again and again."
+    while True:
+        await asyncio.sleep(every)
+        try: await run_in_threadpool(work)
+        except Exception: log.exception('%s failed; it is tried again', getattr(work, '__name__', 'work'))
+
+def _follow(service) -> None:
+    try: service.look()
+    except Blocked: return   # callers are told
+    service.improve()
 
 def _answer_errors(app: FastAPI, counters: Counters) -> None:
     def answer(request: Request, error: Exception) -> JSONResponse:
-        status, code, message, more = problem(error)
-        counters.problems.labels(code).inc()
-        if status >= 500: log.error('request %s: %s', request.state.request_id, error, exc_info=error)
-        headers = {'retry-after': '5'} if status == 503 else getattr(error, 'headers', None)
-        return JSONResponse({'code': code, 'message': message, 'request_id': request.state.request_id, **more}, status, headers=headers)
+        status, headers, content = explained(error, request.state.request_id, counters)
+        return JSONResponse(content, status, headers=headers or getattr(error, 'headers', None))
     for kind in (BadRequest, MlcycleError, HTTPException): app.add_exception_handler(kind, answer)
 
+
+def explained(error: Exception, request_id: str, counters: Counters) -> tuple[int, dict, dict]: # status, headers, content
+    "An error as it is told, counted, and logged where it is not the caller's."
+    status, code, message, more = problem(error)
+    counters.problems.labels(code).inc()
+    if status >= 500: log.error('request %s: %s', request_id, error, exc_info=error)
+    return status, {'retry-after': '5'} if status == 503 else {}, {'code': code, 'message': message, 'request_id': request_id, **more}
+
 # %% ../nbs/05a_serving.ipynb #ee44a05a
-def check_media(request: Request) -> None:
+def check_media(headers: dict[str, list[str]]) -> None:
     "Only plain JSON is read: a compressed body could be a thousand times what it weighs."
-    if request.headers.get('content-type', '').partition(';')[0].strip().lower() != 'application/json':
+    if headers.get('content-type', [''])[0].partition(';')[0].strip().lower() != 'application/json':
         raise BadRequest('Send the body as Content-Type: application/json.', status=415, code='media')
-    if request.headers.get('content-encoding', 'identity') != 'identity': raise BadRequest('Send the body uncompressed.', status=415, code='media')
+    if headers.get('content-encoding', ['identity'])[0] != 'identity': raise BadRequest('Send the body uncompressed.', status=415, code='media')
 
-def told(found: pd.DataFrame) -> list[dict]: # one dict a prediction
-    "Answers as a caller gets them."
-    rows = jsonable(found.drop(columns='at').to_dict('records'))
-    scores = [c for c in found if str(c).startswith('score_')]
-    plain = [{k: v for k, v in r.items() if k not in scores} for r in rows]
-    return [p | {'scores': {c[6:]: r[c] for c in scores}} for p, r in zip(plain, rows)] if scores else plain
+SMALL = 16_384 # bytes of a body that is answered in the event loop
 
+def scoring(service, counters: Counters): # an async function of a request: status, headers, body
+    "What answers `/predict`."
+    async def predict(asked: Asked) -> tuple[int, list, bytes]:
+        try: return 200, [], await _predicted(service, asked, counters)
+        except (BadRequest, MlcycleError) as error:
+            if isinstance(error, Retired): service.tally.seen('retired', error.facts['version'], caller=asked.caller)
+            status, headers, content = explained(error, asked.request_id, counters)
+            return status, [(k.encode(), v.encode()) for k, v in headers.items()], json.dumps(content).encode()
+    return predict
+
+async def _predicted(service, asked: Asked, counters: Counters) -> bytes:
+    check_media(asked.headers)
+    standing = service.now() or await run_in_threadpool(service.look)   # one state of things answers the whole request
+    if standing.quick and len(asked.body) <= SMALL: parts = _answers(service, standing, asked.body)
+    else: parts = await run_in_threadpool(_answers, service, standing, asked.body)
+    loop = asyncio.get_running_loop()
+    kept = loop.create_future()
+    waits = service.submit(parts, (loop, kept))
+    content = dump({'version': standing.main.version, 'predictions': in_order(parts)})
+    if waits and (error := await kept): raise NotLogged('The prediction could not be kept, so it is not given.') from error
+    for part in parts: counters.given(part.ready.version).inc(len(part.told))
+    return content
+
+def _answers(service, standing: Standing, body: bytes) -> list: return service.predict(standing, standing.reader.read(body))
+
+# %% ../nbs/05a_serving.ipynb #ff10f273
 def read_labels(body: bytes, names: list[str]) -> pd.DataFrame: # one row an outcome
     "Outcomes in a request as rows; `names` are the columns that may name a prediction."
     records, errors = read_list(body, 'labels', 10_000), []
@@ -151,23 +192,21 @@ def _label_mistake(name: str, value: object, names: list[str]) -> str: # empty w
     if value == '' or isinstance(value, (dict, list)) or value is None: return 'says nothing'
     return '' if name == 'label' or isinstance(value, str) else 'is not a text'
 
-def _add_scoring(app: FastAPI, service, counters: Counters) -> None:
-    async def on_body(request: Request, work) -> dict:
-        check_media(request)
-        return await run_in_threadpool(work, await request.body())
-
-    def predict_rows(body: bytes) -> dict:
-        model = service.model()     # one model reads, answers and signs the whole request, whoever is promoted meanwhile
-        found = service.predict(read_records(body, service.schema(model)), model)
-        counters.predictions.labels(str(found['version'].iloc[0])).inc(len(found))
-        return {'version': str(found['version'].iloc[0]), 'predictions': told(found)}
-
+def _add_scoring(app: FastAPI, service) -> None:
     @app.post('/predict', summary='Score records', responses=PROBLEMS)
-    async def predict(request: Request) -> JSONResponse: return JSONResponse(await on_body(request, predict_rows))
+    async def predict(request: Request) -> Response:
+        status, headers, content = await app.state.scoring(await _asked(request))
+        return Response(content, status, {k.decode(): v.decode() for k, v in headers}, 'application/json')
 
     @app.post('/label', summary='Outcomes of earlier predictions', responses=PROBLEMS)
     async def label_rows(request: Request) -> JSONResponse:
-        return JSONResponse(await on_body(request, lambda body: service.label(read_labels(body, label_names(service)))))
+        check_media((asked := await _asked(request)).headers)
+        return JSONResponse(await run_in_threadpool(lambda: service.label(read_labels(asked.body, label_names(service)))))
+
+async def _asked(request: Request) -> Asked:
+    headers: dict[str, list[str]] = {}
+    for name, value in request.headers.items(): headers.setdefault(name, []).append(value)
+    return Asked(await request.body(), headers, request.state.request_id, request.client.host if request.client else '')
 
 def label_names(service) -> list[str]:
     "The columns by which an outcome can name its prediction."
@@ -179,14 +218,14 @@ PROBLEMS = {status: {'model': Problem, 'description': text} for status, text in 
 AS_JSON = {'application/json': {'schema': {'$ref': '#/components/schemas/Problem'}}}
 DOOR = {status: {'description': PROBLEMS[status]['description'], 'content': AS_JSON} for status in (400, 401, 403, 503)}     # what every route may answer
 
-# %% ../nbs/05a_serving.ipynb #ff10f273
+# %% ../nbs/05a_serving.ipynb #ef956407
 def _add_state(app: FastAPI, service, counters: Counters) -> None:
     @app.get('/health', summary='The process is alive; needs no token')
     async def health() -> JSONResponse: return JSONResponse({'status': 'ok'})
 
     @app.get('/ready', summary='A model may answer now', responses=DOOR)
     def ready(request: Request) -> JSONResponse:
-        try: return JSONResponse({'status': 'ready', 'version': service.model().version})
+        try: return JSONResponse({'status': 'ready', 'version': service.look().main.version})
         except MlcycleError as error:
             _, code, message, _ = problem(error)
             return JSONResponse({'code': code, 'message': message, 'request_id': request.state.request_id}, 503)
@@ -203,12 +242,14 @@ def _add_state(app: FastAPI, service, counters: Counters) -> None:
 
 def model_facts(service) -> dict:
     "What a caller may know about the model that answers."
-    model = service.model()
-    info = model.info
-    plan = info.plan
+    standing = service.look()
+    main = standing.main
+    info = main.model.info
+    plan, shares = info.plan, standing.traffic.shares if standing.traffic else {info.version: 1.0}
     return {'name': service.name, 'version': info.version, 'algorithm': info.algorithm, 'hash': info.hash, 'created': info.created,
             'task': plan['task'], 'target': plan['target'], 'classes': plan.get('classes', []), 'threshold': info.threshold,
-            'columns': [c.body() for c in service.schema(model)], 'kept_in': service.kept_in}
+            'columns': [c.body() for c in main.columns], 'kept_in': service.kept_in, 'scoring': main.how,
+            'traffic': {'epoch': standing.epoch, 'shares': shares}}
 
 # %% ../nbs/05a_serving.ipynb #218b02a4
 def document(app: FastAPI, service) -> dict:

@@ -79,9 +79,10 @@ class Writer:
         self.thread = threading.Thread(target=self._work, daemon=True, name='spool')
         self.thread.start()
 
-    def submit(self, content: bytes, rows: int, done: Callable) -> None:
-        "Hand rows over; `done` is given None when they are durable, or the error that prevented it."
-        self.queue.put((frame(content, rows), done))
+    def submit(self, parts: list[tuple[bytes, int]], # content of a frame, and its rows
+               done: Callable) -> None:
+        "Hand frames over, kept together or not at all; `done` is given None when they are durable, or the error that prevented it."
+        self.queue.put((b''.join(frame(*part) for part in parts), done))
 
     def keep(self, content: bytes, rows: int) -> None:
         "Keep rows, on disk when this returns."

@@ -148,9 +148,9 @@ def test_bundles_in_the_project_get_the_notice(project):
     outside = project.folder.parent/'elsewhere'
     shutil.copytree(project.folder/bundle.folder, outside)
     service = BundleService(project.folder/bundle.folder)
-    assert service.model().version == '1'
+    assert service.now().main.version == '1'
     retire(project, '1', successor='2', because='old', confirm=True)
-    with pytest.raises(Retired, match='Ask version 2 instead'): service.model()
+    with pytest.raises(Retired, match='Ask version 2 instead'): service.now()
     assert json.loads((project.folder/bundle.folder/'retired.json').read_text())['because'] == 'old' and not (outside/'retired.json').exists()
 
 

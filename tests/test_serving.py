@@ -9,12 +9,13 @@ from fastapi.testclient import TestClient
 from sklearn.linear_model import LogisticRegression
 from mlcycle import service as service_module
 from mlcycle.access import find_token, may_listen
+from mlcycle.compiled import ScoringPath
 from mlcycle.core import Blocked, Project, SettingsError
 from mlcycle.inputs import input_schema, to_records
 from mlcycle.features import infer_plan
 from mlcycle.scoring import labelled, predictions
 from mlcycle.serving import create_app
-from mlcycle.spool import waiting
+from mlcycle.spool import Writer, waiting
 from served import FORMULA, HTML, LONG, crown, new_project, register, retire, strange_rows
 
 TOKEN = 'a-token-for-tests-0123456789'
@@ -192,20 +193,26 @@ def test_strange_outcomes(client):
 
 @pytest.fixture()
 def broken(project, record, monkeypatch):
-    "Ask a service whose part `name` raises or returns something else; gives the answer and the rows that were added."
-    def ask(name: str, value, where=service_module):
+    "Ask a server whose part `name` is another; gives the answer, the rows that were added and the figures."
+    def ask(name: str, value, where, *, compiled: bool=True):
         app = create_app(project, token=TOKEN)
         client = TestClient(app, base_url='http://localhost', headers={'Authorization': f'Bearer {TOKEN}'}, raise_server_exceptions=False)
+        main = app.state.service.standing.main
+        assert main.scorer is not None
+        if not compiled: main.scorer = None
         before = len(predictions(project))
-        def instead(*args, **kwargs):
-            if isinstance(value, Exception): raise value
-            return value
         with monkeypatch.context() as patch:
-            patch.setattr(where, name, instead)
+            patch.setattr(main.scorer if where == 'scorer' else where, name, value)
             answer = post(client, {'records': [record]})
             metrics = client.get('/metrics').text
-        return answer, len(predictions(project))-before, metrics
+        assert post(client, {'records': [record]}).status_code == 200     # the fault over, it answers again
+        return answer, len(predictions(project))-before-1, metrics
     return ask
+
+
+def raising(error: Exception):
+    def instead(*args, **kwargs): raise error
+    return instead
 
 
 SECRET = '/home/ada/project/secret.py'
@@ -213,25 +220,40 @@ SECRET = '/home/ada/project/secret.py'
 
 def test_a_model_that_gives_no_number_is_a_bad_gateway_and_counted(broken, project):
     model = project.registry.load('1')
-    for scores in (np.array([np.nan]), np.array([np.inf]), np.zeros(2)):
-        answer, rows, metrics = broken('predict_proba', np.column_stack([scores, scores]), where=type(model.estimator))
-        assert answer.status_code == 502 and answer.json()['code'] == 'model' and rows == 0
+    faults = [('one', lambda record, s=s: s, 'scorer', True) for s in (float('nan'), float('inf'), None, 'x')]+[('one', raising(ZeroDivisionError(SECRET)), 'scorer', True)]
+    faults += [('predict_proba', lambda *a, s=s: np.column_stack([s, s]), type(model.estimator), False) for s in (np.array([np.nan]), np.array([np.inf]), np.zeros(2))]
+    for name, value, where, compiled in faults:
+        answer, rows, metrics = broken(name, value, where, compiled=compiled)
+        assert answer.status_code == 502 and answer.json()['code'] == 'model' and rows == 0 and SECRET not in answer.text
         assert 'mlcycle_problems_total{code="model"} 1.0' in metrics
 
 
 def test_what_cannot_be_kept_is_not_given(broken):
-    import mlcycle.spool
     for error in (OSError(28, 'No space left on device', SECRET), Blocked(SECRET), RuntimeError(SECRET)):
-        answer, rows, _ = broken('spool', error, where=mlcycle.spool)
+        answer, rows, _ = broken('_write', lambda self, data, error=error: error, Writer)
         assert answer.status_code == 503 and answer.json()['code'] == 'log' and rows == 0 and 'score' not in answer.text and SECRET not in answer.text
         assert answer.headers['retry-after']
 
 
 def test_errors_say_nothing_about_the_inside(broken, client, project):
-    for name in ('score_with', 'log_rows'):
-        answer, rows, _ = broken(name, RuntimeError(SECRET))
+    for where, name in ((service_module, 'answered'), (service_module.ProjectService, '_content')):
+        answer, rows, _ = broken(name, raising(RuntimeError(SECRET)), where)
         assert answer.status_code in (500, 503) and rows == 0
         assert not re.search(rf'Traceback|{SECRET}|{re.escape(str(project.folder))}|\.py|RuntimeError', answer.text) and answer.json()['request_id']
+
+
+def test_both_ways_give_the_same_answer_and_the_choice_is_evidence(project, client, record):
+    "Compiled arithmetic and the pipeline: one answer, to 1e-9."
+    app = create_app(project, token=TOKEN)
+    app.state.service.standing.main.scorer = None
+    rows = [to_records(strange_rows().iloc[[i]], input_schema(infer_plan(strange_rows(), project.settings), project.settings, sample=strange_rows()))[0] for i in range(20)]
+    quick = [post(client, {'records': [r]}).json()['predictions'][0] for r in rows]
+    plainly = post(TestClient(app, base_url='http://localhost', headers={'Authorization': f'Bearer {TOKEN}'}), {'records': rows}).json()['predictions']
+    assert max(abs(a['score']-b['score']) for a, b in zip(quick, plainly)) <= 1e-9 and [a['decision'] for a in quick] == [b['decision'] for b in plainly]
+    evidence = project.latest(ScoringPath, subject='1')
+    assert (evidence.path, evidence.changed, evidence.rows) == ('compiled', 0, 200) and evidence.distance <= 1e-9
+    said = client.get('/model').json()
+    assert said['scoring'] == {'path': 'compiled', 'how': evidence.how, 'why': evidence.why} and said['traffic']['shares'] == {'1': 1.0}
 
 
 # --- in the hands of a real server
