@@ -55,12 +55,13 @@ OPEN = {'raised': 0, 'notified': 1, 'acknowledged': 2, 'muted': 3, 'resolved': 4
 def alarms_html(project: Project, report: MonitoringReport, version: str | None) -> str:
     "The version's alarms, open ones first, each with what became of it."
     mine = sorted((a for a in report.alarms if a.version == version), key=lambda a: (OPEN.get(a.state, 0), a.since))
-    if not mine: return '<p class="note">No alarm was ever raised.</p>'
+    budget = f'<p class="note">{escaped(report.budget, longest=2000)}</p>' if report.budget else ''
+    if not mine: return f'<p class="note">No alarm was ever raised.</p>{budget}'
     told = {}
     for entry in project.ledger.entries('alarm'): told.setdefault(entry.subject, []).append(_step(entry))
     rows = [{'state': a.state, 'what': a.cause+(f' of {a.column!r}' if a.column else ''), 'since': a.since[:10], 'until': a.until[:10], 'why': a.why,
              'history': '; '.join(told.get(a.id, [a.state])), 'id': a.id} for a in mine]
-    return f'<div class="scroll">{html_table(pd.DataFrame(rows, dtype=object), limit=100)}</div>'
+    return f'<div class="scroll">{html_table(pd.DataFrame(rows, dtype=object), limit=100)}</div>{budget}'
 
 def _step(entry) -> str:
     "One step in the life of an alarm, in words."

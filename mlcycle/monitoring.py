@@ -12,6 +12,7 @@ import pandas as pd
 
 from .alarms import Alarm, acknowledge_alarm, current_alarms, episodes, ring_again, update_alarms
 from .basis import find_basis
+from .budget import budget_text
 from .channels import deliver
 from .core import Project, Record, Result, digest, escaped, html_table
 from .ledger import champion, retired, roles, versions
@@ -20,7 +21,7 @@ from .profile import load_profile
 from .scoring import event_times, label, labelled, predictions, score
 from .silence import end_silence
 from .tables import Snapshot
-from .windows import (Watch, Window, hold, look, main_metric, profiles_folder, watch, window_bounds,
+from .windows import (Watch, Window, hold, look, main_metric, more_apart, profiles_folder, training_apart, watch, window_bounds, days_of,
                              window_findings, window_number,
                              with_scores)
 
@@ -52,6 +53,7 @@ class MonitoringReport(Result):
     windows: list[Window] = [] # oldest first
     alarms: list[Alarm] = [] # in the order they were raised
     note: str = ''
+    budget: str = '' # of false alarms, and what is spent of it, in words
 
     @property
     def headline(self) -> str: return health(self).sentence
@@ -66,7 +68,8 @@ class MonitoringReport(Result):
         parts = [f'<h4>{escaped(self.project)}: {escaped(state.verdict)}</h4>',
                  *(f'<p>{escaped(t, longest=2000)}</p>' for t in [*state.why, *state.next])]
         tables = [(windows_table(self), 'Windows'), (alarms_table(self), 'Alarms')]
-        return ''.join([*parts, *(html_table(t, caption=c, limit=200) for t, c in tables if len(t))])
+        return ''.join([*parts, *(html_table(t, caption=c, limit=200) for t, c in tables if len(t)),
+                        f'<p>{escaped(self.budget, longest=2000)}</p>'])
 
 # %% ../nbs/06_monitoring.ipynb #bdad1be0
 BRING = 'Log predictions (mlcycle score, mlcycle serve) and bring outcomes: mlcycle label FILE'
@@ -125,7 +128,7 @@ def alarms_table(report: MonitoringReport) -> pd.DataFrame:
     return pd.DataFrame([[cell(a, f) for f in fields] for a in alarms], columns=fields, dtype=object)
 
 # %% ../nbs/06_monitoring.ipynb #a7ce0b3e
-FORMAT = 2  # of windows: a higher number makes all of them anew
+FORMAT = 3  # of windows: a higher number makes all of them anew
 
 def prediction_log(project: Project) -> pd.DataFrame: # as logged, with `label` where it is known
     "Every prediction with the newest outcome known for it."
@@ -149,7 +152,7 @@ def _inputs(project: Project, watch: Watch, log: pd.DataFrame, facts: dict) -> s
     expected = {k: v.body() for k, v in watch.expected.items()}
     basis = watch.basis.key if watch.basis else ''
     return digest([FORMAT, watch.version, facts, basis, _rows_digest(log), digest(watch.reference.body()), expected,
-                   _settings_digest(project)])
+                   watch.apart, _settings_digest(project)])
 
 # %% ../nbs/06_monitoring.ipynb #96a18c70
 def _stretches(log: pd.DataFrame, days: float, now: pd.Timestamp) -> list[int]:
@@ -167,14 +170,17 @@ def _watch_version(project: Project, version: str, log: pd.DataFrame, *, days: f
     "The windows of one version, recorded where they are new or have changed; its alarms brought in step."
     against, kept, windows = watch(project, version), _known_windows(project, version), []
     numbers = window_number(log['at'], days)
-    against = against._replace(basis=_basis(project, version, log, numbers=numbers, days=days, now=now))
+    against = against._replace(basis=_basis(project, version, log, numbers=numbers, days=days, now=now),
+                               apart=training_apart(project, against, days))
+    past = []
     for number in _stretches(log, days, now):
         start, end = window_bounds(number, days)
         part = log[numbers == number]
         facts = dict(start=start.isoformat(), end=end.isoformat(), complete=bool(end <= now),
                      future=int((part['at'] > now).sum()))
-        window, current = _window(project, against, part, facts, kept)
+        window, current = _window(project, more_apart(against, past), part, facts, kept)
         windows.append(window)
+        if window.complete and window.status == 'ok': past.append((window, current))
         first = 'score' not in against.reference.columns and window.complete and window.status == 'ok'
         if first: against = with_scores(against, current)
     windows = hold(windows)
@@ -234,16 +240,22 @@ def recorded(project: Project,
     "The report as the ledger has it; computes and writes nothing."
     found = [w for v in versions(project.ledger) for w in _known_windows(project, v).values()]
     newest = project.ledger.last('window')
-    if newest and window_days is None: window_days = _days(Window.from_body(newest.body))
-    shown = sorted((w for w in found if abs(_days(w)-window_days) < 1e-6),
+    if newest and window_days is None: window_days = days_of(Window.from_body(newest.body))
+    shown = sorted((w for w in found if abs(days_of(w)-window_days) < 1e-6),
                    key=lambda w: (w.start, int(w.version) if w.version.isdigit() else 0))
     note = note or ('' if shown else 'No predictions have been logged.')
     return MonitoringReport(project=project.name, metric=main_metric(project),
-                            champion=champion(project.ledger), windows=shown,
+                            champion=champion(project.ledger), windows=shown, budget=_budget(project, shown),
                             alarms=current_alarms(project), note=note)
 
-def _days(window: Window) -> float:
-    return (pd.Timestamp(window.end)-pd.Timestamp(window.start))/pd.Timedelta(days=1)
+def _budget(project: Project, windows: list[Window]) -> str:
+    "The budget in words, with what the newest full window's columns spend of it."
+    full = [w for w in windows if w.complete and w.status == 'ok']
+    told = float(pd.to_numeric(full[-1].drift['chance']).sum()) if full and 'chance' in full[-1].drift else None
+    days = days_of(full[-1]) if full else project.settings.monitoring.window_days
+    return budget_text(project.settings.monitoring, days, told)
+
+
 
 # %% ../nbs/06_monitoring.ipynb #37e97bd0
 class Replay(Result):
@@ -319,7 +331,7 @@ def _window_json(window: Window) -> dict:
                            for m in dict.fromkeys([*body['performance'], *body['estimated']])}
     told = ('version', 'from', 'to', 'rows', 'labelled', 'complete', 'status', 'future', 'performance', 'change')
     body = {k: v for k, v in body.items() if k in told}
-    fields = ['status', 'effect', 'p_adjusted', 'psi', 'missing', 'why']
+    fields = ['status', 'effect', 'threshold', 'p_value', 'psi', 'missing', 'why']
     rows = window.drift.astype(object).where(window.drift.notna(), None)
     return body | {'drift': {r['column']: {f: r[f] for f in fields} for r in rows.to_dict('records')}}
 

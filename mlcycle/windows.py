@@ -4,6 +4,7 @@
 
 # %% ../nbs/06d_windows.ipynb #16faaf61
 from __future__ import annotations
+import json
 from typing import ClassVar, NamedTuple
 
 import numpy as np
@@ -13,23 +14,25 @@ from scipy import stats
 
 from .alarms import Finding
 from .basis import Basis
-from .core import Criterion, Estimate, Frame, Project, Result, judge, missing_evidence
-from .drift import Tolerance, drift
+from .core import Criterion, Estimate, Frame, Project, Result, canonical_json, digest, missing_evidence, write_atomic
+from .budget import criterion_at, share_of, stretch
+from .chance import Between
+from .drift import Tolerance, apart, drift, neighbours_apart
 from .estimates import estimate, gaps, held_to
 from .features import FeaturePlan
 from .metrics import METRICS, by_group, default_metric, disparity, evaluate, metric_names
 from .profile import ColumnProfile, Profile, load_profile, profile, quantile, save_profile
 from .registry import ModelVersion
-from .scoring import stored_name, training_rows
+from .scoring import event_times, stored_name, training_rows
 from .statistics import square_and_add
 from .tables import Snapshot
 from .values import clean_dates, clean_numbers, clean_text, clean_truths
 
 # %% auto #0
-__all__ = ['ORIGIN', 'RESAMPLES', 'GROUP_FIELDS', 'GROUP_METRICS', 'WORTH', 'WEAK', 'KOLMOGOROV', 'DRIFT_ANSWERS',
+__all__ = ['ORIGIN', 'RESAMPLES', 'GROUP_FIELDS', 'GROUP_METRICS', 'BLOCKS', 'WORTH', 'WEAK', 'KOLMOGOROV', 'DRIFT_ANSWERS',
            'window_number', 'window_bounds', 'Watch', 'as_read', 'watched_columns', 'profiles_folder', 'watch',
-           'with_scores', 'Window', 'data_quality', 'main_metric', 'realised', 'bands', 'realised_by_group',
-           'drift_level', 'look', 'hold', 'window_findings']
+           'with_scores', 'Window', 'days_of', 'data_quality', 'main_metric', 'realised', 'bands', 'realised_by_group',
+           'tolerance', 'training_apart', 'quiet', 'more_apart', 'look', 'hold', 'window_findings']
 
 # %% ../nbs/06d_windows.ipynb #6f5d8280
 ORIGIN = pd.Timestamp('1970-01-05', tz='UTC')  # a Monday
@@ -54,6 +57,7 @@ class Watch(NamedTuple):
     expected: dict[str, Estimate] # metrics on the sealed test set, else cross-validated
     source: str # where they are from
     basis: Basis | None = None # what estimates are learnt from
+    apart: dict = {} # column → how far blocks of rows lie apart, see `mlcycle.drift.apart`
 
 def as_read(df: pd.DataFrame, # raw rows
             plan: FeaturePlan, # how the model reads them
@@ -168,6 +172,10 @@ class Window(Result):
         known = f'{self.rows:,} rows, {self.labelled:,} outcomes known'
         return f'Version {self.version}, {self.start[:10]} to {self.end[:10]}: {known}'
 
+def days_of(window: Window) -> float:
+    "The length of a window."
+    return (pd.Timestamp(window.end)-pd.Timestamp(window.start))/pd.Timedelta(days=1)
+
 # %% ../nbs/06d_windows.ipynb #364d00a7
 def _outside(column: ColumnProfile) -> float | None:
     return (column.counts[0]+column.counts[-1])/column.valid if column.edges and column.valid else None
@@ -251,15 +259,44 @@ def realised_by_group(project: Project, watch: Watch, known: pd.DataFrame) -> pd
     return pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=GROUP_FIELDS)
 
 # %% ../nbs/06d_windows.ipynb #3c97c72b
-def drift_level(days: float, # length of a window
-                per_year: float, # false alarms allowed
-                ) -> float:
-    "The chance of a false alarm about drift that one window may take."
-    return min(0.05, per_year*days/365/2)
-
-def _tolerance(project: Project, days: float) -> Tolerance:
+def tolerance(project: Project, watch: Watch, days: float) -> Tolerance:
+    "What is asked of a difference in a window of some days before it is called drift."
     monitoring = project.settings.monitoring
-    return Tolerance(level=drift_level(days, monitoring.false_alarms_per_year), min_rows=monitoring.min_rows)
+    return Tolerance(level=share_of('drift', monitoring, days), floor=monitoring.min_effect, min_rows=monitoring.min_rows, between=watch.apart)
+
+BLOCKS = 60  # blocks of training rows that are looked at
+
+def training_apart(project: Project, watch: Watch, days: float) -> dict[str, dict[str, Between]]:
+    "How far the training rows of different windows lie apart; kept, because the rows may be gone one day."
+    path = profiles_folder(project)/f'apart-{digest([digest(watch.reference.body()), days])[:32]}.json'
+    if path.exists():
+        kept = json.loads(path.read_text(encoding='utf-8'))
+        return {column: {about: Between(*b) for about, b in told.items()} for column, told in kept.items()}
+    time = project.settings.data.time
+    rows = _reference_rows(project, watch.model) if time else pd.DataFrame()
+    found = {}
+    if time in rows:
+        numbers = window_number(event_times(rows, time), days)
+        read = as_read(rows, watch.plan, watched_columns(project, watch.plan))
+        chosen = sorted(numbers.unique())
+        chosen = chosen[::-(-len(chosen)//BLOCKS)]
+        found = apart(watch.reference, [profile(read[numbers == n], like=watch.reference) for n in chosen],
+                      min_rows=project.settings.monitoring.min_rows)
+    write_atomic(path, canonical_json(found))
+    return found
+
+def quiet(window: Window) -> list[str]: # columns
+    "The columns of a full window that are as they were."
+    return [r.column for r in window.drift.itertuples() if window.complete and r.status == 'no drift']
+
+def more_apart(watch: Watch, past: list[tuple[Window, Profile]], # in order
+               ) -> Watch:
+    "The watch with what past quiet windows say of columns of which the training rows say nothing."
+    pairs = {}
+    for (earlier, then), (later, now) in zip(past, past[1:]):
+        for column in sorted(set(quiet(earlier)) & set(quiet(later))):
+            if column not in watch.apart: pairs.setdefault(column, []).append((then.columns[column], now.columns[column]))
+    return watch._replace(apart=watch.apart | neighbours_apart(pairs))
 
 def _change(project: Project, watch: Watch, performance: dict[str, Estimate]) -> Estimate:
     "The main metric here minus where it was measured last, with an interval that allows for both."
@@ -279,7 +316,7 @@ def look(project: Project, watch: Watch,
     seen = as_read(log.rename(columns=names), watch.plan, list(names.values()))
     current = profile(seen.assign(score=pd.to_numeric(log['score'])), like=watch.reference)
     known = log[log['label'].notna()]
-    table = drift(watch.reference, current, _tolerance(project, days))
+    table = drift(watch.reference, current, tolerance(project, watch, days))
     performance, groups = realised(project, watch, known), realised_by_group(project, watch, known)
     least, folder = project.settings.monitoring.min_rows, profiles_folder(project)
     made, gap = _estimated(project, watch, log, pd.Timestamp(facts['start']))
@@ -326,35 +363,35 @@ KOLMOGOROV = 1.36  # over the root of the rows: the gap of shares that chance ex
 DRIFT_ANSWERS = {'drift': ('drift', 'alarm'), 'no drift': ('drift', 'clear'),
                  'type changed': ('quality', 'alarm'), 'missing column': ('quality', 'alarm')}
 
-def _column_findings(window: Window) -> list[Finding]:
+def _column_findings(window: Window, floor: float) -> list[Finding]:
     found = []
     for row in window.drift.itertuples():
         cause, answer = DRIFT_ANSWERS.get(row.status, ('drift', 'unknown'))
         if answer == 'clear': found.append(Finding(cause='quality', column=row.column, answer='clear'))
-        if answer == 'clear' and row.p_value <= WEAK and row.effect >= Tolerance().floor: answer = 'unknown'
+        if answer == 'clear' and row.p_value <= WEAK and row.effect >= floor: answer = 'unknown'
         size = None if pd.isna(row.effect) else float(row.effect)
         reach = None if size is None else size+KOLMOGOROV/np.sqrt(max(row.rows, 1))
         found.append(Finding(cause=cause, column=row.column, answer=answer, why=str(row.why or ''), size=size,
                              reach=reach))
     return found
 
-def _worse(change: Estimate, metric: str, expected: Estimate) -> dict: # answer, size, reach
-    "Whether a change of the main metric is a fall that matters."
+def _worse(change: Estimate, metric: str, expected: Estimate, *, alpha: float) -> dict: # answer, size, reach
+    "Whether a change of the main metric is a fall that matters and that chance makes that seldom."
     fall, side = change.value, change.value-change.low
     if METRICS[metric].greater_is_better: fall, side = -change.value, change.high-change.value
-    weaker = side*stats.norm.isf(WEAK)/stats.norm.isf((1-change.level)/2)   # what weak evidence needs
-    fallen = fall > side and fall > WORTH*abs(expected.value)
+    weaker = side*stretch(change.level, max(WEAK, alpha))   # what weak evidence needs
+    fallen = fall > side*stretch(change.level, alpha) and fall > WORTH*abs(expected.value)
     return dict(answer='alarm' if fallen else 'clear' if fall <= weaker else 'unknown', size=fall, reach=fall+side)
 
-def _fall(window: Window, metric: str, expected: Estimate | None) -> Finding:
+def _fall(window: Window, metric: str, expected: Estimate | None, *, alpha: float) -> Finding:
     "Whether the main metric is worse than where it was measured last."
     change = window.change
     if change is None or change.status != 'ok' or expected is None: return Finding(cause='performance', answer='unknown')
     here = f'{metric} {expected.value:.3f} → {window.performance[metric].text}'
     why = f'{here}, expected from the {window.compared_with}'
-    return Finding(cause='performance', why=why, **_worse(change, metric, expected))
+    return Finding(cause='performance', why=why, **_worse(change, metric, expected, alpha=alpha))
 
-def _estimated_fall(window: Window, metric: str, expected: Estimate | None) -> Finding:
+def _estimated_fall(window: Window, metric: str, expected: Estimate | None, *, alpha: float) -> Finding:
     "Whether the main metric is estimated to be worse; silent once it is measured on most rows."
     if metric in window.gaps: return Finding(cause='estimate', answer='clear', why=f'{metric} has been measured')
     made = window.estimated.get(metric)
@@ -362,7 +399,7 @@ def _estimated_fall(window: Window, metric: str, expected: Estimate | None) -> F
     change = square_and_add([made, expected], [1, -1])
     if change.status != 'ok': return Finding(cause='estimate', answer='unknown')
     why = f'{metric} {expected.value:.3f} → {made.text} estimated before outcomes are known'
-    return Finding(cause='estimate', why=why, **_worse(change, metric, expected))
+    return Finding(cause='estimate', why=why, **_worse(change, metric, expected, alpha=alpha))
 
 # %% ../nbs/06d_windows.ipynb #f2653780
 def _baseline(project: Project, metric: str) -> float | None:
@@ -370,18 +407,19 @@ def _baseline(project: Project, metric: str) -> float | None:
     found = (entry.body.get('baselines') or {}).get(metric) if entry else None
     return found.get('value') if isinstance(found, dict) else None
 
-def _judged(project: Project, window: Window, criterion: Criterion) -> str:
+def _judged(project: Project, window: Window, criterion: Criterion, *, alpha: float) -> str:
     name = f'{criterion.metric} by {criterion.group_by}' if criterion.group_by else criterion.metric
     estimate = (window.disparities if criterion.group_by else window.performance).get(name)
     if estimate is None: return 'undetermined'
-    return judge(estimate, criterion, baseline=_baseline(project, criterion.metric))
+    return criterion_at(estimate, criterion, baseline=_baseline(project, criterion.metric), alpha=alpha)
 
-def _criteria(project: Project, window: Window) -> Finding:
+def _criteria(project: Project, window: Window, *, alpha: float) -> Finding:
     "Whether the criteria of the problem card still hold on production's own outcomes."
     problem = project.settings.problem
-    success = {c.text: _judged(project, window, c) for c in problem.success}
+    each = alpha/max(1, len(problem.success)+len(problem.kill))
+    success = {c.text: _judged(project, window, c, alpha=each) for c in problem.success}
     failed = [f'not met: {text}' for text, answer in success.items() if answer == 'fail']
-    failed += [f'kill criterion: {c.text}' for c in problem.kill if _judged(project, window, c) == 'pass']
+    failed += [f'kill criterion: {c.text}' for c in problem.kill if _judged(project, window, c, alpha=each) == 'pass']
     answer = 'alarm' if failed else 'clear' if success and set(success.values()) == {'pass'} else 'unknown'
     return Finding(cause='criterion', answer=answer, why='; '.join(failed))
 
@@ -391,7 +429,9 @@ def window_findings(project: Project, watch: Watch, window: Window) -> list[Find
     if not window.rows: return [Finding(cause='traffic', answer='alarm', why='no predictions were logged')]
     future = Finding(cause='quality', column='at', answer='alarm' if window.future else 'clear',
                      why=f'{window.future} rows are dated in the future')
-    metric = main_metric(project)
-    return [Finding(cause='traffic', answer='clear'), future, *_column_findings(window),
-            _fall(window, metric, watch.expected.get(metric)),
-            _estimated_fall(window, metric, watch.expected.get(metric)), _criteria(project, window)]
+    metric, monitoring, days = main_metric(project), project.settings.monitoring, days_of(window)
+    performance, estimate, criterion = (share_of(c, monitoring, days) for c in ('performance', 'estimate', 'criterion'))
+    return [Finding(cause='traffic', answer='clear'), future, *_column_findings(window, monitoring.min_effect),
+            _fall(window, metric, watch.expected.get(metric), alpha=performance),
+            _estimated_fall(window, metric, watch.expected.get(metric), alpha=estimate),
+            _criteria(project, window, alpha=criterion)]
