@@ -14,13 +14,13 @@ from pydantic import (BaseModel, BeforeValidator, ConfigDict, Field, PlainSerial
                       model_validator)
 
 # %% auto #0
-__all__ = ['Frame', 'TASK_METRICS', 'CHANNEL_KEYS', 'STAGES', 'Task', 'Scalar', 'Positive', 'Share', 'PERIODS', 'DEFAULT_GATES',
+__all__ = ['Frame', 'TASK_METRICS', 'CHANNEL_KEYS', 'STAGES', 'Task', 'Scalar', 'Positive', 'Share', 'DEFAULT_GATES',
            'MlcycleError', 'SettingsError', 'DataError', 'Blocked', 'MissingEvidence', 'IntegrityError', 'jsonable',
            'frame_body', 'canonical_json', 'digest', 'write_atomic', 'sync_folder', 'shown', 'escaped', 'html_pairs',
            'html_table', 'Record', 'Result', 'label', 'Estimate', 'estimates_table', 'Criterion', 'judge', 'Channel',
            'AlarmsSection', 'ScheduleSection', 'ProjectSection', 'Costs', 'ProblemSection', 'Source', 'Join',
-           'Treatment', 'SplitSection', 'DataSection', 'DevelopmentSection', 'ValidationSection', 'CanarySection',
-           'DeploymentSection', 'false_alarms_per_day', 'MonitoringSection', 'RetrainingSection', 'GovernanceSection',
+           'Treatment', 'Allowed', 'SplitSection', 'DataSection', 'DevelopmentSection', 'ValidationSection',
+           'CanarySection', 'DeploymentSection', 'MonitoringSection', 'RetrainingSection', 'GovernanceSection',
            'RetentionSection', 'Gate', 'RunSection', 'StoreSection', 'Settings', 'check_settings', 'read_settings',
            'find_project', 'who', 'Project', 'missing_evidence', 'Conflict', 'setting_value', 'changed_text',
            'toml_value']
@@ -416,6 +416,19 @@ class Treatment(Record):
     low: float | None = None # for clip
     high: float | None = None # for clip
 
+class Allowed(Record):
+    "What a column may be changed to when it is asked what would have changed a decision."
+    low: Annotated[float, Field(allow_inf_nan=False)] | None = None # numbers: not below
+    high: Annotated[float, Field(allow_inf_nan=False)] | None = None # numbers: not above
+    values: list[Scalar] = [] # only these; empty: whatever training rows have
+    only: Literal['', 'up', 'down'] = '' # numbers and dates: the one direction in which it can be changed
+
+    @model_validator(mode='after')
+    def _fits(self):
+        if self.low is not None and self.high is not None and self.low > self.high: raise ValueError(f'low {self.low:g} lies above high {self.high:g}')
+        if self.values and (self.low, self.high) != (None, None): raise ValueError('give values, or low and high, not both')
+        return self
+
 class SplitSection(Record):
     "How training, test and replay rows are told apart."
     strategy: Literal['auto', 'random', 'time', 'group'] = 'auto'
@@ -433,6 +446,8 @@ class DataSection(Record):
     label_time: str = '' # when the outcome became known
     protected: list[str] = [] # attributes for which groups are compared
     drop: list[str] = [] # columns that training must not see
+    immutable: list[str] = [] # columns that nobody can change, such as a date of birth
+    allowed: dict[str, Allowed] = {} # what other columns may be changed to
     types: dict[str, Literal['number', 'category', 'text', 'date', 'boolean']] = {}
     auto: Literal['safe', 'none'] = 'safe' # whether safe treatments are applied unasked
     accept: list[Treatment] = []
@@ -483,30 +498,13 @@ class DeploymentSection(Record):
     image: str = ''
     canary: CanarySection = CanarySection()
 
-PERIODS = {'week': 7, 'month': 365.25/12, 'quarter': 365.25/4, 'year': 365.25}  # days
-
-def false_alarms_per_day(budget: str, # such as '1 per quarter'
-                         ) -> float:
-    "How many false alarms a day a budget allows."
-    found = re.fullmatch(r'(\d+(?:\.\d+)?) per (\w+)', budget.strip())
-    if found is None or found[2] not in PERIODS or not 0 < float(found[1]) <= 1000:
-        raise ValueError(f"{budget[:40]!r} is no budget of false alarms. Write how many in which time: '1 per quarter'; "
-                         f'times: {", ".join(PERIODS)}')
-    return float(found[1])/PERIODS[found[2]]
-
 class MonitoringSection(Record):
     "How production is watched."
     window_days: Positive = 30
     min_rows: Annotated[int, Field(ge=1)] = 50
-    false_alarms: str = '1 per year' # alarms without a cause that one version may raise; per week, month, quarter or year
-    min_effect: Share = 0.05 # share of rows that must be different before it is worth a person's time
+    false_alarms_per_year: Positive = 4.0
     reference: Literal['train', 'test'] = 'train'
     outcomes_share: Share = 0.8 # of a window's rows whose outcome is known before its estimate is held to them
-
-    @field_validator('false_alarms')
-    def _is_a_budget(cls, value):
-        false_alarms_per_day(value)
-        return value
 
 class RetrainingSection(Record):
     "When a new version is due, and what it has to show."
@@ -591,6 +589,9 @@ class Settings(Record):
                     raise ValueError(f'problem.{where}: group_by {c.group_by!r} is not among data.protected {self.data.protected}')
         if self.development.metric and self.development.metric not in allowed:
             raise ValueError(f'development.metric: no metric {self.development.metric!r}. Allowed: {", ".join(allowed)}')
+        for name in self.data.allowed:
+            fixed = next((k for k in ('immutable', 'protected') if name in getattr(self.data, k)), '')
+            if fixed: raise ValueError(f'data.allowed: {name!r} is in data.{fixed}, so it is not to be changed. Take it out of one of the two')
         if self.problem.target in self.data.drop: raise ValueError(f'data.drop: the target {self.problem.target!r} cannot be dropped')
         return self
 
