@@ -127,7 +127,7 @@ def _usual(sample: pd.DataFrame) -> float:
     np.fill_diagonal(apart, np.inf)
     return float(np.quantile(apart.min(axis=1), .95))
 
-# %% ../nbs/04aa_counterfactuals.ipynb #40c886d0
+# %% ../nbs/04aa_counterfactuals.ipynb #6626b668
 BEAM, DEEPEST, MOST = 12, 3, 3   # partial answers kept; columns changed at most; answers
 
 class Counterfactual(Record):
@@ -167,7 +167,7 @@ class Counterfactuals(Record):
         return f'<p><b>{escaped(self.headline, 300)}</b></p>{table}<p class="note">{escaped(note, 2000)}</p>'
 
 CAVEAT = ('What the model would have said of another row, not what would happen to a person who changed: it knows '
-          'no causes. Every value was seen in training rows.')
+          'no causes. Every value lies among those of training rows.')
 
 # %% ../nbs/04aa_counterfactuals.ipynb #2e49f9ca
 class _Search:
@@ -224,7 +224,7 @@ def _spread(values: np.ndarray, most: int) -> np.ndarray:
 def _inside(scores: np.ndarray, low: float, high: float) -> np.ndarray:
     return np.minimum(scores-low, high-scores)+1e-12
 
-# %% ../nbs/04aa_counterfactuals.ipynb #2bb54052
+# %% ../nbs/04aa_counterfactuals.ipynb #e86ab46e
 def _reached(search: _Search, most: int) -> list[dict]:
     "Sets of changes that reach the wanted decision, in as few columns as there are answers."
     beam, reached, start = [{}], [], float(search.margins([{}])[0])
@@ -264,9 +264,21 @@ def _drawn_back(search: _Search, change: dict) -> dict:
             hits = np.flatnonzero(search.margins([{**change, name: v} for v in values]) > 0)
             if not len(hits): break
             near, change = values[max(hits[0]-1, 0)], {**change, name: values[hits[0]]}
+        change = _rounded(search, change, name)
     return change
 
-# %% ../nbs/04aa_counterfactuals.ipynb #627cd7a6
+def _rounded(search: _Search, change: dict, name: str) -> dict:
+    "An amount in as few digits as the decision and the bounds allow: what is shown is what was tried."
+    value, (low, high) = change[name], search.space.bounds[name]
+    if not isinstance(value, (float, np.floating)) or value == 0: return change
+    size = np.floor(np.log10(abs(value)))
+    steps = [10.**(size-digits) for digits in (2, 3, 4, 5)]
+    tries = [float(f'{f(value/step)*step:.9g}') for step in steps for f in (np.floor, np.ceil)]
+    tries = [v for v in tries if low <= v <= high and (v > search.own[name]) == (value > search.own[name])]
+    hits = np.flatnonzero(search.margins([{**change, name: v} for v in tries]) > 0)
+    return {**change, name: tries[hits[0]]} if len(hits) else change
+
+# %% ../nbs/04aa_counterfactuals.ipynb #1fb69214
 def _words(model, decision: object) -> str:
     "A decision in the data's own words."
     if model.task != 'binary': return f'{decision:.4g}' if model.task == 'regression' else str(decision)
@@ -304,10 +316,11 @@ def _told(search: _Search, change: dict) -> Counterfactual:
     rows, space = search.rows([change]), search.space
     said, first = search.model.predict(rows).iloc[0], search.row.iloc[0]
     lines = [(n, plain(first[n]) or '(missing)', _value(v)) for n, v in change.items()]
-    away = _apart(_coded(rows, space.plan, space.sample), space.sample).min() if len(space.sample) else 0.
+    both = pd.concat([search.row[list(rows)], rows], ignore_index=True).astype(object)
+    before, away = _apart(_coded(both, space.plan, space.sample), space.sample).min(axis=1)
     return Counterfactual(changes=pd.DataFrame(lines, columns=['column', 'from', 'to'], dtype=object), far=search.far(change),
-                          decision=_words(search.model, said.decision), score=float(said.score), unusual=bool(away > space.usual))
+                          decision=_words(search.model, said.decision), score=float(said.score), unusual=bool(away > max(space.usual, before)))
 
 def _value(value: object) -> str:
     if isinstance(value, np.datetime64): return str(pd.Timestamp(value))[:19].removesuffix(' 00:00:00')
-    return plain(float(f'{value:.6g}')) if isinstance(value, float) else plain(value)
+    return plain(value)

@@ -4,24 +4,25 @@
 
 # %% ../nbs/04d_explanation_app.ipynb #306c55e8
 from __future__ import annotations
-import base64, io
-from collections.abc import Callable
 from typing import NamedTuple
 import numpy as np
 import pandas as pd
+from .attributions import Attributions, readable
 from .core import DataError, MlcycleError, Project, escaped, html_table
+from .counterfactuals import Space, search_space
 from .explainability import Explanation, dependence, explain, importance, leaves
+from .explanation_parts import changes_html, curves_html, groups_html, image, note, uses_html
 from .features import FeaturePlan, decode_target
 from .ledger import champion, retired, roles, versions
-from .pictures import plain_text, plot_contributions, plot_dependence, plot_importance
+from .pictures import plot_contributions, plot_dependence, plot_importance
 from .pages import Page, document, framed, publish_page, two
 from .registry import Model
 from .scoring import predictions, stored_name, training_rows
 
 # %% auto #0
-__all__ = ['MOST_ROWS', 'FEWEST_ROWS', 'LARGE_FOREST', 'NO_MODEL', 'LOG_ODDS', 'Shown', 'shown_rows', 'inputs_of', 'image',
-           'header_html', 'importance_html', 'prediction_html', 'contributions_table', 'column_html',
-           'explainability_page', 'publish_explainability', 'explainability_app', 'plain_name']
+__all__ = ['MOST_ROWS', 'FEWEST_ROWS', 'LARGE_FOREST', 'NO_MODEL', 'LOG_ODDS', 'Shown', 'shown_rows', 'inputs_of', 'header_html',
+           'importance_html', 'prediction_html', 'contributions_table', 'column_html', 'explainability_page',
+           'publish_explainability', 'explainability_app', 'plain_name']
 
 # %% ../nbs/04d_explanation_app.ipynb #270683d1
 MOST_ROWS, FEWEST_ROWS, LARGE_FOREST = 200, 50, 50_000   # rows; fewer for a forest of so many leaves
@@ -33,6 +34,8 @@ class Shown(NamedTuple):
     names: list[str] # what each row is called in the list
     source: str # where the rows are from, in one sentence
     explanation: Explanation
+    space: Space | None # what may be changed; None where no training rows are left
+    recorded: Attributions | None # what a step has recorded of many rows
 
 def shown_rows(project: Project, version: str, *,
                also: str='', # a prediction id, put in front
@@ -49,7 +52,10 @@ def shown_rows(project: Project, version: str, *,
         source = f'{len(rows):,} rows that it was trained on, since none of its predictions is logged'
     rows = model.align(rows).reset_index(drop=True)
     explanation = explain(model, rows if train is None else train, rows, seed=seed)
-    return Shown(model, rows, _names(model, rows, log), source, explanation)
+    plan = FeaturePlan.from_body(model.info.plan)
+    space = None if train is None else search_space(plan, project.settings, training=train)
+    return Shown(model, rows, _names(model, rows, log), source, explanation, space,
+                 project.latest(Attributions, subject=version))
 
 def _newest(project: Project, version: str, most: int, also: str) -> pd.DataFrame: # as logged
     "The newest predictions of a version, and before them the one that was asked for."
@@ -72,16 +78,6 @@ def _names(model: Model, rows: pd.DataFrame, log: pd.DataFrame) -> list[str]:
     return [f'{str(at)[:16]} · {i} · {words}' for at, i, words in zip(log['at'], log.prediction_id, said)]
 
 # %% ../nbs/04d_explanation_app.ipynb #f17529b0
-def image(draw: Callable, # draws on the axes it is given
-          alt: str, *, size: tuple[float, float]=(7, 3.6)) -> str: # an <img> element
-    "A picture as an SVG image inside the page."
-    from matplotlib.figure import Figure
-    figure, out = Figure(figsize=size, layout='constrained'), io.BytesIO()
-    draw(figure.subplots())
-    figure.savefig(out, format='svg', metadata={'Date': None})
-    source = f'data:image/svg+xml;base64,{base64.b64encode(out.getvalue()).decode()}'
-    return f'<img alt="{escaped(alt, 1000)}" style="width:100%;height:auto" src="{source}">'
-
 def header_html(project: Project, version: str | None) -> str:
     "Which project, which version, since when, and what validation said of it."
     facts = [f'owner: {project.settings.project.owner or "not named"}', 'read-only']
@@ -121,7 +117,12 @@ def prediction_html(shown: Shown, row: int, # position
     drawn = image(draw, f'Contributions: {most}')
     said = f'<div class="said" role="status"><b>{escaped(_answer(shown.model, answer))}</b></div>'
     parts = f'<div>{drawn}</div><div class="scroll">{html_table(table, limit=30)}</div>'
-    return f'{said}<div class="two">{parts}</div>'
+    changed = f'<h2>What would have changed it</h2>{_changes(shown, row)}'
+    return f'{said}<div class="two">{parts}</div>{changed}'
+
+def _changes(shown: Shown, row: int) -> str:
+    if shown.space is None: return note('The training rows are gone, so nobody can say what values were usual.')
+    return changes_html(shown.model, shown.rows.iloc[[row]], shown.space)
 
 def contributions_table(shown: Shown, row: int) -> pd.DataFrame: # column, value, contribution; largest first
     "One row's values and what they contribute."
@@ -140,12 +141,13 @@ def _answer(model: Model, answer: pd.Series) -> str: # one sentence
 
 def column_html(shown: Shown, column: str, output: str) -> str:
     "How a column's contributions follow its values."
-    table = dependence(shown.explanation, shown.rows, column, output=output)
+    rows = readable(shown.rows, FeaturePlan.from_body(shown.model.info.plan))
+    table = dependence(shown.explanation, rows, column, output=output)
     about = f' of {output}' if output else ''
     picture = image(lambda ax: plot_dependence(table, column=column, unit=shown.explanation.unit, ax=ax),
                     f'{column}: contribution to the score{about} over its values')
     said = f'One point for each of {shown.source}. Beyond zero the value pushes the score{about} up.'
-    return f'<p class="note">{escaped(said)}</p>{picture}'
+    return two(curves_html(shown.recorded, column, output), note(said)+picture)
 
 # %% ../nbs/04d_explanation_app.ipynb #f229c23f
 def explainability_page(project: Project) -> str: # a whole document
@@ -153,14 +155,20 @@ def explainability_page(project: Project) -> str: # a whole document
     known = versions(project.ledger)
     version = champion(project.ledger) or (known[-1] if known else None)
     parts = [header_html(project, version)]
-    if version is None: parts.append(_note(NO_MODEL))
+    if version is None: parts.append(note(NO_MODEL))
     else:
         try: parts += _drawn(project, shown_rows(project, version))
-        except MlcycleError as error: parts.append(_note(error))
+        except MlcycleError as error: parts.append(note(error))
     return document(f'Explanations: {project.name}', ''.join(parts))
 
 def _drawn(project: Project, shown: Shown) -> list[str]:
-    return [f'<h2>What the model uses</h2>{importance_html(project, shown)}', _note(f'Shown: {shown.source}. {shown.explanation.note}')]
+    used, found = importance_html(project, shown), shown.recorded
+    first, outputs = importance(shown.explanation, resamples=10).column.iloc[0], list(dict.fromkeys(shown.explanation.outputs))
+    column = f'<h2>How its values count: {escaped(plain_name(first))}</h2>{curves_html(found, first, outputs[0])}'
+    apart = [f'<h2>Groups by {escaped(plain_name(a))}</h2>{groups_html(found, a, outputs[0])}'
+             for a in project.settings.data.protected]
+    return [two(f'<h2>What the model uses</h2>{used}', column), two(f'<h2>Over time</h2>{uses_html(found)}', *apart),
+            note(f'Shown: {shown.source}. {shown.explanation.note}')]
 
 def publish_explainability(project: Project) -> Page:
     "Draw the page and keep it."
@@ -174,20 +182,18 @@ def explainability_app(project: Project): # an ipywidgets box
     known = versions(project.ledger)
     head, body = ipywidgets.HTML(), ipywidgets.VBox([])
     if not known:
-        return ipywidgets.VBox([ipywidgets.HTML(framed(header_html(project, None)+_note(NO_MODEL)))])
+        return ipywidgets.VBox([ipywidgets.HTML(framed(header_html(project, None)+note(NO_MODEL)))])
     version = _choice('Version', known[::-1], champion(project.ledger) or known[-1])
     def show(change=None):
         head.value = framed(header_html(project, version.value))
         try: body.children = _contents(project, version.value)
-        except MlcycleError as error: body.children = [ipywidgets.HTML(framed(_note(error)))]
+        except MlcycleError as error: body.children = [ipywidgets.HTML(framed(note(error)))]
     version.observe(show, 'value')
     show()
     layout = ipywidgets.Layout(max_width='1340px', margin='0 auto')
     return ipywidgets.VBox([head, _row(version), body], layout=layout)
 
 LOG_ODDS = ' On the scale of log-odds, +0.7 doubles the odds and -0.7 halves them.'
-
-def _note(text: object) -> str: return f'<p class="note">{escaped(text, 2000)}</p>'
 
 def _choice(label: str, options: list, value: object):
     import ipywidgets
@@ -204,20 +210,25 @@ def _contents(project: Project, version: str) -> list: # widgets
     def show_one(change=None): fill('one', 'One prediction', prediction_html(shown, choose['row'].value or 0))
     def show_column(change=None):
         fill('column', 'One column', column_html(shown, choose['column'].value, choose['output'].value))
+    def show_groups(change=None):
+        fill('groups', 'How groups differ', groups_html(shown.recorded, choose['groups'].value, choose['output'].value))
     def look_up(change):
         nonlocal shown
         try: shown = shown_rows(project, version, also=change['new'])
-        except MlcycleError as error: box['answer'].value = framed(_note(error))
+        except MlcycleError as error: box['answer'].value = framed(note(error))
         else:
             box['answer'].value, choose['row'].options = '', _rows_to_choose(shown)
             show_one(); show_column()
-    follows = {'row': show_one, 'column': show_column, 'output': show_column, 'id': look_up}
-    for name, follow in follows.items(): choose[name].observe(follow, 'value')
+    follows = [('row', show_one), ('column', show_column), ('output', show_column), ('output', show_groups),
+               ('id', look_up), ('groups', show_groups)]
+    for name, follow in follows: choose[name].observe(follow, 'value')
     fill('used', 'What the model uses', importance_html(project, shown))
+    fill('time', 'What it used over time', uses_html(shown.recorded))
     meaning = LOG_ODDS if shown.explanation.unit == 'log-odds' else ''
-    box['note'].value = framed(_note(f'Shown: {shown.source}. {shown.explanation.note}{meaning}'))
-    show_one(); show_column()
-    return [_row(*choose.values()), box['answer'], _row(box['used'], box['column']), box['one'], box['note']]
+    box['note'].value = framed(note(f'Shown: {shown.source}. {shown.explanation.note}{meaning}'))
+    show_one(); show_column(); show_groups()
+    return [_row(choose['row'], choose['id']), box['answer'], box['one'], _row(box['used'], box['time']),
+            _row(choose['column'], choose['output']), box['column'], _row(choose['groups']), box['groups'], box['note']]
 
 def _row(*widgets):
     import ipywidgets
@@ -225,7 +236,7 @@ def _row(*widgets):
 
 def _boxes() -> dict: # name → an empty HTML widget
     import ipywidgets
-    basis = {'used': '460px', 'column': '460px', 'one': '100%', 'note': '100%', 'answer': '100%'}
+    basis = {'used': '460px', 'time': '460px'} | dict.fromkeys(('column', 'one', 'groups', 'note', 'answer'), '100%')
     layout = lambda width: ipywidgets.Layout(flex=f'1 1 {width}', min_width='0', width='auto')
     return {name: ipywidgets.HTML(layout=layout(width)) for name, width in basis.items()}
 
@@ -237,13 +248,17 @@ def _selectors(shown: Shown) -> dict: # name → widget
     import ipywidgets
     outputs = list(dict.fromkeys(shown.explanation.outputs))
     columns = list(importance(shown.explanation, resamples=10).column)
+    found = shown.recorded.groups if shown.recorded is not None else []
+    attributes = list(dict.fromkeys(found.attribute)) if len(found) else ['']
     wanted = ipywidgets.Text(description='Prediction id', placeholder='any logged one, then Enter',
                              continuous_update=False, style={'description_width': 'initial'},
                              layout=ipywidgets.Layout(width='430px', max_width='100%'))
     chosen = {'row': _choice('Prediction', _rows_to_choose(shown), 0), 'id': wanted,
               'column': _choice('Column', [(plain_name(c), c) for c in columns], columns[0]),
-              'output': _choice('Class', [(plain_name(o), o) for o in outputs], outputs[0])}
+              'output': _choice('Class', [(plain_name(o), o) for o in outputs], outputs[0]),
+              'groups': _choice('Groups by', [(plain_name(a), a) for a in attributes], attributes[0])}
     if len(outputs) == 1: chosen['output'].layout.display = 'none'
+    if len(attributes) < 2: chosen['groups'].layout.display = 'none'
     return chosen
 
 def plain_name(column: str) -> str:

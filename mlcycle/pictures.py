@@ -10,8 +10,9 @@ from .core import Estimate
 from .explainability import Explanation
 
 # %% auto #0
-__all__ = ['BLUE', 'RED', 'GREY', 'INK', 'plain_text', 'new_axes', 'plot_estimates', 'plot_roc', 'plot_errors',
-           'plot_calibration', 'plot_importance', 'plot_contributions', 'plot_dependence']
+__all__ = ['BLUE', 'RED', 'GREY', 'INK', 'SHAPES', 'SHADES', 'plain_text', 'new_axes', 'plot_estimates', 'plot_roc',
+           'plot_errors', 'plot_calibration', 'plot_importance', 'plot_contributions', 'plot_dependence', 'plot_curves',
+           'plot_uses']
 
 # %% ../nbs/04c_pictures.ipynb #3a0e7148
 BLUE, RED, GREY, INK = '#4c78a8', '#c44e52', '#bbbbbb', '#222222'
@@ -92,17 +93,33 @@ def plot_importance(table: pd.DataFrame, # as `importance` gives it
 def plot_contributions(explanation: Explanation, row: int, # position among the explained rows
                        values: pd.Series, # the row itself, by column
                        *, top: int=12, ax=None): # the axes
-    "One row's contributions: what pushed its score up, and what down."
+    "A waterfall: from the average score, column by column, the smallest first, up to this row's score."
     line = explanation.line(row)
-    parts = explanation.values.iloc[line].sort_values(key=abs, ascending=False).head(top).iloc[::-1]
-    ax = ax or new_axes(len(parts))
-    ax.barh(range(len(parts)), parts, color=np.where(parts > 0, RED, BLUE))
-    ax.axvline(0, color=INK, linewidth=0.8)
-    ax.set_yticks(range(len(parts)), [f'{plain_text(c, 22)} = {_short(values.get(c))}' for c in parts.index])
-    about = f' to {plain_text(explanation.outputs[line])}' if explanation.outputs[line] else ''
+    parts = explanation.values.iloc[line].sort_values(key=abs, ascending=False)
+    shown = parts.head(top).iloc[::-1]
+    steps, names = list(shown), [f'{plain_text(c, 22)} = {_short(values.get(c))}' for c in shown.index]
+    if len(parts) > top: steps, names = [parts.iloc[top:].sum(), *steps], [f'{len(parts)-top} other columns', *names]
+    ax = ax or new_axes(len(steps))
+    _waterfall(ax, explanation.base[line], np.array(steps, dtype=float))
+    ax.set_yticks(range(len(steps)), names)
+    about = f' of {plain_text(explanation.outputs[line])}' if explanation.outputs[line] else ''
     ends = f'{explanation.base[line]:.3g} on average, {explanation.scores[line]:.3g} here'
-    ax.set(xlabel=f'contribution{about} ({explanation.unit}): {ends}')
+    ax.set(xlabel=f'score{about} ({explanation.unit}): {ends}')
     return ax
+
+def _waterfall(ax, base: float, steps: np.ndarray) -> None:
+    "Bars from where the one below ended; red pushes up, blue down, and so do the arrows."
+    ends = base+np.cumsum(steps)
+    starts = ends-steps
+    ax.barh(range(len(steps)), steps, left=starts, color=np.where(steps > 0, RED, BLUE), height=.7)
+    for i, (start, end) in enumerate(zip(starts, ends)):
+        if i+1 < len(ends): ax.plot([end, end], [i-.35, i+1.35], color=GREY, linewidth=.7)
+        ax.annotate(f'{"▸" if steps[i] > 0 else "◂"} {steps[i]:+.2g}', (max(start, end), i), xytext=(4, 0),
+                    textcoords='offset points', va='center', fontsize=8)
+    ax.axvline(base, color=GREY, linewidth=.8, linestyle='--')
+    ax.axvline(base+steps.sum(), color=INK, linewidth=1)
+    low, high = min(base, ends.min(), starts.min()), max(base, ends.max(), starts.max())
+    ax.set_xlim(low-.06*(high-low or 1), high+.2*(high-low or 1))   # room for the figures
 
 def _short(value: object) -> str:
     number = isinstance(value, (float, np.floating)) and np.isfinite(value)
@@ -126,3 +143,53 @@ def plot_dependence(table: pd.DataFrame, # as `dependence` gives it
         ax.set_yticks(range(len(order)), list(order))
         ax.set(xlabel=said, ylabel=plain_text(column))
     return ax
+
+# %% ../nbs/04c_pictures.ipynb #72cd92ff
+SHAPES = 'os^Dvp'
+SHADES = [BLUE, '#e69f00', '#009e73', RED, '#7f3c8d', INK]
+
+def plot_curves(points: pd.DataFrame, # of one column, as `attributions.curves` gives them
+                *, unit: str='', ax=None): # the axes
+    "A column's mean contribution along its values, a line for each part of the column it acts with."
+    ax, levels = ax or new_axes(), points[points.label != '']
+    for k, (part, mine) in enumerate(points.groupby('part', sort=True)):
+        words = f'{plain_text(mine.partner.iloc[0], 18)}: {plain_text(part, 18)}' if part else None
+        _curve(ax, mine.sort_values('at'), k, words)
+    ax.axhline(0, color=GREY, linewidth=0.8)
+    if len(levels) == len(points): _name_levels(ax, levels)
+    ax.set(xlabel=plain_text(points.column.iloc[0]), ylabel=f'mean contribution ({unit})')
+    if ax.get_legend_handles_labels()[0]: ax.legend(frameon=False, fontsize=8)
+    return ax
+
+def _curve(ax, mine: pd.DataFrame, k: int, words: str | None) -> None:
+    "Numbers joined by a line, levels side by side without one."
+    mean, low, high = (mine[name].to_numpy(float) for name in ('mean', 'low', 'high'))
+    at, named = mine['at'].to_numpy(float), mine.label.ne('').to_numpy()
+    style = dict(color=SHADES[k%6], capsize=2, markersize=4, linestyle='none', marker=SHAPES[k%6], label=words)
+    ax.errorbar(at+.12*k*named, mean, yerr=np.clip([mean-low, high-mean], 0, None), **style)
+    ax.plot(at[~named], mean[~named], color=SHADES[k%6], linewidth=1)
+
+def _name_levels(ax, levels: pd.DataFrame) -> None:
+    names = levels.drop_duplicates('at').sort_values('at')
+    ax.set_xticks(names['at'], [plain_text(l, 14) for l in names.label])
+
+def plot_uses(table: pd.DataFrame, # as `attributions.uses` gives it
+              *, unit: str='', top: int=6, ax=None): # the axes
+    "How much the columns counted in each window, with intervals; filled where a window differs from training."
+    ax = ax or new_axes()
+    table = table.astype({'mean': float, 'low': float, 'high': float, 'differs': bool})
+    order = table.groupby('column')['mean'].max().sort_values(ascending=False).index[:top]
+    for k, column in enumerate(order): _use(ax, table[table.column == column].sort_values('window'), k)
+    from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
+    ax.xaxis.set_major_locator(ticks := AutoDateLocator(maxticks=6))
+    ax.xaxis.set_major_formatter(ConciseDateFormatter(ticks))
+    ax.legend(frameon=False, fontsize=8, loc='lower center', bbox_to_anchor=(.5, 1), ncols=3)
+    ax.set(ylabel=f'mean size ({unit})', ylim=(0, None))
+    return ax
+
+def _use(ax, mine: pd.DataFrame, k: int) -> None:
+    at, shade = pd.to_datetime(mine.window).to_numpy(), SHADES[k%6]
+    ax.plot(at, mine['mean'], color=shade, linewidth=1.2, label=plain_text(mine.column.iloc[0], 18), marker=SHAPES[k%6],
+            markerfacecolor='white', markersize=5)
+    ax.plot(at[mine.differs], mine['mean'][mine.differs], SHAPES[k%6], color=shade, markersize=7)
+    ax.fill_between(at, mine.low, mine.high, color=shade, alpha=.12, linewidth=0)

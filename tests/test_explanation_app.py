@@ -5,7 +5,9 @@ import pytest
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.linear_model import LogisticRegression
 from apps import Looking, chromium, needs_chromium, served
+from mlcycle.attributions import record_attributions
 from mlcycle.core import Project
+from mlcycle.counterfactuals import counterfactuals
 from mlcycle.explanation_app import contributions_table, explainability_app, publish_explainability, shown_rows
 from mlcycle.gates import approval_digest
 from mlcycle.registry import promote
@@ -83,6 +85,34 @@ def test_choices_follow(finished):
     middle = texts(page)
     named(page, 'Column').value = 'job'
     assert before != middle != texts(page) and 'alt="job: contribution' in texts(page)
+
+
+def test_what_many_rows_have_in_common_was_recorded_by_a_step_and_names_columns_as_people_do(finished):
+    version = predictions(finished).version[0]
+    assert 'Next: mlcycle run monitoring' in texts(explainability_app(reading(finished)))
+    found = record_attributions(finished, version)
+    before = finished.ledger.head()
+    page = explainability_app(reading(finished))
+    text = texts(page)
+    assert 'Next: mlcycle run monitoring' not in text and 'alt="Mean size of contributions by window' in text
+    assert 'What would have changed it' in text and 'Held fixed:' in text and f'Means over {found.source}' in text
+    assert 'onehot' not in text and '__' not in text and BAD not in text and finished.ledger.head() == before
+    inputs = set(finished.registry.load(version).info.columns)
+    assert set(found.partners.column) == inputs and set(found.groups.column) <= inputs | {''}
+
+
+def test_no_answer_changes_what_cannot_be_changed(finished):
+    shown = shown_rows(reading(finished), predictions(finished).version[0])
+    protected = set(finished.settings.data.protected)
+    for row in range(0, 40, 8):
+        found = counterfactuals(shown.model, shown.rows.iloc[[row]], space=shown.space)
+        for way in found.found:
+            assert not set(way.changes.column) & protected
+            changed = shown.rows.iloc[[row]].astype(object).assign(**{c.column: c.to for c in way.changes.itertuples()})
+            numbers = [c for c in changed if pd.api.types.is_numeric_dtype(shown.rows[c])]
+            again = shown.model.predict(changed.astype({c: float for c in numbers})).iloc[0]
+            assert int(again.decision) != int(shown.model.predict(shown.rows.iloc[[row]]).decision.iloc[0])
+            assert again.score == pytest.approx(way.score, abs=1e-4)
 
 
 def test_classes_can_be_chosen_and_an_unvalidated_version_says_so(tmp_path):
