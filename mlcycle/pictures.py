@@ -180,9 +180,9 @@ def plot_uses(table: pd.DataFrame, # as `attributions.uses` gives it
     table = table.astype({'mean': float, 'low': float, 'high': float, 'differs': bool})
     order = table.groupby('column')['mean'].max().sort_values(ascending=False).index[:top]
     for k, column in enumerate(order): _use(ax, table[table.column == column].sort_values('window'), k)
-    from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
-    ax.xaxis.set_major_locator(ticks := AutoDateLocator(maxticks=6))
-    ax.xaxis.set_major_formatter(ConciseDateFormatter(ticks))
+    windows = sorted(table.window.unique())
+    ticks = windows[::-(-len(windows)//6)][::-1]   # the newest always
+    ax.set_xticks(pd.to_datetime(ticks).to_numpy(), ticks)
     ax.legend(frameon=False, fontsize=8, loc='lower center', bbox_to_anchor=(.5, 1), ncols=3)
     ax.set(ylabel=f'mean size ({unit})', ylim=(0, None))
     return ax
