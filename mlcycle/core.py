@@ -14,16 +14,16 @@ from pydantic import (BaseModel, BeforeValidator, ConfigDict, Field, PlainSerial
                       model_validator)
 
 # %% auto #0
-__all__ = ['Frame', 'TASK_METRICS', 'CHANNEL_KEYS', 'STAGES', 'Task', 'Scalar', 'Positive', 'Share', 'DEFAULT_GATES',
+__all__ = ['Frame', 'TASK_METRICS', 'CHANNEL_KEYS', 'STAGES', 'Task', 'Scalar', 'Positive', 'Share', 'PERIODS', 'DEFAULT_GATES',
            'MlcycleError', 'SettingsError', 'DataError', 'Blocked', 'MissingEvidence', 'IntegrityError', 'jsonable',
            'frame_body', 'canonical_json', 'digest', 'write_atomic', 'sync_folder', 'shown', 'escaped', 'html_pairs',
            'html_table', 'Record', 'Result', 'label', 'Estimate', 'estimates_table', 'Criterion', 'judge', 'Channel',
            'AlarmsSection', 'ScheduleSection', 'ProjectSection', 'Costs', 'ProblemSection', 'Source', 'Join',
            'Treatment', 'Allowed', 'SplitSection', 'DataSection', 'DevelopmentSection', 'ValidationSection',
-           'CanarySection', 'DeploymentSection', 'MonitoringSection', 'RetrainingSection', 'GovernanceSection',
-           'RetentionSection', 'Gate', 'RunSection', 'StoreSection', 'Settings', 'check_settings', 'read_settings',
-           'find_project', 'who', 'Project', 'missing_evidence', 'Conflict', 'setting_value', 'changed_text',
-           'toml_value']
+           'CanarySection', 'DeploymentSection', 'false_alarms_per_day', 'MonitoringSection', 'RetrainingSection',
+           'GovernanceSection', 'RetentionSection', 'Gate', 'RunSection', 'StoreSection', 'Settings', 'check_settings',
+           'read_settings', 'find_project', 'who', 'Project', 'missing_evidence', 'Conflict', 'setting_value',
+           'changed_text', 'toml_value']
 
 # %% ../nbs/00_core.ipynb #ae3d6690
 class MlcycleError(Exception):
@@ -498,13 +498,30 @@ class DeploymentSection(Record):
     image: str = ''
     canary: CanarySection = CanarySection()
 
+PERIODS = {'week': 7, 'month': 365.25/12, 'quarter': 365.25/4, 'year': 365.25}  # days
+
+def false_alarms_per_day(budget: str, # such as '1 per quarter'
+                         ) -> float:
+    "How many false alarms a day a budget allows."
+    found = re.fullmatch(r'(\d+(?:\.\d+)?) per (\w+)', budget.strip())
+    if found is None or found[2] not in PERIODS or not 0 < float(found[1]) <= 1000:
+        raise ValueError(f"{budget[:40]!r} is no budget of false alarms. Write how many in which time: '1 per quarter'; "
+                         f'times: {", ".join(PERIODS)}')
+    return float(found[1])/PERIODS[found[2]]
+
 class MonitoringSection(Record):
     "How production is watched."
     window_days: Positive = 30
     min_rows: Annotated[int, Field(ge=1)] = 50
-    false_alarms_per_year: Positive = 4.0
+    false_alarms: str = '1 per year' # alarms without a cause that one version may raise; per week, month, quarter or year
+    min_effect: Share = 0.05 # share of rows that must be different before it is worth a person's time
     reference: Literal['train', 'test'] = 'train'
     outcomes_share: Share = 0.8 # of a window's rows whose outcome is known before its estimate is held to them
+
+    @field_validator('false_alarms')
+    def _is_a_budget(cls, value):
+        false_alarms_per_day(value)
+        return value
 
 class RetrainingSection(Record):
     "When a new version is due, and what it has to show."
