@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MANY', 'DATE', 'FEW', 'ENCODERS', 'ColumnPlan', 'FeaturePlan', 'column_type', 'infer_plan', 'encode_target',
            'guess_positive', 'read_target', 'class_names', 'decode_target', 'Clean', 'clean_names', 'build_pipeline',
-           'Calibrated', 'apply_curve']
+           'fit_pipeline', 'held_constant', 'Calibrated', 'apply_curve']
 
 # %% ../nbs/00h_features.ipynb #3fd873e8
 import re
@@ -350,6 +350,16 @@ def _means(task: str, seed: int) -> TargetEncoder:
     return TargetEncoder(target_type='continuous' if task == 'regression' else task, random_state=seed)
 
 ENCODERS = {'linear': _linear_encoders, 'tree': _tree_encoders}
+
+def fit_pipeline(pipeline: Pipeline, X: pd.DataFrame, y) -> Pipeline: # the same, fitted
+    "Fit on rows that may lack a column altogether: small parts of a table, and the oldest ones."
+    pipeline[-1].fit(held_constant(pipeline[:-1].fit_transform(X, y)), y)
+    return pipeline
+
+def held_constant(inputs: np.ndarray) -> np.ndarray: # encoded rows to fit on
+    "Columns without any value as zeros: no model can use one, and gradient boosting (scikit-learn 1.9) refuses it."
+    empty = pd.isna(inputs).all(axis=0)
+    return np.where(empty, 0.0, inputs) if empty.any() else inputs
 
 # %% ../nbs/00h_features.ipynb #0f25d05a
 class Calibrated(ClassifierMixin, BaseEstimator):

@@ -102,7 +102,7 @@ def cluster_client(address: str): # distributed's Client
         raise SettingsError(f'The cluster {address} is not on this machine and not encrypted. Give a tls:// address.')
     try: from distributed import Client
     except ImportError: raise SettingsError("A cluster needs Dask, which is not here. pip install 'mlcycle[dask]'") from None
-    try: return Client(address, timeout='20s', set_as_default=False)
+    try: return Client(address, timeout='10s', set_as_default=False)
     except (OSError, TimeoutError) as error:
         raise SettingsError(f'No Dask scheduler answers at {address}: {str(error)[:200]}. Start one, or give no '
                             'cluster.') from None

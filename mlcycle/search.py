@@ -27,7 +27,7 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from threadpoolctl import threadpool_limits
 
 from .core import Costs, DataError, Record, Settings, SettingsError
-from .features import FeaturePlan, build_pipeline
+from .features import FeaturePlan, build_pipeline, held_constant
 from .metrics import METRICS, evaluate, scored
 from .progress import advance as tell_progress
 from .statistics import lacking, weighted
@@ -169,7 +169,7 @@ class Bench:
         return self._encoded[kind]
 
     def _encode(self, encoder, clean: pd.DataFrame, fit: np.ndarray, held: np.ndarray) -> tuple:
-        return encoder.fit_transform(clean.iloc[fit], self.y[fit]), encoder.transform(clean.iloc[held])
+        return held_constant(encoder.fit_transform(clean.iloc[fit], self.y[fit])), encoder.transform(clean.iloc[held])
 
     def score(self, held: np.ndarray, scores: np.ndarray) -> float:
         "The metric of some rows' predictions."

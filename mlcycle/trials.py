@@ -10,7 +10,7 @@ from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostin
 from sklearn.linear_model import LogisticRegression, Ridge
 from threadpoolctl import threadpool_limits
 from .core import Criterion, DataError, Estimate, Settings
-from .features import FeaturePlan, build_pipeline, infer_plan, read_target
+from .features import FeaturePlan, build_pipeline, fit_pipeline, infer_plan, read_target
 from .folds import choose_strategy, make_folds, time_order
 from .metrics import METRICS, measure, scored
 from .statistics import square_and_add
@@ -92,7 +92,7 @@ def held_out_scores(trial: Trial, name: str, # of a simple model
         part = train[-n:] if trial.split == 'time' else random.permutation(train)[:n]
         if trial.task != 'regression' and trial.y.iloc[part].nunique() < 2: continue
         with threadpool_limits(1):   # so little work is slower on two threads than on one
-            model = build_pipeline(trial.plan, estimator, kind=kind, seed=seed).fit(trial.rows.iloc[part], trial.y.iloc[part])
+            model = fit_pipeline(build_pipeline(trial.plan, estimator, kind=kind, seed=seed), trial.rows.iloc[part], trial.y.iloc[part])
             told.append((len(part), test, _scores(model, trial.rows.iloc[test], trial)))
     return told
 
