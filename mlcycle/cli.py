@@ -206,12 +206,14 @@ def serve(project: Project, host: str, port: int | None) -> None:
 
 @main.command()
 @click.argument('file', metavar='FILE', type=click.Path(dir_okay=False))
+@click.option('--as', 'by', default='', metavar='NAME', help='Who hands them in; default: who is at work.')
+@click.option('--because', default='', metavar='TEXT', help='Where they come from.')
 @as_json
 @with_project()
-def label(project: Project, file: str, as_json: bool) -> None:
+def label(project: Project, file: str, by: str, because: str, as_json: bool) -> None:
     "Outcomes that arrive later, joined by prediction id."
     from mlcycle.scoring import label_file
-    report = label_file(project, file)
+    report = label_file(project, file, by=by, because=because)
     say(report.body(), as_json, report.headline)
 
 @main.command()

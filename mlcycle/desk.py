@@ -32,7 +32,7 @@ STYLE = '''<style>
 .mlcycle-desk h4, .mlcycle-desk-part h4 {font-size: 14px; margin: 14px 0 4px}
 .mlcycle-desk table, .mlcycle-desk-part table {border-collapse: collapse; margin: 4px 0}
 .mlcycle-desk td, .mlcycle-desk th, .mlcycle-desk-part td, .mlcycle-desk-part th {padding: 2px 8px; vertical-align: top;
-  border-bottom: 1px solid var(--jp-border-color2, #ccc); overflow-wrap: anywhere; min-width: 5.5em; max-width: 480px; font-size: 12px}
+  border-bottom: 1px solid var(--jp-border-color2, #ccc); overflow-wrap: anywhere; min-width: 6em; max-width: 480px; font-size: 12px}
 .mlcycle-desk th, .mlcycle-desk-part th {text-align: left; font-weight: 600}
 .mlcycle-desk .scroll, .mlcycle-desk-part .scroll {max-height: 420px; overflow: auto}
 .mlcycle-desk .note, .mlcycle-desk-part .note {color: var(--jp-ui-font-color2, #555)}

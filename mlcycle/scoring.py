@@ -18,8 +18,8 @@ from .ledger import ROLES, Ledger, roles, versions
 # %% auto #0
 __all__ = ['OURS', 'FORMULA', 'Retired', 'BrokenAnswer', 'retirement_of', 'holder', 'admit', 'new_ids', 'answers', 'event_times',
            'utc', 'stored_name', 'kept_columns', 'log_rows', 'score', 'score_with', 'formula_safe', 'read_rows',
-           'LabelReport', 'encode_labels', 'incoming', 'find_predictions', 'label', 'known_ids', 'label_file', 'logged',
-           'predictions', 'labelled', 'training_rows']
+           'LabelReport', 'encode_labels', 'incoming', 'find_predictions', 'label', 'check_labels', 'known_ids',
+           'label_file', 'logged', 'predictions', 'labelled', 'training_rows']
 
 # %% ../nbs/00i_scoring.ipynb #887a9206
 class Retired(Blocked):
@@ -243,16 +243,24 @@ def label(project: Project,
     "Keep outcomes that came later, durably; returns how many met a prediction and how many say something new."
     from mlcycle.spool import append
     project.must_write('labels')
+    rows, report = _weighed(project, df)
+    now = pd.Timestamp(datetime.now(timezone.utc)).as_unit('us')
+    kept = rows[['prediction_id', 'id', 'label', 'at', 'row']].assign(at=rows['at'].fillna(now), received=now).reset_index(drop=True)
+    if len(kept): append(project, 'labels', kept.astype({'prediction_id': 'str', 'id': 'str'}))
+    return report
+
+def check_labels(project: Project, df: pd.DataFrame) -> LabelReport:
+    "What `label` would say about a delivery; nothing is kept."
+    return _weighed(project, df)[1]
+
+def _weighed(project: Project, df: pd.DataFrame) -> tuple[pd.DataFrame, LabelReport]: # the rows to keep, and what they are worth
     given = incoming(project, df)
     rows = find_predictions(project, given.assign(row=range(len(given))))
     made = known_ids(project)
     rows = rows.assign(known=rows['prediction_id'].isin(made), prediction_id=rows['prediction_id'].fillna(''), id=rows['id'].fillna(''))
     said = _compared(project, rows)
-    now = pd.Timestamp(datetime.now(timezone.utc)).as_unit('us')
-    kept = rows[['prediction_id', 'id', 'label', 'at', 'row']].assign(at=rows['at'].fillna(now), received=now).reset_index(drop=True)
-    if len(kept): append(project, 'labels', kept.astype({'prediction_id': 'str', 'id': 'str'}))
     matched = int(said['known'].sum())
-    return LabelReport(rows=len(df), matched=matched, unknown=len(given)-matched, doubled=int(said['doubled'].sum()),
+    return rows, LabelReport(rows=len(df), matched=matched, unknown=len(given)-matched, doubled=int(said['doubled'].sum()),
                        contradictory=int(said['contradictory'].sum()), missing=len(df)-len(given))
 
 def known_ids(project: Project) -> set[str]:
@@ -275,9 +283,15 @@ def _all_labels(project: Project) -> pd.DataFrame: # in the order they came
     if not project.tables.exists('labels'): return pd.DataFrame({'prediction_id': [], 'label': [], 'at': [], 'received': [], 'row': []})
     return project.tables.read('labels').sort_values(['received', 'row'], kind='stable')
 
-def label_file(project: Project, path: str | Path) -> LabelReport:
-    "Keep the outcomes in a file, as `label` does."
-    return label(project, read_rows(project, path, text=('prediction_id',)))
+def label_file(project: Project, path: str | Path, *, # of the outcomes
+               by: str='', # who hands them in; default: the project's actor
+               because: str='', # where they come from
+               ) -> LabelReport:
+    "Keep the outcomes in a file, as `label` does, and note the delivery in the log."
+    from mlcycle.log import log_event
+    report = label(project, read_rows(project, path, text=('prediction_id',)))
+    log_event(project, 'monitoring', 'outcomes came', file=Path(path).name, by=by or project.actor, because=because, rows=report.rows, matched=report.matched)
+    return report
 
 # %% ../nbs/00i_scoring.ipynb #c6eee883
 def logged(project: Project) -> bool:

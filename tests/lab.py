@@ -47,7 +47,7 @@ class Seat:
         "Open one notebook with a fresh view of it, and run it all."
         self.page.goto(f'{self.address}/lab/tree/{notebook}?reset&token={self.token}')
         self.page.locator('.jp-NotebookPanel:not(.lm-mod-hidden) .jp-Notebook').wait_for(timeout=60_000)
-        self.page.get_by_text('Python 3', exact=False).first.wait_for(timeout=60_000)
+        self.sheet.get_by_text('Python 3', exact=False).first.wait_for(timeout=60_000)
 
     def run_all(self) -> None:
         self.page.locator('.jp-NotebookPanel:not(.lm-mod-hidden) .jp-Notebook').click(position={'x': 5, 'y': 5})
