@@ -14,8 +14,9 @@ from .core import MlcycleError, Project, SettingsError, jsonable
 __all__ = ['EXTRA_OF', 'as_json', 'said_by', 'because', 'decided_by', 'SIGNS', 'Mlcycle', 'needed_extra', 'main', 'with_project',
            'say', 'table', 'demo', 'new', 'run_steps', 'run_every', 'tell_step', 'status', 'lab', 'app', 'score',
            'serve', 'label', 'monitor', 'check_silence', 'alarm', 'list_alarms', 'ack', 'mute', 'log', 'schedule',
-           'show_schedule', 'write_schedule', 'run_due_slots', 'retrain', 'approve', 'override_gate', 'promote',
-           'rollback', 'replay', 'canary', 'shares_of', 'traffic', 'history', 'audit', 'read_head', 'card', 'retire']
+           'show_schedule', 'write_schedule', 'run_due_slots', 'compare_version', 'retrain', 'approve', 'override_gate',
+           'promote', 'rollback', 'replay', 'canary', 'shares_of', 'traffic', 'history', 'audit', 'read_head', 'card',
+           'retire']
 
 # %% ../nbs/13_cli.ipynb #5243de3c
 class Mlcycle(click.Group):
@@ -322,13 +323,27 @@ def run_due_slots(project: Project, as_json: bool) -> None:
     if done or as_json: say([s.body() for s in done], as_json, table([s.body() for s in done], ['step', 'slot', 'state', 'why']))
     if any(s.state != 'done' for s in done): sys.exit(1)
 
-@main.command()
-@click.option('--anyway', is_flag=True, help='Train even when nothing says that it is due.')
+@main.command('compare')
+@click.argument('version', metavar='MODEL_VERSION')
 @as_json
 @with_project()
-def retrain(project: Project, anyway: bool, as_json: bool) -> None:
+def compare_version(project: Project, version: str, as_json: bool) -> None:
+    "A version and the champion on the same rows, which neither was trained on."
+    from mlcycle.retraining import compare
+    found = compare(project, version)
+    say(found.body(), as_json, found.headline)
+
+@main.command()
+@click.option('--anyway', is_flag=True, help='Train even when nothing says that it is due.')
+@click.option('--as', 'by', default='', metavar='NAME', help='Who asks for a challenger.')
+@click.option('--because', default='', metavar='TEXT', help='Why one is asked for; with --as.')
+@as_json
+@with_project()
+def retrain(project: Project, anyway: bool, by: str, because: str, as_json: bool) -> None:
     "Decide whether to retrain; if so, train, validate and compare a challenger."
     from mlcycle.loop import retrain as turn
+    from mlcycle.retraining import request_challenger
+    if by or because: request_challenger(project, by=by, because=because)
     done = turn(project, anyway=anyway)
     text = f"{done.action}: {'; '.join(done.reasons)}"
     say(done.body(), as_json, text if done.action == 'nothing' else f'{text}\nversion {done.version}: test {done.validation}, '

@@ -27,7 +27,7 @@ class Step(Record):
     daily: bool = False # whether its answer depends on the date
     after: tuple[str, ...] = () # the steps that leave what it reads
 
-EVERYTHING = ('problem', 'feasibility', 'schema', 'split', 'leaderboard', 'model', 'validation', 'approval', 'override', 'promotion',
+EVERYTHING = ('problem', 'feasibility', 'schema', 'split', 'leaderboard', 'model', 'validation', 'approval', 'override', 'promotion', 'statement',
               'bundle', 'window', 'alarm', 'comparison', 'retirement', 'erasure')
 STEPS = {s.stage: s for s in (
     Step(stage='problem', notebook='01_problem.ipynb', settings=('project', 'problem', 'data'), sources=True),
@@ -41,7 +41,7 @@ STEPS = {s.stage: s for s in (
     Step(stage='monitoring', notebook='06_monitoring.ipynb', settings=('monitoring', 'validation', 'data.protected'),
          evidence=('promotion', 'retirement', 'snapshot:train', 'snapshot:live'), tables=('predictions', 'labels'), after=('validation',)),
     Step(stage='retraining', notebook='07_retraining.ipynb', settings=('retraining', 'problem'),
-         evidence=('model', 'promotion', 'retirement', 'window', 'alarm'), tables=('labels',), daily=True, after=('deployment', 'monitoring')),
+         evidence=('model', 'promotion', 'retirement', 'window', 'alarm', 'request'), tables=('labels',), daily=True, after=('deployment', 'monitoring')),
     Step(stage='governance', notebook='08_governance.ipynb', settings=('project', 'problem', 'governance', 'gates'), evidence=EVERYTHING, after=('retraining',)),
     Step(stage='retirement', notebook='09_retirement.ipynb', settings=('retention', 'schedule'), evidence=('model', 'promotion', 'retirement'),
          tables=('predictions',), after=('retraining',)))}

@@ -21,8 +21,8 @@ from .registry import Model, ModelVersion
 from .scoring import labelled, logged, stored_name
 
 # %% auto #0
-__all__ = ['CAUSES', 'Verdict', 'newest_outcomes', 'realised', 'main_metric', 'Decision', 'open_alarms', 'broken_promises',
-           'decide', 'Comparison', 'read_verdict', 'compare']
+__all__ = ['CAUSES', 'Verdict', 'newest_outcomes', 'realised', 'main_metric', 'Decision', 'Request', 'request_challenger',
+           'open_request', 'open_alarms', 'broken_promises', 'decide', 'Comparison', 'read_verdict', 'compare']
 
 # %% ../nbs/07_retraining.ipynb #158ee201
 def newest_outcomes(project: Project, version: str) -> pd.DataFrame: # predictions with `label`, oldest first
@@ -93,6 +93,32 @@ def _age(project: Project, version: str, now: datetime) -> tuple[float, str]: # 
     days = (now-datetime.fromisoformat(entry.body.get('created') or entry.at)).total_seconds()/86400
     return days, f'version {version} is {days:.0f} days old, max_age_days is {limit:g}' if days > limit else ''
 
+class Request(Result):
+    "A challenger that a person asked for."
+    kind: ClassVar[str] = 'request'
+    stage: ClassVar[str] = 'retraining'
+    by: str
+    because: str
+    at: str # UTC
+
+    @property
+    def headline(self) -> str: return f'a challenger was asked for by {self.by} on {self.at[:10]}: {self.because}'
+
+def request_challenger(project: Project, *, by: str, # who wants it
+                       because: str, # why
+                       ) -> Request: # recorded; the next `decide` counts it
+    "Ask for a challenger by name and with a reason; it stands until one is trained."
+    project.must_write('request')
+    if not by.strip() or not because.strip(): raise SettingsError('Asking for a challenger needs a name and a reason. Add --as NAME --because TEXT.')
+    asked = Request(by=by.strip(), because=because.strip(), at=datetime.now(timezone.utc).isoformat(timespec='seconds'))
+    project.record(asked)
+    return asked
+
+def open_request(project: Project) -> Request | None:
+    "What was asked for since the last challenger was trained."
+    asked, trained = project.ledger.last('request'), project.ledger.last('challenger_rows')
+    return Request.from_body(asked.body) if asked and (trained is None or asked.seq > trained.seq) else None
+
 def open_alarms(project: Project, version: str) -> list[dict]: # their newest bodies
     "A version's alarms that nobody has answered and no window has ended."
     newest = {entry.subject: entry.body for entry in project.ledger.entries('alarm')}
@@ -154,12 +180,13 @@ def _weigh(project: Project, version: str, now: datetime) -> Decision:
     (days, old), alarms = _age(project, version, now), open_alarms(project, version)
     figures = realised(project, version, newest_outcomes(project, version))
     counting = [a for a in alarms if a['kind'] in CAUSES]
-    causes = [old]*bool(old)+[_named(a) for a in counting]+broken_promises(project, version, figures)
+    asked = [r.headline for r in (open_request(project),) if r]
+    causes = [old]*bool(old)+[_named(a) for a in counting]+broken_promises(project, version, figures)+asked
     notes = [f'{_named(a)} (retraining would not cure it)' for a in alarms if a['kind'] not in CAUSES]
     main, known = figures[main_metric(project)], recent(project)
     if main.status != 'ok': notes.append(f'{main.metric} on production rows: {main.text}')
     against = _hindrance(project, version, known) if causes else ''
-    quiet = f'version {version} is {days:.0f} days old, no alarm that counts is open, no criterion is shown to fail'
+    quiet = f'version {version} is {days:.0f} days old, no alarm that counts is open, no criterion is shown to fail, nobody asked for one'
     return Decision(action='retrain' if causes and not against else 'nothing', notes=notes, version=version,
                     reasons=causes+[f'but {against}']*bool(against) or [quiet], age_days=round(days, 2),
                     outcomes=len(known.rows), alarms=[str(a['id']) for a in counting], performance=figures)
