@@ -126,6 +126,7 @@ def run_steps(context: click.Context, steps, folder: str | None, root: str, pool
     done = run(with_run(Project(folder or context.obj or '.'), **how), steps, start=asked['start'], force=asked['force'],
                parameters=dict(asked['parameters']), tell=(lambda outcome: None) if as_json else tell_step)
     if as_json: say(done.body() | {'exit_status': done.exit_status, 'headline': done.headline}, True)
+    elif done.index: click.echo(done.index)
     if done.exit_status: sys.exit(done.exit_status)
 
 def run_every(asked: dict, root: str, pool: int, as_json: bool) -> None:

@@ -14,16 +14,16 @@ from pydantic import (BaseModel, BeforeValidator, ConfigDict, Field, PlainSerial
                       model_validator)
 
 # %% auto #0
-__all__ = ['Frame', 'TASK_METRICS', 'CHANNEL_KEYS', 'STAGES', 'Task', 'Scalar', 'Positive', 'Share', 'PERIODS', 'DEFAULT_GATES',
-           'MlcycleError', 'SettingsError', 'DataError', 'Blocked', 'MissingEvidence', 'IntegrityError', 'jsonable',
-           'frame_body', 'canonical_json', 'digest', 'write_atomic', 'sync_folder', 'shown', 'escaped', 'html_pairs',
-           'html_table', 'Record', 'Result', 'label', 'Estimate', 'estimates_table', 'Criterion', 'judge', 'Channel',
-           'AlarmsSection', 'ScheduleSection', 'ProjectSection', 'Costs', 'ProblemSection', 'Source', 'Join',
-           'Treatment', 'Allowed', 'SplitSection', 'DataSection', 'DevelopmentSection', 'ValidationSection',
-           'CanarySection', 'DeploymentSection', 'false_alarms_per_day', 'MonitoringSection', 'RetrainingSection',
-           'GovernanceSection', 'RetentionSection', 'Gate', 'RunSection', 'StoreSection', 'Settings', 'check_settings',
-           'read_settings', 'find_project', 'who', 'Project', 'missing_evidence', 'Conflict', 'setting_value',
-           'changed_text', 'toml_value']
+__all__ = ['Frame', 'FACTS', 'TASK_METRICS', 'CHANNEL_KEYS', 'STAGES', 'Task', 'Scalar', 'Positive', 'Share', 'PERIODS',
+           'DEFAULT_GATES', 'MlcycleError', 'SettingsError', 'DataError', 'Blocked', 'MissingEvidence',
+           'IntegrityError', 'jsonable', 'frame_body', 'canonical_json', 'digest', 'write_atomic', 'sync_folder',
+           'shown', 'escaped', 'html_pairs', 'html_table', 'Record', 'Result', 'label', 'Estimate', 'estimates_table',
+           'Criterion', 'judge', 'Channel', 'AlarmsSection', 'ScheduleSection', 'ProjectSection', 'Costs',
+           'ProblemSection', 'Source', 'Join', 'Treatment', 'Allowed', 'SplitSection', 'DataSection',
+           'DevelopmentSection', 'ValidationSection', 'CanarySection', 'DeploymentSection', 'false_alarms_per_day',
+           'MonitoringSection', 'RetrainingSection', 'GovernanceSection', 'RetentionSection', 'Gate', 'RunSection',
+           'StoreSection', 'Settings', 'check_settings', 'read_settings', 'find_project', 'who', 'Project',
+           'missing_evidence', 'Conflict', 'setting_value', 'changed_text', 'toml_value']
 
 # %% ../nbs/00_core.ipynb #ae3d6690
 class MlcycleError(Exception):
@@ -165,6 +165,8 @@ class Record(BaseModel):
     def __eq__(self, other: object) -> bool: return type(self) is type(other) and self.body() == other.body()
     def __hash__(self) -> int: return hash(canonical_json(self.body()))
 
+FACTS = 'application/vnd.mlcycle.result+json'   # the kind of output by which a program reads an executed notebook
+
 class Result(Record):
     "What a stage returns: a record with a `kind` and a `stage` for the ledger, which shows itself in a notebook."
     kind: ClassVar[str] = ''
@@ -174,6 +176,9 @@ class Result(Record):
     def headline(self) -> str: # one sentence
         "What a person reads first."
         return re.sub(r'(?<=[a-z])(?=[A-Z])', ' ', type(self).__name__)
+
+    def _repr_mimebundle_(self, include=None, exclude=None) -> dict: # beside what the page shows
+        return {FACTS: {'kind': self.kind, 'stage': self.stage, 'headline': self.headline}}
 
     def _repr_html_(self) -> str:
         values = {name: getattr(self, name) for name in type(self).model_fields}

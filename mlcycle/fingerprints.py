@@ -83,7 +83,9 @@ def what_changed(last: dict | None, # how the step ended before: its fingerprint
     parts = [p for p in prints if p != 'parameters' and prints[p] != last['fingerprint'].get(p)]
     before = last.get('parameters') or {}
     names = [n for n in sorted(before | parameters) if before.get(n) != parameters.get(n) or (n in before) != (n in parameters)]
-    said = [f'parameter {n} ({_given(before, n)} → {_given(parameters, n)})' for n in names]+parts
+    sections = [p.partition(' ')[2] for p in parts if p.startswith('settings ')]
+    said = [f'parameter {n} ({_given(before, n)} → {_given(parameters, n)})' for n in names]+[p for p in parts if not p.startswith('settings ')]
+    said += [f'settings {" and ".join(sections)}'] if sections else []
     return f'changed: {", ".join(said)}' if said else 'run again'
 
 def _given(parameters: dict, name: str) -> str:

@@ -12,9 +12,10 @@ from typing import Callable, Iterator
 from .core import DataError, Project, Record, write_atomic
 from .execution import Execution, run_notebook
 from .fingerprints import STEPS, Step, code_of, step_file
+from .summary import Summary, summarise
 
 # %% auto #0
-__all__ = ['RUN', 'PATIENCE', 'SHARED', 'Order', 'carry_out', 'kernels_for', 'hands', 'carry_out_there']
+__all__ = ['RUN', 'PATIENCE', 'SHARED', 'Order', 'carry_out', 'summary_of', 'kernels_for', 'hands', 'carry_out_there']
 
 # %% ../nbs/10e_orders.ipynb #97706e32
 class Order(Record):
@@ -29,15 +30,21 @@ class Order(Record):
 
 def carry_out(order: Order, kernels) -> tuple[Execution, str]: # and the page's path in the project
     "Run a step's notebook and publish its page."
-    project, step = Project(order.folder), STEPS[order.stage]
+    project, step = Project(order.folder, read_only=True), STEPS[order.stage]
     output = project.reports/order.run/step.notebook
     done = run_notebook(step_file(project, step), output, parameters=order.parameters, kernels=kernels)
-    return done, str(_publish_page(output, done).relative_to(project.folder))
+    return done, str(_publish_page(output, done, summary_of(project, order, done)).relative_to(project.folder))
 
-def _publish_page(output: Path, done: Execution) -> Path:
+def summary_of(project: Project, order: Order, done: Execution) -> Summary:
+    "What a step that ended says for itself."
+    begun = project.ledger.last('run', order.stage)
+    return summarise(project, order.stage, project.reports/order.run/STEPS[order.stage].notebook, since=begun.seq if begun else 0, why=done.why)
+
+def _publish_page(output: Path, done: Execution, summary: Summary) -> Path:
     from mlcycle.report import page, to_html
-    target = output.with_suffix('.html')
-    content = to_html(output, state=done.state, note=done.why) if output.exists() else page('', title=output.stem, state=done.state, note=done.why)
+    target, short = output.with_suffix('.html'), summary._repr_html_()
+    content = (to_html(output, state=done.state, note=done.why, summary=short) if output.exists()
+               else page(short, title=output.stem, state=done.state, note=done.why))
     return write_atomic(target, content)
 
 def kernels_for(project: Project, steps: list[Step], *, run: str='', until: float | None=None): # PlainKernels or WarmKernels

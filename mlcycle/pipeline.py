@@ -8,13 +8,15 @@ import fcntl, os, socket, time, uuid
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager
 from datetime import datetime, timezone
+from pathlib import Path
 from typing import Callable, Iterator
-from .core import Blocked, Project, Record, SettingsError, check_settings
+from .core import Blocked, Project, Record, SettingsError, check_settings, write_atomic
 from .execution import check_parameters, parameters_of
 from .fingerprints import STEPS, Step, fingerprint, needs, settled, step_file, what_changed
 from .gates import check_all
 from .ledger import roles, versions
 from .orders import Order, hands
+from .summary import StepLine, run_page, summarise
 
 # %% auto #0
 __all__ = ['StepOutcome', 'Run', 'run', 'with_run', 'Shift', 'last_end', 'one_at_a_time', 'clean_up', 'status']
@@ -34,6 +36,7 @@ class Run(Record):
     "What became of a run."
     run: str # its folder under reports/
     steps: list[StepOutcome]
+    index: str = '' # path of the page over all steps, relative to the project; empty: nothing ran
 
     @property
     def headline(self) -> str: # one line
@@ -63,9 +66,26 @@ def run(project: Project, steps: list[str] | tuple[str, ...]=(), # stages; none:
     with one_at_a_time(project):
         clean_up(project)
         outcomes = _work_off(shift, chosen, tell)
-    done = Run(run=name, steps=[outcomes[stage] for stage in STEPS if stage in outcomes])
+        done = _with_page(project, Run(run=name, steps=[outcomes[stage] for stage in STEPS if stage in outcomes]))
     if any('run' in channel.on for channel in project.settings.alarms.channels): _tell_channels(project, done)
     return done
+
+def _with_page(project: Project, done: Run) -> Run:
+    "The run with the page over its steps; a run in which nothing ran has none."
+    if not any(s.attempts and s.report.startswith(f'reports/{done.run}/') for s in done.steps): return done
+    from mlcycle.report import page
+    body = run_page(f'{project.name}: {done.headline}', [_line(project, done, s) for s in done.steps])
+    state = {0: 'done', 1: 'blocked'}.get(done.exit_status, 'failed') if not any(s.state == 'failed' for s in done.steps) else 'failed'
+    path = write_atomic(project.reports/done.run/'index.html', page(body, title=f'{project.name}: run {done.run}', state=state))
+    return done.model_copy(update={'index': str(path.relative_to(project.folder))})
+
+def _line(project: Project, done: Run, step: StepOutcome) -> StepLine:
+    ran = step.report.startswith(f'reports/{done.run}/')
+    begun = [e.seq for e in project.ledger.entries('run', step.stage) if e.body['run'] == done.run and e.body['state'] in ('started', 'retried')]
+    why = step.why if step.state in ('blocked', 'failed') else ''
+    found = summarise(project, step.stage, project.folder/Path(step.report).with_suffix('.ipynb'), since=max(begun, default=0), why=why) if ran else None
+    page = os.path.relpath(project.folder/step.report, project.reports/done.run) if step.report else ''
+    return StepLine(stage=step.stage, state=step.state, seconds=step.seconds, why=step.why, page=page, summary=found)
 
 def with_run(project: Project, **how) -> Project: # keys of `settings.run`; None leaves one as it is
     "The project, run otherwise than `mlcycle.toml` says; nothing is written."

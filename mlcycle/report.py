@@ -21,7 +21,7 @@ margin:.7rem 0;display:block;overflow-x:auto}th,td{padding:.25rem .6rem;border-b
 th{background:#f6f8fa}td:first-child,th:first-child{text-align:left}caption{font-weight:600;padding:.4rem 0}img,svg{max-width:100%;height:auto}
 pre{background:#f6f8fa;padding:.6rem;overflow-x:auto;white-space:pre-wrap;overflow-wrap:anywhere}.anchor-link{display:none}
 .state{padding:.5rem .8rem;border-left:4px solid #57606a;background:#f6f8fa;margin:1rem 0}.failed{border-color:#b42318}.blocked{border-color:#9a6700}
-.done{border-color:#1a7f37}.jp-RenderedText pre{margin:.3rem 0}@media print{body{margin:0}}
+.done{border-color:#1a7f37}.summary{padding:.2rem .9rem;border:1px solid #d0d7de;border-radius:6px}.summary h2{margin-top:.6rem;border:0}.summary p{margin:.3rem 0}.jp-RenderedText pre{margin:.3rem 0}@media print{body{margin:0}}
 @media (prefers-color-scheme:dark){body{color:#e6edf3;background:#0d1117}th,pre,.state{background:#161b22}th,td{border-color:#30363d}
 h2{border-color:#30363d}img{background:#fff}}'''
 PAGE = '''<!doctype html>
@@ -42,13 +42,14 @@ def page(body: str, # trusted HTML
 def to_html(notebook: str | Path, # an executed notebook
             *, title: str='', # of the page; default: the notebook's own
             state: str='', note: str='', # shown at the top
+            summary: str='', # HTML shown before everything else
             ) -> str: # a whole page
     "An executed notebook as one self-contained page: prose and outputs, no code, no scripts."
     content = _visible(read_notebook(notebook))
     from nbconvert import HTMLExporter
     exporter = HTMLExporter(template_name='basic', exclude_input=True, exclude_output_prompt=True, exclude_anchor_links=True)
     body, _ = exporter.from_notebook_node(content)
-    return page(_without_scripts(body), title=title or title_of(content), state=state, note=note)
+    return page(summary+_without_scripts(body), title=title or title_of(content), state=state, note=note)
 
 def import_nbformat(): # the module
     "nbformat, without the grammar of international addresses that it would build for a second and that no notebook needs."

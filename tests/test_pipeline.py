@@ -279,3 +279,35 @@ def test_help_notebook_of_papermill_explains_the_parameters():
     shown = subprocess.run([sys.executable, '-m', 'papermill', '--help-notebook', str(files('mlcycle.steps')/'03_development.ipynb')],
                            capture_output=True, text=True).stdout
     assert 'trials: int' in shown and 'mlcycle.toml' in shown
+
+
+FIGURES = """from typing import ClassVar
+from mlcycle.core import Estimate, Project, Result
+class Told(Result):
+    kind: ClassVar[str] = 'validation'
+    stage: ClassVar[str] = 'validation'
+    verdict: str
+    metrics: dict[str, Estimate]
+    headline = property(lambda self: f'Version 1: {self.verdict}, <b>really</b>')
+here = Project(project)
+told = Told(verdict='pass' if n == 1 else 'fail', metrics={'roc_auc': Estimate(metric='roc_auc', value=.8-n/50, low=.79-n/50, high=.81-n/50, n=900)})
+here.record(told, subject='1')
+told"""
+
+
+def test_a_report_opens_with_what_it_says_what_changed_and_what_waits(project):
+    "Ten lines: verdict, the figures of the run before beside those of this one, decisions; the page of the run links every step."
+    from bs4 import BeautifulSoup
+    rewrite(project, 'validation', FIGURES)
+    rewrite(project, 'deployment', 'from mlcycle.core import Blocked\nraise Blocked("waits for a signature. Next: mlcycle approve 1")')
+    first = run(project, ['validation', 'deployment'])
+    again = run(project, ['validation', 'deployment'], parameters={'n': '2'})
+    opening = [BeautifulSoup((project.folder/r.steps[0].report).read_text(), 'html.parser').find('section', class_='summary') for r in (first, again)]
+    assert 'Nothing earlier to compare with' in opening[0].text and 'Version 1: pass, <b>really</b>' in opening[0].text
+    rows = [[c.text for c in r.find_all('td')] for r in opening[1].find_all('tr')][1:]
+    assert rows == [['Verdict', 'pass', 'fail', ''], ['roc_auc', '0.780 [0.770, 0.790] (n = 900)', '0.760 [0.750, 0.770] (n = 900)', '-0.020, intervals overlap']]
+    assert len(opening[1].find_all(['p', 'tr', 'li'])) <= 10 and 'class="summary"' in (project.folder/again.steps[0].report).read_text()[:4000]
+    page = BeautifulSoup((project.folder/again.index).read_text(), 'html.parser')
+    assert again.index == f'reports/{again.run}/index.html' and 'mlcycle approve 1' in page.ul.text and 'parameter n (not given → 2)' in page.table.text
+    assert all((project.folder/again.index).parent.joinpath(a['href']).exists() for a in page.find_all('a')) and len(page.find_all('a')) == 2
+    assert run(project, ['validation', 'deployment'], parameters={'n': '2'}).index == ''   # nothing ran
