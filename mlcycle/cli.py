@@ -16,7 +16,7 @@ __all__ = ['EXTRA_OF', 'as_json', 'said_by', 'because', 'decided_by', 'SIGNS', '
            'serve', 'label', 'monitor', 'check_silence', 'alarm', 'list_alarms', 'ack', 'mute', 'log', 'schedule',
            'show_schedule', 'write_schedule', 'run_due_slots', 'compare_version', 'retrain', 'approve', 'override_gate',
            'promote', 'rollback', 'replay', 'canary', 'shares_of', 'traffic', 'history', 'audit', 'read_head', 'card',
-           'retire']
+           'fill_gap', 'retire']
 
 # %% ../nbs/13_cli.ipynb #5243de3c
 class Mlcycle(click.Group):
@@ -483,12 +483,21 @@ def read_head(text: str) -> tuple[int, str]:
 @with_project()
 def card(project: Project, view: str, version: str | None, out: str | None) -> None:
     "The model's document, from evidence; gaps are shown as gaps."
-    from mlcycle.core import write_atomic
     from mlcycle.governance import card as document
     made = document(project, version, view=view)
     if not out: return click.echo(made.to_markdown())
-    write_atomic(out, made.to_html() if out.endswith('.html') else made.to_markdown())
+    made.write(out)
     click.echo(f'{made.headline} → {out}')
+
+@main.command('fill')
+@click.argument('what', metavar='GAP')
+@click.option('--text', required=True, metavar='TEXT', help='What is to be said.')
+@click.option('--as', 'by', required=True, metavar='NAME', help='Who says it.')
+@with_project()
+def fill_gap(project: Project, what: str, text: str, by: str) -> None:
+    "Fill a gap of the card that only a person can fill."
+    from mlcycle.governance import fill
+    click.echo(fill(project, what, text=text, by=by).headline)
 
 @main.command()
 @click.argument('version', metavar='MODEL_VERSION')

@@ -4,14 +4,16 @@
 
 # %% ../nbs/00o_documents.ipynb #afc94b74
 from __future__ import annotations
-import html, re, unicodedata
-from .core import Project, Result, digest, shown
+import html, re, shlex, textwrap, unicodedata
+from collections.abc import Callable
+from pathlib import Path
+from .core import Project, Result, SettingsError, digest, shown, write_atomic
 from .gates import command_for, field_of
 from .ledger import Entry
 
 # %% auto #0
-__all__ = ['OF_VERSION', 'OF_DATA', 'TEMPLATE', 'PAGE', 'one_line', 'plain_name', 'missing', 'by_hand', 'source', 'Evidence',
-           'pairs_of', 'table_of', 'figures_of', 'each_of', 'Document', 'document_sections']
+__all__ = ['LEARNT', 'OF_VERSION', 'OF_DATA', 'TEMPLATE', 'PAGE', 'one_line', 'plain_name', 'missing', 'by_hand', 'source',
+           'Evidence', 'pairs_of', 'table_of', 'figures_of', 'each_of', 'Document', 'document_sections']
 
 # %% ../nbs/00o_documents.ipynb #07b5cac9
 def _cut(text: str, longest: int) -> str:
@@ -41,9 +43,18 @@ def missing(what: str, # what a reader would look for
     "The one placeholder for what no evidence shows."
     return {'missing': f'Missing: {what} — {command}'}
 
-def by_hand(what: str) -> dict: # a block
-    "The placeholder for what a person has to write."
-    return missing(what, 'nothing in the ledger can show it; a person writes it')
+LEARNT = 'what the people who ran it learnt'   # written at the end of a version's life
+
+def by_hand(what: str) -> Callable[[Evidence], list[dict]]: # evidence → blocks
+    "What a person wrote about something that no evidence can show, with the name and the date; until then a placeholder."
+    def written(evidence: Evidence) -> list[dict]:
+        entry = evidence.project.ledger.last('statement', what)
+        if entry is None: return [missing(what, f'a person writes it: mlcycle fill {shlex.quote(what)} --text TEXT --as NAME')]
+        said = [part for line in entry.body['text'].splitlines() for part in textwrap.wrap(line, 900)]
+        where = f"written by {entry.body['by']}, {source(entry)}"
+        return [dict(text=f'{what[:1].upper()}{what[1:]}: {said[0]}', source=where), *(dict(text=part, source=where) for part in said[1:])]
+    written.what = what
+    return written
 
 def source(entry: Entry) -> str: # 'entry 12, 2026-05-01'
     "Where a figure comes from."
@@ -156,6 +167,11 @@ class Document(Result):
         lines = [f'# {_markdown(self.title)}\n', self.preface+'\n', *(f'- {_markdown(g)}' for g in self.gaps)]
         for name in self.order: lines += [f'\n## {_markdown(name)}', *map(_block_markdown, self.sections[name])]
         return '\n'.join(lines)+'\n'
+
+    def write(self, path: str | Path) -> Path:
+        "The document as a file: HTML or Markdown, by the name's ending."
+        if Path(path).suffix not in ('.html', '.md'): raise SettingsError(f'{Path(path).name!r} ends in neither .html nor .md. Name a file of one of the two kinds.')
+        return write_atomic(path, self.to_html() if str(path).endswith('.html') else self.to_markdown())
 
     def to_html(self) -> str:
         "The document as one self-contained HTML page."

@@ -10,14 +10,14 @@ from datetime import datetime, time, timezone
 from functools import partial
 from typing import ClassVar
 from .core import (Blocked, Criterion, Estimate, MissingEvidence, Project, Result, SettingsError, label, missing_evidence, shown)
-from .documents import (Document, Evidence, by_hand, document_sections, each_of, figures_of, missing, one_line, pairs_of,
+from .documents import (LEARNT, Document, Evidence, by_hand, document_sections, each_of, figures_of, missing, one_line, pairs_of,
                                plain_name, source, table_of)
 from .gates import approval_digest, field_of, person, required_signatures, signatures
 from .ledger import ROLE_KINDS, Audit, Entry, champion, kept_heads, retired, versions
 
 # %% auto #0
-__all__ = ['PARTS', 'CODED', 'EVENTS', 'VIEWS', 'WORDS', 'VERDICTS', 'GROUP_WORDS', 'Approval', 'Refusal', 'approve',
-           'objection_to', 'moment', 'history', 'audit', 'part', 'Card', 'card']
+__all__ = ['PARTS', 'CODED', 'EVENTS', 'VIEWS', 'WORDS', 'VERDICTS', 'GROUP_WORDS', 'BY_PERSON', 'Approval', 'Refusal', 'approve',
+           'objection_to', 'moment', 'history', 'audit', 'part', 'Card', 'draw_up', 'card', 'Statement', 'fill', 'gaps']
 
 # %% ../nbs/08_governance.ipynb #15402f6e
 class Approval(Result):
@@ -349,15 +349,52 @@ def _version_for(project: Project, version: str | None) -> str | None:
     if str(version) in known: return str(version)
     raise SettingsError(f'No model version {one_line(version, 100)!r}. Versions: {", ".join(known) or "none yet, mlcycle run development makes one"}.')
 
-def card(project: Project, version: str | None=None, # default: the champion, else the newest
-         *, view: str='model', # model, annex-iv, sr-26-2, nist-rmf or plain
-         ) -> Card: # recorded when it differs from the last one
-    "A model version's document, made of evidence alone; what is missing is said where it is missed, and counted in front."
+def draw_up(project: Project, version: str | None, view: str) -> Card:
+    "A version's card as it would be now; nothing is recorded."
     if view not in VIEWS: raise SettingsError(f'No view {view!r}. Views: {", ".join(VIEWS)}.')
     evidence = Evidence(project, _version_for(project, version))
     plan = {name: [partial(part, i) if isinstance(i, str) else i for i in items] for name, items in VIEWS[view].items()}
     about = f'version {evidence.version}' if evidence.version else 'not trained yet'
-    made = Card(title=f'{project.name}, {about}: {view} card', view=view, version=evidence.version, **document_sections(evidence, plan))
-    subject = f'{evidence.version or "none"} {view}'
+    return Card(title=f'{project.name}, {about}: {view} card', view=view, version=evidence.version, **document_sections(evidence, plan))
+
+def card(project: Project, version: str | None=None, # default: the champion, else the newest
+         *, view: str='model', # model, annex-iv, sr-26-2, nist-rmf or plain
+         ) -> Card: # recorded when it differs from the last one
+    "A model version's document, made of evidence alone; what is missing is said where it is missed, and counted in front."
+    made = draw_up(project, version, view)
+    subject = f'{made.version or "none"} {view}'
     if not project.read_only and project.latest(Card, subject=subject) != made: project.record(made, subject=subject)
     return made
+
+# %% ../nbs/08_governance.ipynb #fill0002
+class Statement(Result):
+    "What a person said that no evidence can show."
+    kind: ClassVar[str] = 'statement'
+    stage: ClassVar[str] = 'governance'
+    what: str
+    text: str
+    by: str
+
+    @property
+    def headline(self) -> str: return f'{self.by} on {self.what}: {self.text[:200]}'
+
+BY_PERSON = list(dict.fromkeys([*(i.what for view in VIEWS.values() for items in view.values() for i in items if hasattr(i, 'what')), LEARNT]))   # what only a person can say
+
+def fill(project: Project, what: str, *, # one of `BY_PERSON`
+         text: str, by: str, # who says it
+         ) -> Statement: # recorded
+    "Say what only a person can say; the cards show it with the name and the date."
+    project.must_write('statement')
+    if what not in BY_PERSON: raise SettingsError(f'No card asks for {what[:80]!r}. Asked for: {"; ".join(BY_PERSON)}.')
+    lines, name = [one_line(line, 5000) for line in text.splitlines() if line.strip()], plain_name(by)
+    if not lines or not name: raise SettingsError('A gap is filled with a text and a name. Add --text TEXT --as NAME.')
+    said = Statement(what=what, text='\n'.join(lines), by=name)
+    project.record(said, subject=what)
+    return said
+
+def gaps(project: Project, version: str | None=None) -> dict[str, list[str]]: # what is missing, in the card's words → the views that miss it
+    "Everything that some card of a version misses; nothing is recorded."
+    found: dict[str, list[str]] = {}
+    for view in VIEWS:
+        for gap in draw_up(project, version, view).gaps: found.setdefault(gap.removeprefix('Missing: '), []).append(view)
+    return found

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import ClassVar, Iterator, NamedTuple
 import pandas as pd
 from .core import Blocked, Frame, Project, Result, SettingsError, digest, write_atomic
-from .documents import (Document, Evidence, by_hand, document_sections, each_of, figures_of, one_line,
+from .documents import (LEARNT, Document, Evidence, by_hand, document_sections, each_of, figures_of, one_line,
                                pairs_of, source, table_of)
 from .gates import check_all, registered
 from .ledger import Entry, champion, retired, roles, versions
@@ -204,7 +204,7 @@ def handover(project: Project, plan: RetirementPlan, *,
     sections = {
         'The end': [_told('The end', ending)], **FROM_EVIDENCE,
         'What was decided': [_decisions(project, version)],
-        'What went wrong': [_alarms, by_hand('what the people who ran it learnt')],
+        'What went wrong': [_alarms, by_hand(LEARNT)],
         'Who depended on it': [{'title': 'Dependents', 'columns': ['what', 'detail'], 'source': 'the plan',
                                 'rows': plan.dependents.values.tolist()}],
         'Where everything is': [
