@@ -40,6 +40,7 @@ class Basis(NamedTuple):
     key: str # changes with the rows
     learn: Callable[[], Estimator] # learns when it is first called
     until: pd.Timestamp | None = None # windows before it are among these rows; None: none is
+    rows: Callable[[], pd.DataFrame] | None = None # the rows themselves, as logged, with `label`; None: there are none
 
 def _sealed(project: Project, version: str, test_hash: str) -> pd.DataFrame: # as logged, with `label`
     "The sealed test rows with a version's answers, as if they had been logged."
@@ -58,7 +59,7 @@ def _of_test(project: Project, version: str, model: dict, test_hash: str) -> Bas
         try: rows = _sealed(project, version, test_hash)
         except MlcycleError as error: return Estimator(terms, None, 'the sealed test set', str(error))
         return learn(terms, rows, plan, f'{len(rows):,} rows of the sealed test set')
-    return Basis(digest(['test', test_hash, model.get('hash')]), learnt)
+    return Basis(digest(['test', test_hash, model.get('hash')]), learnt, rows=cache(lambda: _sealed(project, version, test_hash)))
 
 # %% ../nbs/06bd_basis.ipynb #ba3c1afd
 ENOUGH_KNOWN = 200   # outcomes of production to learn from
@@ -79,7 +80,7 @@ def _of_windows(project: Project, model: dict, log: pd.DataFrame) -> Basis:
     if until is None: return Basis(digest(['nothing']), lambda: Estimator(terms, None, 'production', why))
     known = sorted(rows['prediction_id'].astype(str)+'|'+rows['label'].astype(str))
     source = f'{len(rows):,} outcomes of its first windows'
-    return Basis(digest(['windows', known]), cache(lambda: learn(terms, rows, plan, source)), until)
+    return Basis(digest(['windows', known]), cache(lambda: learn(terms, rows, plan, source)), until, lambda: rows)
 
 def find_basis(project: Project, version: str,
                log: pd.DataFrame, # the version's predictions of full windows, with `label` and the start of their `window`

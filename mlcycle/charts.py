@@ -16,9 +16,9 @@ from .monitoring import MonitoringReport, watched_version
 from .windows import Window
 
 # %% auto #0
-__all__ = ['BLUE', 'RED', 'GREEN', 'AMBER', 'GREY', 'PALE', 'short', 'drawing', 'picture', 'estimated', 'effects',
+__all__ = ['BLUE', 'RED', 'GREEN', 'AMBER', 'GREY', 'PALE', 'GROUP_COLORS', 'short', 'drawing', 'picture', 'estimated', 'effects',
            'version_changes', 'draw_timeline', 'plot_timeline', 'draw_drift', 'draw_distribution', 'draw_groups',
-           'draw_traffic', 'plot_traffic', 'plot_drift', 'plot_distribution', 'plot_groups']
+           'draw_groups_over_time', 'draw_traffic', 'plot_traffic', 'plot_drift', 'plot_distribution', 'plot_groups']
 
 # %% ../nbs/06e_charts.ipynb #36e30202
 BLUE, RED, GREEN, AMBER, GREY, PALE = '#0072B2', '#D55E00', '#009E73', '#E69F00', '#6b7280', '#dbe4ee'
@@ -244,6 +244,31 @@ def draw_groups(figure, window: Window, # one window
     axes.set_xlabel(metric)
     if not len(rows): axes.text(.5, .5, 'no outcomes by group in this window', transform=axes.transAxes,
                                 ha='center', color=GREY)
+
+def draw_groups_over_time(figure, table: pd.DataFrame, # as `groups_over_time` gives it
+                          metric: str) -> None:
+    "A metric by group and window with its intervals; windows in which a group is too small are crosses at the foot."
+    axes = figure.subplots()
+    for k, group in enumerate(list(dict.fromkeys(table.group))[:6]):
+        mine, shade = table[table.group == group], GROUP_COLORS[k]
+        known, small = mine[mine.status == 'ok'].astype({'value': float, 'low': float, 'high': float}), mine[mine.status != 'ok']
+        at = pd.to_datetime(known['from'])+pd.Timedelta(days=k)
+        reach = np.clip([known.value-known.low, known.high-known.value], 0, None)
+        axes.errorbar(at, known.value, yerr=reach, fmt='os^Dvp'[k], linestyle='-', color=shade, capsize=2, ms=4, lw=1, label=short(group, 18))
+        axes.plot(pd.to_datetime(small['from'])+pd.Timedelta(days=k), [.02+.03*k]*len(small), 'x', color=shade, ms=5,
+                  transform=axes.get_xaxis_transform())
+    axes.set_ylabel(metric)
+    axes.set_title('× not estimable: too few rows or outcomes', loc='left', fontsize=8, color=GREY)
+    if axes.get_legend_handles_labels()[0]: axes.legend(frameon=False, fontsize=8, ncols=3, loc='lower center', bbox_to_anchor=(.5, 1.08))
+    if not len(table): axes.text(.5, .5, 'no outcomes by group yet', transform=axes.transAxes, ha='center', color=GREY)
+    else: _few_dates(axes, sorted(set(table['from'])))
+
+GROUP_COLORS = [BLUE, AMBER, GREEN, RED, '#7f3c8d', '#1f2937']
+
+def _few_dates(axes, starts: list[str]) -> None:
+    "At most six of the windows named, the newest always."
+    kept = starts[::-(-(-len(starts)//6))][::-1]
+    axes.set_xticks(pd.to_datetime(kept), kept, fontsize=8)
 
 def draw_traffic(figure, window: Window) -> None:
     "Predictions by day in a window; the dashed line is their middle."

@@ -9,18 +9,19 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from .charts import draw_distribution, draw_groups, draw_timeline, draw_traffic, estimated, picture, short
+from .charts import draw_distribution, draw_groups, draw_groups_over_time, draw_timeline, draw_traffic, estimated, picture, short
 from .core import Project, escaped, html_table
 from .drift import distributions
-from .monitoring import MonitoringReport, health, recorded, watched_version
+from .monitoring import (MonitoringReport, arrivals_table, groups_over_time, health, moved_text, recorded,
+                                watched_version)
 from .pages import Page, document, framed, last_page, publish_page, two
 from .profile import load_profile
 from .windows import Window, profiles_folder
 
 # %% auto #0
-__all__ = ['MARKS', 'OPEN', 'PANELS', 'DEPENDS', 'header_html', 'alarms_html', 'quality_html', 'distribution_html', 'weights',
-           'ranked', 'ranking_html', 'performance_html', 'Choice', 'first_choice', 'panel', 'monitoring_page',
-           'drawn_panels', 'publish_monitoring', 'monitoring_app']
+__all__ = ['MARKS', 'OPEN', 'NO_PARTS', 'PANELS', 'DEPENDS', 'header_html', 'alarms_html', 'quality_html', 'distribution_html',
+           'weights', 'ranked', 'ranking_html', 'performance_html', 'moved_html', 'arrivals_html', 'Choice',
+           'first_choice', 'panel', 'monitoring_page', 'drawn_panels', 'publish_monitoring', 'monitoring_app']
 
 # %% ../nbs/06f_dashboard.ipynb #615389e1
 MARKS = {'well': ('✔', 'good'), 'not well': ('▲', 'bad'), 'cannot tell': ('?', 'unsure')}  # sign and tone
@@ -141,11 +142,42 @@ def _bar(value: object, color: str) -> str:
 def performance_html(report: MonitoringReport, version: str) -> str:
     "The main metric by window: estimated without outcomes, and measured where they are known."
     windows = [w for w in report.windows if w.version == version]
-    rows = [{'window': f'{w.start[:10]} to {w.end[:10]}', 'estimated without outcomes': _said(estimated(w, report.metric)),
-             'measured': _said(w.performance.get(report.metric)), 'change': _said(w.change)} for w in windows[::-1]]
-    return f'<details><summary>{escaped(report.metric)} in numbers</summary><div class="scroll">{html_table(pd.DataFrame(rows, dtype=object), limit=60)}</div></details>'
+    rows = [{'window': f'{w.start[:10]} to {w.end[:10]}', 'estimated without outcomes': _estimated_in(w, report.metric),
+             'measured': _said(w.performance.get(report.metric)), 'change': _said(w.change),
+             'why it moved': moved_text(w) or '–'} for w in windows[::-1]]
+    table = html_table(pd.DataFrame(rows, dtype=object), limit=60)
+    return f'<details><summary>{escaped(report.metric)} in numbers</summary><div class="scroll">{table}</div></details>'
+
+def _estimated_in(window: Window, metric: str) -> str:
+    made = estimated(window, metric)
+    return f'{metric} cannot be estimated without outcomes' if made is None and window.estimated else _said(made)
 
 def _said(estimate) -> str: return 'not estimated' if estimate is None else estimate.text
+
+def moved_html(window: Window, metric: str) -> str:
+    "Why the metric of a window moved: other rows or another relation, and the faulty data that take part."
+    if window.change is None or window.change.status != 'ok': return f'<p class="note">{escaped(_said(window.change))}</p>'
+    head = f'<p>{escaped(metric)} moved by {escaped(window.change.text)} against the {escaped(window.compared_with)}.</p>'
+    if not window.parts: return f'{head}<p class="note">{NO_PARTS}</p>'
+    words = {'inputs': 'Rows of another kind than before', 'relation': 'The same rows end differently than before'}
+    rows = [{'part': words[k], metric: e.text} for k, e in window.parts.items()]
+    table = f'<div class="scroll">{html_table(pd.DataFrame(rows, dtype=object))}</div>'
+    return f'{head}{table}{_faults_html(window, metric)}'
+
+NO_PARTS = 'Split into its parts only where the change is no chance and most outcomes are known.'
+
+def _faults_html(window: Window, metric: str) -> str:
+    if not len(window.faults): return '<p class="note">No faulty data in these rows.</p>'
+    figure = lambda f: f'{f.value:+.3f} [{f.low:+.3f}, {f.high:+.3f}]' if f.status == 'ok' else f'{f.status}: {f.reason}'
+    rows = [{'faulty data': f'{f.column}: {f.fault}', 'rows': f.rows, f'what they do to {metric}': figure(f)} for f in window.faults.itertuples()]
+    return f'<div class="scroll">{html_table(pd.DataFrame(rows, dtype=object))}</div>'
+
+def arrivals_html(report: MonitoringReport) -> str:
+    "Outcomes by the time at which they became known."
+    table = arrivals_table(report)
+    if not len(table): return '<p class="note">No outcome is known yet. Bring them: mlcycle label FILE</p>'
+    note = 'Sorted by when outcomes became known. Those that come first are not like the others, so these figures differ from those by prediction time.'
+    return f'<p class="note">{note}</p><div class="scroll">{html_table(table[::-1], limit=24)}</div>'
 
 # %% ../nbs/06f_dashboard.ipynb #13309188
 class Choice(NamedTuple):
@@ -184,8 +216,10 @@ def _timeline(project: Project, report: MonitoringReport, c: Choice) -> str:
     return f'<div class="scroll"><div class="wide">{drawn}</div></div>{performance_html(report, c.version)}'
 
 def _groups(project: Project, report: MonitoringReport, c: Choice) -> str:
-    window = report.windows[c.window]
-    return picture(lambda f: draw_groups(f, window, c.attribute, c.metric), (6.3, 2.8), f'{c.metric} by group')
+    window, table = report.windows[c.window], groups_over_time(report, c.attribute, c.metric, version=c.version)
+    now = picture(lambda f: draw_groups(f, window, c.attribute, c.metric), (6.3, 2.8), f'{c.metric} by group')
+    then = picture(lambda f: draw_groups_over_time(f, table, c.metric), (6.3, 2.8), f'{c.metric} by group and window')
+    return f'<p class="note">In this window</p>{now}<p class="note">Over time</p>{then}'
 
 def _traffic_panel(project: Project, report: MonitoringReport, c: Choice) -> str:
     window = report.windows[c.window]
@@ -196,11 +230,14 @@ PANELS = {   # name → title, and what draws it
     'timeline': ('Over time', _timeline),
     'ranking': ('What differs from training in this window', lambda p, r, c: ranking_html(r.windows[c.window], weights(p, c.version))),
     'distribution': ('The column then and now', lambda p, r, c: distribution_html(p, r.windows[c.window], c.column)),
+    'moved': ('Why it moved in this window', lambda p, r, c: moved_html(r.windows[c.window], r.metric)),
     'groups': ('Groups', _groups),
     'quality': ('Data quality in this window', lambda p, r, c: quality_html(r.windows[c.window])),
     'traffic': ('Traffic in this window', _traffic_panel),
+    'arrivals': ('Outcomes as they came in', lambda p, r, c: arrivals_html(r)),
     'alarms': ('Alarms', lambda p, r, c: alarms_html(p, r, c.version))}
-DEPENDS = {'version': ('timeline', 'alarms'), 'window': ('ranking', 'groups', 'quality', 'traffic', 'distribution'),
+DEPENDS = {'version': ('timeline', 'alarms', 'groups'),
+           'window': ('ranking', 'moved', 'groups', 'quality', 'traffic', 'distribution'),
            'column': ('distribution',), 'attribute': ('groups',), 'metric': ('groups',)}
 
 def panel(project: Project, report: MonitoringReport, name: str, choice: Choice) -> str: # HTML
@@ -218,7 +255,8 @@ def monitoring_page(project: Project) -> str: # a whole document
     choice = first_choice(project, report)
     drawn = {name: _MARKED.format(name=name, html=panel(project, report, name, choice)) for name in PANELS}
     said = f'<p class="note">Shown: version {escaped(choice.version)}, {escaped(dict((i, t) for t, i in _of_version(report, choice.version))[choice.window])}.</p>'
-    rows = [drawn['timeline'], said, two(drawn['ranking'], drawn['distribution']), two(drawn['groups'], drawn['quality']+drawn['traffic']), drawn['alarms']]
+    rows = [drawn['timeline'], said, two(drawn['ranking'], drawn['distribution']), 
+            two(drawn['groups'], drawn['moved']+drawn['quality']+drawn['traffic']), drawn['arrivals'], drawn['alarms']]
     return document(f'Monitoring: {project.name}', header+''.join(rows))
 
 _MARKED = '<!--panel {name}-->{html}<!--end {name}-->'
@@ -285,7 +323,7 @@ def _rows(project: Project, report: MonitoringReport) -> list:
     "The page's rows below the verdict; each selector draws the panels it concerns again."
     import ipywidgets
     chosen = _selectors(project, report)
-    def width(name): return '1 1 100%' if name in ('timeline', 'alarms') else '0 0 auto' if name in ('quality', 'traffic') else '1 1 460px'
+    def width(name): return '1 1 100%' if name in ('timeline', 'arrivals', 'alarms') else '0 0 auto' if name in ('moved', 'quality', 'traffic') else '1 1 460px'
     boxes = {name: ipywidgets.HTML(layout=ipywidgets.Layout(flex=width(name), min_width='0', width='auto')) for name in PANELS}
     def show(names):
         choice = Choice(**{name: selector.value for name, selector in chosen.items()})
@@ -296,7 +334,7 @@ def _rows(project: Project, report: MonitoringReport) -> list:
     ready = drawn_panels(project)
     for name, html in ready.items(): boxes[name].value = framed(html)
     show([name for name in PANELS if name not in ready])
-    side = ipywidgets.VBox([boxes['quality'], boxes['traffic']], layout=ipywidgets.Layout(flex='1 1 460px', min_width='0', width='auto'))
+    side = ipywidgets.VBox([boxes['moved'], boxes['quality'], boxes['traffic']], layout=ipywidgets.Layout(flex='1 1 460px', min_width='0', width='auto'))
     return [_box(row) for row in (
         [boxes['timeline']], [chosen[n] for n in ('version', 'window', 'column')], [boxes['ranking'], boxes['distribution']],
-        [chosen['attribute'], chosen['metric']], [boxes['groups'], side], [boxes['alarms']])]
+        [chosen['attribute'], chosen['metric']], [boxes['groups'], side], [boxes['arrivals']], [boxes['alarms']])]

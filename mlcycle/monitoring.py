@@ -11,10 +11,11 @@ import numpy as np
 import pandas as pd
 
 from .alarms import Alarm, acknowledge_alarm, current_alarms, episodes, ring_again, update_alarms
+from .arrivals import Arrivals, record_arrivals
 from .basis import find_basis
 from .budget import budget_text
 from .channels import deliver
-from .core import Project, Record, Result, digest, escaped, html_table
+from .core import Estimate, Project, Record, Result, digest, escaped, html_table
 from .ledger import champion, retired, roles, versions
 from .log import log_event
 from .profile import load_profile
@@ -26,9 +27,9 @@ from .windows import (Watch, Window, hold, look, main_metric, more_apart, profil
                              with_scores)
 
 # %% auto #0
-__all__ = ['BRING', 'FORMAT', 'NOT_HELD', 'Health', 'MonitoringReport', 'watched_version', 'drifted_columns', 'health',
-           'windows_table', 'alarms_table', 'prediction_log', 'monitor', 'recorded', 'Replay', 'replay_live',
-           'monitor_json', 'blocking']
+__all__ = ['BRING', 'FORMAT', 'NOT_HELD', 'Health', 'MonitoringReport', 'watched_version', 'drifted_columns', 'estimate_text',
+           'moved_text', 'health', 'windows_table', 'arrivals_table', 'groups_over_time', 'alarms_table',
+           'prediction_log', 'monitor', 'recorded', 'Replay', 'replay_live', 'monitor_json', 'blocking']
 
 # %% ../nbs/06_monitoring.ipynb #76043db0
 class Health(Record):
@@ -53,6 +54,7 @@ class MonitoringReport(Result):
     windows: list[Window] = [] # oldest first
     alarms: list[Alarm] = [] # in the order they were raised
     note: str = ''
+    arrivals: Arrivals | None = None # outcomes by the time at which they became known
     budget: str = '' # of false alarms, and what is spent of it, in words
 
     @property
@@ -67,7 +69,8 @@ class MonitoringReport(Result):
         state = health(self)
         parts = [f'<h4>{escaped(self.project)}: {escaped(state.verdict)}</h4>',
                  *(f'<p>{escaped(t, longest=2000)}</p>' for t in [*state.why, *state.next])]
-        tables = [(windows_table(self), 'Windows'), (alarms_table(self), 'Alarms')]
+        tables = [(windows_table(self), 'Windows, by the time of the prediction'), (alarms_table(self), 'Alarms'),
+                  (arrivals_table(self), 'Outcomes, by the time at which they became known')]
         return ''.join([*parts, *(html_table(t, caption=c, limit=200) for t, c in tables if len(t)),
                         f'<p>{escaped(self.budget, longest=2000)}</p>'])
 
@@ -89,8 +92,28 @@ def _unsure(windows: list[Window], metric: str) -> list[str]:
     if not full: return ['the first window is still filling']
     newest, figure = full[-1], full[-1].performance.get(metric)
     why = [f'{metric}: {figure.reason}' if figure and figure.reason else f'{metric} could not be measured']
+    why += [said] if (said := estimate_text(newest, metric)) else []
     if newest.status != 'ok': return [f'{newest.rows} rows in the newest full window', *why]
     return why if drifted_columns(newest) else [*why, 'the rows themselves look as they did in training']
+
+def estimate_text(window: Window, metric: str) -> str: # one sentence; '' where it is not needed
+    "What can be said of a metric in a window before its outcomes are in; nothing once it has been measured on most of them."
+    if metric in window.gaps or not window.rows: return ''
+    made = window.estimated.get(metric)
+    if made is None and window.estimated:
+        return f'{metric} cannot be estimated without outcomes; estimated are: {", ".join(window.estimated)}'
+    if made is None: return ''
+    where = f'in the window from {window.start[:10]}'
+    if made.status != 'ok': return f'no estimate of {metric} {where}: {made.text}'
+    return f'{metric} {made.text} {where}, {made.reason}; not measured'
+
+def moved_text(window: Window) -> str: # one sentence; '' where nothing was found
+    "How much of a change is of changed inputs, how much of a changed relation, and which faulty data take part."
+    said = [f'{n} {e.text}' for e in window.parts.values() for n in [e.metric.split(': ')[-1]]]
+    for f in window.faults.itertuples():
+        if f.status == 'ok' and (f.low > 0 or f.high < 0):
+            said.append(f'{f.fault} of {f.column!r} in {f.rows:,} rows {f.value:+.3f} [{f.low:+.3f}, {f.high:+.3f}]')
+    return '; '.join(said)
 
 def health(report: MonitoringReport) -> Health:
     "Whether the version in use is well, since when, why, and what to do."
@@ -105,8 +128,9 @@ def health(report: MonitoringReport) -> Health:
     known = [w for w in full[-3:] if w.change is not None and w.change.status == 'ok']
     if not known: return Health(verdict='cannot tell', why=_unsure(windows, report.metric), next=[BRING])
     figure = known[-1].performance[report.metric].text
+    ahead = estimate_text(full[-1], report.metric)
     return Health(verdict='well', since=max((a.until for a in mine), default='') or full[0].start,
-                  why=[f'{report.metric} {figure} in the window from {known[-1].start[:10]}'])
+                  why=[f'{report.metric} {figure} in the window from {known[-1].start[:10]}', *([ahead] if ahead else [])])
 
 # %% ../nbs/06_monitoring.ipynb #4eca95af
 def windows_table(report: MonitoringReport) -> pd.DataFrame:
@@ -115,9 +139,33 @@ def windows_table(report: MonitoringReport) -> pd.DataFrame:
     for w in report.windows:
         drifted = (drifted_columns(w) or 'none') if w.status == 'ok' else w.status
         rows.append({'version': w.version, 'from': w.start[:10], 'to': w.end[:10], 'rows': w.rows, 'outcomes known': w.labelled,
-                     report.metric: w.performance.get(report.metric), 'drifted columns': drifted,
+                     report.metric: w.performance.get(report.metric), 'estimated without outcomes': _estimate_cell(w, report.metric),
+                     'why it moved': moved_text(w), 'drifted columns': drifted,
                      'state': 'complete' if w.complete else 'still filling'})
     return pd.DataFrame(rows, dtype=object)
+
+def _estimate_cell(window: Window, metric: str) -> str:
+    made = window.estimated.get(metric)
+    if made is not None: return made.text
+    return 'cannot be estimated' if window.estimated else 'not estimated'
+
+def arrivals_table(report: MonitoringReport) -> pd.DataFrame:
+    "Outcomes by the time at which they became known, of the version the report is about."
+    if report.arrivals is None or not len(report.arrivals.table): return pd.DataFrame()
+    table, metric = report.arrivals.table, report.arrivals.metric
+    figures = [Estimate(metric=metric, **{k: getattr(r, k) for k in ('status', 'value', 'low', 'high', 'n', 'reason')})
+               for r in table.itertuples()]
+    days = lambda column: [None if pd.isna(v) else round(float(v), 1) for v in table[column]]
+    return pd.DataFrame({'outcomes known from': [t[:10] for t in table['from']], 'to': [t[:10] for t in table['to']],
+                         'outcomes': table.outcomes, 'corrections': table.corrections, 'days until known, median': days('delay_days'),
+                         '90 % within': days('latest_days'), metric: figures}, dtype=object)
+
+def groups_over_time(report: MonitoringReport, attribute: str, metric: str, *, version: str | None=None) -> pd.DataFrame:
+    "A metric of every group of an attribute, window by window: from, group, n, status, value, low, high, reason."
+    version, fields = version or watched_version(report), ['group', 'n', 'status', 'value', 'low', 'high', 'reason']
+    found = [w.by_group[(w.by_group.attribute == attribute) & (w.by_group.metric == metric)][fields].assign(**{'from': w.start[:10]})
+             for w in report.windows if w.version == version and len(w.by_group)]
+    return pd.concat(found, ignore_index=True)[['from', *fields]] if found else pd.DataFrame(columns=['from', *fields])
 
 def alarms_table(report: MonitoringReport) -> pd.DataFrame:
     "One row an alarm, the open ones first."
@@ -128,7 +176,7 @@ def alarms_table(report: MonitoringReport) -> pd.DataFrame:
     return pd.DataFrame([[cell(a, f) for f in fields] for a in alarms], columns=fields, dtype=object)
 
 # %% ../nbs/06_monitoring.ipynb #a7ce0b3e
-FORMAT = 3  # of windows: a higher number makes all of them anew
+FORMAT = 4  # of windows: a higher number makes all of them anew
 
 def prediction_log(project: Project) -> pd.DataFrame: # as logged, with `label` where it is known
     "Every prediction with the newest outcome known for it."
@@ -188,6 +236,7 @@ def _watch_version(project: Project, version: str, log: pd.DataFrame, *, days: f
         if window != kept.get((window.start, window.end)): project.record(window, subject=version)
     said = [(w.start, w.end, window_findings(project, against, w)) for w in windows]
     update_alarms(project, version, episodes(said), over=_over(project, version))
+    record_arrivals(project, against, days)
 
 def _basis(project: Project, version: str, log: pd.DataFrame, *, numbers: pd.Series, days: float, now: pd.Timestamp):
     "What the version's estimates are learnt from; windows that are still filling take no part."
@@ -244,9 +293,10 @@ def recorded(project: Project,
     shown = sorted((w for w in found if abs(days_of(w)-window_days) < 1e-6),
                    key=lambda w: (w.start, int(w.version) if w.version.isdigit() else 0))
     note = note or ('' if shown else 'No predictions have been logged.')
+    about = champion(project.ledger) or (shown[-1].version if shown else '')
     return MonitoringReport(project=project.name, metric=main_metric(project),
                             champion=champion(project.ledger), windows=shown, budget=_budget(project, shown),
-                            alarms=current_alarms(project), note=note)
+                            arrivals=project.latest(Arrivals, subject=about), alarms=current_alarms(project), note=note)
 
 def _budget(project: Project, windows: list[Window]) -> str:
     "The budget in words, with what the newest full window's columns spend of it."

@@ -13,10 +13,12 @@ from pydantic import Field
 from scipy import stats
 
 from .alarms import Finding
-from .basis import Basis
-from .core import Criterion, Estimate, Frame, Project, Result, canonical_json, digest, missing_evidence, write_atomic
+from .basis import Basis, plan_of_log, terms_of
+from .core import (Criterion, Estimate, Frame, MlcycleError, Project, Result, canonical_json, digest,
+                          missing_evidence, write_atomic)
 from .budget import criterion_at, share_of, stretch
 from .chance import Between
+from .decomposition import fault_masks, fault_parts, read_outcomes, split_change
 from .drift import Tolerance, apart, drift, neighbours_apart
 from .estimates import estimate, gaps, held_to
 from .features import FeaturePlan
@@ -150,6 +152,8 @@ class Window(Result):
     gaps: dict[str, Estimate] = {} # measured minus estimated on the same rows, once most outcomes are in
     change: Estimate | None = None # main metric here minus its value on `compared_with`
     compared_with: str = '' # 'sealed test set' or 'cross-validation'
+    parts: dict[str, Estimate] = {} # of a change that is no chance: 'inputs' and 'relation', see mlcycle.decomposition
+    faults: Frame = Field(default_factory=pd.DataFrame) # what faulty rows do to the main metric, see fault_parts
     by_group: Frame = Field(default_factory=pd.DataFrame) # of the protected attributes
     disparities: dict[str, Estimate] = {} # largest difference between groups, by metric and attribute
     traffic: Frame = Field(default_factory=pd.DataFrame) # day, rows
@@ -219,14 +223,15 @@ def _answers(task: str, known: pd.DataFrame, watch: Watch) -> tuple:
 
 def realised(project: Project, watch: Watch,
              known: pd.DataFrame, # predictions whose outcome is known
+             *, names: list[str] | None=None, # which metrics; None: all of the task
              ) -> dict[str, Estimate]: # by metric
-    "Every metric of the task on the rows whose outcome is known; too few rows is an answer."
+    "Metrics of the task on the rows whose outcome is known; too few rows is an answer."
     task, least = project.settings.problem.task, project.settings.monitoring.min_rows
     if len(known) < least:
         why = f'{len(known)} outcomes are known, {least} are needed'
-        return {m: Estimate.undefined(m, why, len(known), 'too few') for m in metric_names(task)}
+        return {m: Estimate.undefined(m, why, len(known), 'too few') for m in names or metric_names(task)}
     y, scores = _answers(task, known, watch)
-    return evaluate(task, y, scores, **_how(project, watch))
+    return evaluate(task, y, scores, names=names, **_how(project, watch))
 
 # %% ../nbs/06d_windows.ipynb #66fa7a5c
 def bands(values: pd.Series, # a protected attribute
@@ -320,11 +325,13 @@ def look(project: Project, watch: Watch,
     performance, groups = realised(project, watch, known), realised_by_group(project, watch, known)
     least, folder = project.settings.monitoring.min_rows, profiles_folder(project)
     made, gap = _estimated(project, watch, log, pd.Timestamp(facts['start']))
+    change = _change(project, watch, performance)
+    split, faults = _why_moved(project, watch, known) if gap and _is_no_chance(change) else ({}, pd.DataFrame())
     window = Window(
         version=watch.version, rows=len(log), labelled=len(known), quality=data_quality(watch.reference, current),
         status='no data' if not len(log) else 'ok' if len(log) >= least else 'too few',
         drift=table[table.status != 'new column'], performance=performance, by_group=groups,
-        change=_change(project, watch, performance), compared_with=watch.source, disparities=_disparities(groups),
+        change=change, compared_with=watch.source, parts=split, faults=faults, disparities=_disparities(groups),
         estimated=made, as_made=made, gaps=gap,
         traffic=_traffic(log), trained_on=watch.model['data'], reference=save_profile(folder, watch.reference),
         profile=save_profile(folder, current), **facts)
@@ -340,6 +347,21 @@ def _estimated(project: Project, watch: Watch, log: pd.DataFrame, start: pd.Time
     known = log[log['label'].notna()]
     settled = len(known) >= settings.outcomes_share*len(log)
     return made, gaps(estimator, known, least=settings.min_rows) if settled else {}
+
+def _is_no_chance(change: Estimate) -> bool: return change.status == 'ok' and (change.low > 0 or change.high < 0)
+
+def _why_moved(project: Project, watch: Watch, known: pd.DataFrame) -> tuple[dict, pd.DataFrame]: # parts, faults
+    "Whether the main metric moved because of other rows or another relation, and what faulty rows do to it."
+    metric, terms = main_metric(project), terms_of(project, watch.model)
+    now = read_outcomes(metric, terms, known)
+    names = {stored_name(c): c for c in watched_columns(project, watch.plan)}
+    masks = fault_masks(watch.reference, as_read(now.rows.rename(columns=names), watch.plan, list(names.values())))
+    faults = fault_parts(metric, now, masks, terms=terms)
+    try: rows = None if watch.basis is None or watch.basis.rows is None else watch.basis.rows()
+    except MlcycleError: rows = None   # gone, or not what was recorded: there is nothing to compare with
+    if rows is None: return {}, faults
+    before, plan = read_outcomes(metric, terms, rows), plan_of_log(watch.plan)
+    return split_change(metric, before, now, plan=plan, terms=terms), faults
 
 def hold(windows: list[Window], # of one version, in order
          ) -> list[Window]:
