@@ -40,6 +40,7 @@ STYLE = '''<style>
 .mlcycle-desk .good, .mlcycle-desk-part .good {color: var(--jp-success-color0, #1b6e3c); font-weight: 600}
 .mlcycle-desk pre, .mlcycle-desk-part pre {background: var(--jp-layout-color2, #f2f2f2); color: var(--jp-ui-font-color1, inherit);
   padding: 6px 8px; margin: 4px 0; white-space: pre-wrap; overflow-wrap: anywhere; font-size: 12px; max-height: 240px; overflow: auto}
+.mlcycle-agreed label, .mlcycle-agreed label span {white-space: normal; overflow: visible}
 .mlcycle-desk svg text, .mlcycle-desk-part svg text {fill: var(--jp-ui-font-color1, currentColor); font-size: 11px}
 </style>'''
 BLUE, ORANGE, RED, GREY = '#0072B2', '#E69F00', '#D55E00', '#8a8a8a'   # told apart by most colour-blind people

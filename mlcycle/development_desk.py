@@ -14,7 +14,7 @@ from .jobs import Job
 from .search import installed
 
 # %% auto #0
-__all__ = ['SHOWN_RATES', 'TRIED', 'COSTS', 'board_of', 'board_html', 'learning_html', 'said_html', 'thresholds',
+__all__ = ['SHOWN_RATES', 'TRIED', 'ABOUT', 'COSTS', 'board_of', 'board_html', 'learning_html', 'said_html', 'thresholds',
            'chosen_threshold', 'threshold_html', 'errors_html', 'costs_html', 'asked_costs', 'rates_svg',
            'development_desk']
 
@@ -99,6 +99,8 @@ def rates_svg(rates, metric: str) -> str: # of a DataFrame
 
 # %% ../nbs/12j_development_desk.ipynb #ede84ddc
 TRIED = [f'development.{k}' for k in ('candidates', 'metric', 'trials', 'seconds', 'folds', 'calibrate', 'max_rows')]
+ABOUT = {'development.trials': 'settings tried, at most', 'development.seconds': 'for the search, at most', 'development.folds': 'parts of the rows, each predicted once',
+         'development.calibrate': 'move scores along a curve where that clearly helps'}
 COSTS = ['problem.costs.false_positive', 'problem.costs.false_negative']
 
 def _options(project: Project) -> dict:
@@ -109,5 +111,5 @@ def development_desk(project: Project) -> Desk:
     binary = project.settings.problem.task == 'binary'
     after = [Dial('Threshold', threshold_html, options=thresholds, start=chosen_threshold), Form('Costs of errors', COSTS)] if binary else []
     return Desk(project, 'Development', [
-        Form('What may be tried', TRIED, options=_options), Job('development', 'Search within the budget'), View('Leaderboard', board_html),
+        Form('What may be tried', TRIED, options=_options, about=ABOUT), Job('development', 'Search within the budget'), View('Leaderboard', board_html),
         View('With more rows', learning_html), View('What was said and what came', said_html), *after])

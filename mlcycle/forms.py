@@ -140,7 +140,8 @@ def words(value: list[str], options: list[str] | None=None) -> Control:
     "Several texts; only those offered where there is an offer."
     import ipywidgets
     allowed = list(dict.fromkeys([*(options or []), *(value or [])]))
-    box = ipywidgets.TagsInput(value=list(value or []), allowed_tags=allowed if options else [], allow_duplicates=False, layout=_layout('380px'))
+    box = ipywidgets.TagsInput(value=list(value or []), allowed_tags=allowed if options else [], allow_duplicates=False, placeholder='type, then Enter or Tab',
+                               layout=_layout('380px'))
     def show(v): box.value = list(v or [])
     return Control(box, lambda: list(box.value), show)
 
@@ -254,7 +255,7 @@ class Form:
         try: now = read_settings(self.project.folder/'mlcycle.toml')
         except MlcycleError as error: return self._say(error, bad=True)
         fresh = {k: setting_value(now, k) for k in self.keys}
-        mine = {} if forget or not self.controls else {k: v for k, v in self._typed()[0].items() if v != self.seen[k]}
+        mine = {} if forget or not self.controls else {k: v for k, v in self._typed()[0].items() if _filled(v) != _filled(self.seen[k])}
         clash = [k for k in mine if fresh[k] != self.seen[k]]
         if clash: return self._say(f'{", ".join(clash)} changed in mlcycle.toml meanwhile. Look again takes theirs; what you typed is still here.', bad=True)
         if forget or not self.controls or any(fresh[k] != self.seen[k] for k in self.keys): self._fill(fresh, mine)
@@ -277,7 +278,7 @@ class Form:
     def changed(self) -> tuple[dict, dict]: # what would be written; what is wrong, by key
         "What a person has typed that differs from the file, and every mistake in it."
         read, wrong = self._typed()
-        after = {k: v for k, v in read.items() if v != self.seen[k]}
+        after = {k: v for k, v in read.items() if _filled(v) != _filled(self.seen[k])}
         try: checked(self.project, after)
         except MlcycleError as error: wrong |= _by_key(str(error), self.keys)
         return after, wrong
@@ -307,6 +308,11 @@ class Form:
         self.said.value = inside(f'<p class="{"bad" if bad else "good"}">{escaped(what, 1500)}</p>')
 
     def refresh(self, desk: Desk) -> None: self.look()
+
+def _filled(value: object) -> object: # to compare
+    "Lines without the cells that are left empty."
+    if not isinstance(value, list): return value
+    return [{k: v for k, v in line.items() if v not in ('', None)} if isinstance(line, dict) else line for line in value]
 
 def _told(value: object) -> object:
     if isinstance(value, list) and value and isinstance(value[0], dict): return '; '.join(' '.join(shown(v) for v in one.values() if v not in ('', None)) for one in value)

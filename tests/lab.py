@@ -47,7 +47,8 @@ class Seat:
         "Open one notebook with a fresh view of it, and run it all."
         self.page.goto(f'{self.address}/lab/tree/{notebook}?reset&token={self.token}')
         self.page.locator('.jp-NotebookPanel:not(.lm-mod-hidden) .jp-Notebook').wait_for(timeout=60_000)
-        self.sheet.get_by_text('Python 3', exact=False).first.wait_for(timeout=60_000)
+        self.sheet.locator('.jp-Toolbar-kernelName', has_text='Python 3').wait_for(timeout=60_000)
+        self.page.locator('#jp-main-statusbar').get_by_text('| Idle').first.wait_for(timeout=60_000)
 
     def run_all(self) -> None:
         self.page.locator('.jp-NotebookPanel:not(.lm-mod-hidden) .jp-Notebook').click(position={'x': 5, 'y': 5})
@@ -69,7 +70,28 @@ class Seat:
     def choose(self, name: str, option: str) -> None: self.row(name).locator('select').first.select_option(label=option)
     def tag(self, name: str, text: str) -> None:
         box = self.row(name).locator('.jupyter-widget-taginput')
-        box.fill(text); box.press('Enter')
+        box.fill(text); box.press('Tab')   # leaving the box takes what was typed
+        self.row(name).locator('.jupyter-widget-tag', has_text=text).wait_for()
+
+    def run_to_desk(self) -> None:
+        "Press ▶ from the first cell until the desk stands there; its own buttons do the rest."
+        self.sheet.locator('.jp-Cell').first.click(position={'x': 60, 'y': 10})
+        for _ in range(4): self.page.keyboard.press('Shift+Enter')   # title, parameters, imports, desk
+        self.sheet.locator('.mlcycle-desk-part').first.wait_for(timeout=60_000)
+
+    def write(self, nth: int=1) -> None:
+        "Press the nth form's own button."
+        self.sheet.locator('button', has_text='Write to mlcycle.toml').nth(nth-1).click()
+
+    def agree(self, start: str) -> None:
+        self.sheet.locator('.widget-checkbox', has_text=re.compile(re.escape(start))).locator('input').first.check()
+
+    def shot_of(self, heading: str, name: str) -> None:
+        "Scroll a part of a desk into view, and take its picture."
+        if self.shots is None: return
+        self.sheet.locator('.mlcycle-desk-part h4', has_text=heading).first.evaluate("e => e.scrollIntoView({block: 'start'})")
+        self.page.wait_for_timeout(300)
+        self.shot(name)
 
     def shot(self, name: str) -> None:
         if self.shots is None: return

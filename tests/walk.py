@@ -1,0 +1,127 @@
+"""A person's walk through all stages in a real JupyterLab, by clicks and typing alone: from a folder with one file of data.
+
+Run it by hand for the pictures of the tutorial: `python tests/walk.py adult OUT` or `python tests/walk.py bikes OUT`.
+"""
+import re, sys, tempfile
+from pathlib import Path
+from typing import NamedTuple
+import pandas as pd
+import lab
+
+DATA = Path(__file__).resolve().parents[2]/'shared/data'
+
+
+class Case(NamedTuple):
+    "What is typed in one walk."
+    name: str # of the project
+    file: str # in the data folder
+    rows: int
+    outline: dict # field of the first form → what is chosen or typed
+    protected: tuple[str, ...]
+    objective: str
+    answers: dict # question → answer
+    criterion: tuple # metric, direction, threshold
+    trials: int
+    left_out: tuple[str, ...] = ()
+
+
+ADULT = Case('adult', 'adult/adult.csv', 2500, {'Target': 'income-per-year', 'Positive': '>50K'}, ('sex',), 'find those who earn more than 50,000 a year',
+             {}, ('roc_auc', '>=', '0.8'), 3, ('fnlwgt',))
+BIKES = Case('bikes', 'bike_sharing_hourly/hour.csv', 4000, {'Target': 'cnt'}, (), 'know how many bicycles are needed in an hour',
+             {}, ('mae', '<=', '120'), 4, ('instant', 'casual', 'registered'))
+
+
+def lay_out(case: Case, folder: Path, *, rows: int=0) -> Path:
+    "A folder with nothing but the data, every k-th row of it."
+    folder.mkdir(parents=True, exist_ok=True)
+    df = pd.read_csv(DATA/case.file, dtype=str, keep_default_na=False)
+    df.iloc[::max(1, len(df)//(rows or case.rows))].to_csv(folder/f'{case.name}.csv', index=False)
+    return folder
+
+
+def begin(seat: lab.Seat, case: Case) -> None:
+    "Make the project by the form of an empty folder, and open its home."
+    seat.run_all()
+    seat.see('A new project', 60)
+    seat.type('Name', case.name)
+    seat.choose('Target', case.outline['Target'])
+    if 'Positive' in case.outline: seat.choose('Positive', case.outline['Positive'])
+    for column in case.protected: seat.tag('Protected', column)
+    for column in case.left_out: seat.tag('Drop', column)
+    seat.shot(f'{case.name}-00-beginning')
+    seat.press('Make the project')
+    seat.see('Open the home of', 60)
+    seat.open(f'{case.name}/notebooks/00_home.ipynb')
+    seat.run_all()
+    seat.see('Run problem: it has never run.', 60)
+    seat.shot(f'{case.name}-01-home')
+
+
+def step(seat: lab.Seat, case: Case, notebook: str, heading: str) -> None:
+    "Open a stage's notebook and run its first cells, as far as the desk."
+    seat.open(f'{case.name}/notebooks/{notebook}')
+    seat.run_to_desk()
+    seat.sheet.locator('.mlcycle-desk-part h3', has_text=heading).first.wait_for(timeout=60_000)
+
+
+def seal(seat: lab.Seat, case: Case) -> None:
+    "State the question, move the criterion, answer, seal."
+    step(seat, case, '01_problem.ipynb', 'Problem')
+    seat.type('Objective', case.objective)
+    seat.write(1)
+    seat.see('Written: problem.objective', 20)
+    seat.press('Seal the problem and look at the data')
+    seat.see('problem is done since', 240)
+    seat.shot_of('Where the lines lie', f'{case.name}-02-problem')
+
+
+def clean(seat: lab.Seat, case: Case) -> None:
+    "Read the data, accept a proposal if there is one, read them again."
+    step(seat, case, '02_data.ipynb', 'Data')
+    seat.press('Read, look and split')
+    seat.see('data is done since', 240)
+    seat.shot_of('Columns', f'{case.name}-03-data')
+
+
+def search(seat: lab.Seat, case: Case) -> None:
+    "Set the budget, search, move the threshold."
+    step(seat, case, '03_development.ipynb', 'Development')
+    seat.type('Trials', str(case.trials))
+    seat.write(1)
+    seat.see('Written: development.trials', 20)
+    seat.press('Search within the budget')
+    seat.see('provisional until the search ends', 120)
+    seat.shot(f'{case.name}-04-searching')
+    seat.see('development is done since', 300)
+    seat.shot_of('Leaderboard', f'{case.name}-05-leaderboard')
+
+
+def validate(seat: lab.Seat, case: Case) -> None:
+    "Agree to open the sealed rows, and open them."
+    step(seat, case, '04_validation.ipynb', 'Validation')
+    seat.see('It was opened never for this version', 20)
+    seat.agree('I open the sealed test set')
+    seat.press('Open the sealed test set')
+    seat.see('validation is done since', 300)
+    seat.shot_of('Verdicts', f'{case.name}-06-validation')
+
+
+STAGES = (begin, seal, clean, search, validate)
+
+
+def walk(case: Case, folder: Path, shots: Path | None=None, *, dark: bool=False, stages=STAGES) -> lab.Seat:
+    "All of it; returns the seat with the strangers that the page asked for."
+    with tempfile.TemporaryDirectory() as home, lab.seat_at(folder, Path(home), shots=shots, dark=dark) as seat:
+        seat.open('home.ipynb')
+        try:
+            for stage in stages: stage(seat, case)
+        except Exception:
+            seat.shot(f'{case.name}-stopped')
+            raise
+        return seat
+
+
+if __name__ == '__main__':
+    case, out = {'adult': ADULT, 'bikes': BIKES}[sys.argv[1]], Path(sys.argv[2])
+    folder = lay_out(case, out/'folder')
+    print(walk(case, folder, out/'shots', dark='dark' in sys.argv[3:]).strangers)
