@@ -14,7 +14,7 @@ from .fingerprints import STEPS, code_of, fingerprint, settled, step_file
 from .pipeline import last_end
 
 # %% auto #0
-__all__ = ['Begun', 'recorded', 'agreed', 'finished']
+__all__ = ['Begun', 'recorded', 'begun', 'agreed', 'finished']
 
 # %% ../nbs/12fa_handwork.ipynb #742dcd0e
 class Begun(NamedTuple):
@@ -31,10 +31,16 @@ def recorded(project: Project, result: type[Result]) -> Result | None: # None: d
     if not is_live(): return None
     stage, key = result.stage, (str(project.folder), result.stage)
     if running(project, stage): raise Blocked(f'{stage} is running. Its figures show on the desk; run this cell again when it has ended.')
-    begun, prints = _begun.get(key), fingerprint(project, STEPS[stage], {})
-    if not (begun and result not in begun.asked) and _holds(project, stage, prints): return project.require(result)
-    if begun is None or result in begun.asked: begun = _begun[key] = Begun(prints, time.monotonic(), set())
-    begun.asked.add(result)
+    work, prints = _begun.get(key), fingerprint(project, STEPS[stage], {})
+    if not (work and result not in work.asked) and _holds(project, stage, prints): return project.require(result)
+    if work is None or result in work.asked: work = _begun[key] = Begun(prints, time.monotonic(), set())
+    work.asked.add(result)
+
+def begun(project: Project, stage: str) -> None:
+    "Say that a stage's work begins here, where what it makes is not one recorded result; `finished` notes it."
+    if not is_live() or project.read_only: return
+    if running(project, stage): raise Blocked(f'{stage} is running. Its figures show on the desk; run this cell again when it has ended.')
+    _begun[(str(project.folder), stage)] = Begun(fingerprint(project, STEPS[stage], {}), time.monotonic(), set())
 
 def _holds(project: Project, stage: str, prints: dict) -> bool:
     "Whether the step ended well, on the same grounds, and is on the screen as it is on disk."
@@ -69,15 +75,15 @@ def finished(desk: Desk) -> None:
     "Note the work done by hand since the step's first `recorded`, and show it on the desk."
     project, stage = desk.project, desk.title.lower()
     if not is_live() or project.read_only: return
-    begun = _begun.pop((str(project.folder), stage), None)
-    if begun is not None: _note(project, stage, begun)
+    work = _begun.pop((str(project.folder), stage), None)
+    if work is not None: _note(project, stage, work)
     desk.refresh()
-    print(f'{stage}: done and noted.' if begun else f'{stage}: nothing has changed since it was last done; what is recorded is shown.')
+    print(f'{stage}: done and noted.' if work else f'{stage}: nothing has changed since it was last done; what is recorded is shown.')
 
-def _note(project: Project, stage: str, begun: Begun) -> None:
+def _note(project: Project, stage: str, work: Begun) -> None:
     step = STEPS[stage]
-    prints = settled(begun.prints, fingerprint(project, step, {})) | {'notebook': _notebook_run(project, stage)}
-    body = dict(stage=stage, state='done', why='by hand in JupyterLab', seconds=round(time.monotonic()-begun.at, 3), report='', exit_status=0,
+    prints = settled(work.prints, fingerprint(project, step, {})) | {'notebook': _notebook_run(project, stage)}
+    body = dict(stage=stage, state='done', why='by hand in JupyterLab', seconds=round(time.monotonic()-work.at, 3), report='', exit_status=0,
                 attempts=1, run='by hand', parameters={}, left_behind=[], fingerprint=prints)
     project.ledger.append(stage=stage, kind='run', subject=stage, body=body, actor=project.actor)
 
