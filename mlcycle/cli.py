@@ -200,11 +200,12 @@ def score(project: Project, source: str, out: str, version: str, **spread) -> No
 @main.command()
 @click.option('--host', default='127.0.0.1', show_default=True, help='The address it listens on; another than loopback needs a token.')
 @click.option('--port', type=int, default=None, help='Default: deployment.port of the settings.')
+@click.option('--workers', type=click.IntRange(min=1), default=1, show_default=True, help='Processes on the one address.')
 @with_project()
-def serve(project: Project, host: str, port: int | None) -> None:
+def serve(project: Project, host: str, port: int | None, workers: int) -> None:
     "Serve the champion over HTTP, on loopback unless told otherwise."
     from mlcycle.serving import serve as start
-    start(project, host=host, port=port or project.settings.deployment.port)
+    start(project, host=host, port=port or project.settings.deployment.port, workers=workers)
 
 @main.command()
 @click.argument('file', metavar='FILE', type=click.Path(dir_okay=False))

@@ -482,6 +482,7 @@ class CanarySection(Record):
     false_stops: Annotated[float, Field(gt=0, lt=0.5)] = 0.05 # chance that a candidate within all margins is stopped
     min_rows: Annotated[int, Field(ge=1)] = 300 # ids answered by the candidate before its share is raised
     slow_seconds: Positive = 0.5 # an answer that takes longer is slow
+    look_seconds: Annotated[float, Field(ge=0)] = 30 # between two looks of a server at the guardrails; 0: only `mlcycle canary` looks
     errors: Share = 0.01 # margin: share of requests that fail
     slow: Share = 0.02 # margin: share of slow answers
     decisions: Share = 0.1 # margin: share of decisions that are 1, in either direction

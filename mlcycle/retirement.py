@@ -16,6 +16,7 @@ from .documents import (LEARNT, Document, Evidence, by_hand, document_sections, 
 from .gates import check_all, registered
 from .ledger import Entry, champion, retired, roles, versions
 from .scoring import logged
+from .tally import counted
 
 # %% auto #0
 __all__ = ['RECENT_DAYS', 'DECIDED', 'FROM_EVIDENCE', 'RetirementPlan', 'plan_retirement', 'dependents', 'Doomed', 'doomed',
@@ -78,7 +79,7 @@ def dependents(project: Project, version: str) -> list[tuple[str, str]]: # (what
     held = [('role', role) for role, holder in roles(project.ledger).items() if holder == version]
     answering = ('role', 'champion') in held
     plans = [('schedule', f'{step}: {cron}') for step, cron in project.settings.schedule.steps.items() if answering]
-    return held+plans+_bundles(project, version)+_callers(project, version)+_watched(project, version)
+    return held+plans+_bundles(project, version)+_callers(project, version)+_refused(project, version)+_watched(project, version)
 
 def _bundles(project: Project, version: str) -> list[tuple[str, str]]: # the newest of each folder
     newest = {str(e.body.get('folder', '')): e for e in project.ledger.entries('bundle', version)}
@@ -102,6 +103,12 @@ def _callers(project: Project, version: str) -> list[tuple[str, str]]:
     if not len(recent): return []
     days = f'{recent.dt.date.nunique()} of the {RECENT_DAYS} days before {at.max():%Y-%m-%d}'
     return [('callers', f'{len(recent):,} predictions on {days}')]
+
+def _refused(project: Project, version: str) -> list[tuple[str, str]]: # who still asks for what is retired
+    asked = counted(project, 'caller', 'day', version=version, what='retired')
+    if not len(asked): return []
+    who = f'{asked["caller"].nunique()} address'+'es'*(asked['caller'].nunique() != 1)
+    return [('refused', f'{int(asked["count"].sum()):,} requests since it was retired, from {who}, the last on {asked["day"].max()}')]
 
 def _obstacles(project: Project, version: str, successor: str | None) -> list[str]:
     gone = retired(project.ledger)

@@ -6,7 +6,7 @@
 from __future__ import annotations
 import asyncio, html, json, logging, os, sys
 from contextlib import asynccontextmanager, nullcontext
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 import pandas as pd
 from pydantic import BaseModel
@@ -30,8 +30,8 @@ except ImportError as error:
 
 # %% auto #0
 __all__ = ['log', 'SETTLE', 'FOLLOW', 'SMALL', 'PROBLEMS', 'AS_JSON', 'DOOR', 'Problem', 'problem', 'Counters', 'create_app',
-           'explained', 'check_media', 'scoring', 'read_labels', 'label_names', 'model_facts', 'document',
-           'label_schema', 'docs_page', 'serve']
+           'look_at_canary', 'explained', 'check_media', 'scoring', 'read_labels', 'label_names', 'model_facts',
+           'document', 'label_schema', 'docs_page', 'serve']
 
 # %% ../nbs/05a_serving.ipynb #86920349
 log = logging.getLogger('mlcycle.serving')
@@ -74,6 +74,14 @@ class Counters:
         answered.inc()
         took.observe(seconds)
 
+    def figures(self) -> bytes:
+        "All figures, those of other workers included."
+        if not os.environ.get('PROMETHEUS_MULTIPROC_DIR'): return prometheus.generate_latest(self.registry)
+        from prometheus_client.multiprocess import MultiProcessCollector
+        together = prometheus.CollectorRegistry()
+        MultiProcessCollector(together)
+        return prometheus.generate_latest(together)
+
 # %% ../nbs/05a_serving.ipynb #7a358adc
 def create_app(source: Project | str | Path, # a project, its folder, or a bundle's folder
                *, token: str, # what callers must show; at least 16 random characters
@@ -105,7 +113,8 @@ async def _settling(service):
     from threadpoolctl import threadpool_limits
     with threadpool_limits(1):
         await run_in_threadpool(service.settle)
-        tasks = [asyncio.create_task(_again(work, every)) for work, every in ((service.settle, SETTLE), (lambda: _follow(service), FOLLOW))]
+        work = [(service.settle, SETTLE), (lambda: _follow(service), FOLLOW), *_watching(service)]
+        tasks = [asyncio.create_task(_again(*w)) for w in work]
         try: yield
         finally:
             for task in tasks: task.cancel()
@@ -125,6 +134,20 @@ def _follow(service) -> None:
     try: service.look()
     except Blocked: return   # callers are told
     service.improve()
+
+def _watching(service) -> list[tuple]: # work, seconds between
+    "A canary on its way is looked at, and stopped, raised or promoted, as often as the settings say."
+    every = service.project.settings.deployment.canary.look_seconds if isinstance(service, ProjectService) and service.version == 'champion' else 0
+    return [(lambda: look_at_canary(service), every)] if every else []
+
+def look_at_canary(service: ProjectService) -> None:
+    "One look, once what is known here is where the guardrails look; what no canary is left to do is no error."
+    from mlcycle.canary import look, running
+    if not running(service.project): return
+    service.settle()
+    try: found = look(service.project)
+    except Blocked: return   # it was ended meanwhile
+    if found.state != 'begun': log.info('%s', found.headline)
 
 def _answer_errors(app: FastAPI, counters: Counters) -> None:
     def answer(request: Request, error: Exception) -> JSONResponse:
@@ -232,7 +255,7 @@ def _add_state(app: FastAPI, service, counters: Counters) -> None:
 
     @app.get('/metrics', summary='Figures for Prometheus', response_class=PlainTextResponse, responses=DOOR)
     def metrics() -> PlainTextResponse:
-        return PlainTextResponse(prometheus.generate_latest(counters.registry), media_type=prometheus.CONTENT_TYPE_LATEST)
+        return PlainTextResponse(counters.figures(), media_type=prometheus.CONTENT_TYPE_LATEST)
 
     @app.get('/model', summary='What answers, and what it takes', responses=DOOR | {410: PROBLEMS[410]})
     def model() -> JSONResponse: return JSONResponse(model_facts(service))
@@ -290,6 +313,7 @@ def serve(source: Project | str | Path, *,
           host: str='127.0.0.1', # others than loopback need MLCYCLE_TOKEN and TLS
           port: int=8000,
           version: str='champion', # a version number or a role
+          workers: int=1, # processes
           ) -> None:
     "Serve until interrupted; refuses to start where no version may answer, or where the door would be open."
     import uvicorn
@@ -298,8 +322,12 @@ def serve(source: Project | str | Path, *,
     if project is not None: admit(project, version)
     file = (project.store if project is not None else Path(source))/'token'
     token, drawn = find_token(file)
-    app = create_app(project or source, token=token, version=version, hosts=(host,))
+    app = create_app(project or source, token=token, version=version, hosts=(host,))     # also where workers make their own: what is wrong is said here
     where = f'the token is {token}, shown once and kept in {file}' if drawn else 'the token is in MLCYCLE_TOKEN' if 'MLCYCLE_TOKEN' in os.environ else f'the token is in {file}'
     print(f'{"https" if tls else "http"}://{host}:{port}/docs: {where}', file=sys.stderr, flush=True)
-    uvicorn.run(app, host=host, port=port, log_level='warning', access_log=False, server_header=False, proxy_headers=False,
-                timeout_keep_alive=10, timeout_graceful_shutdown=20, h11_max_incomplete_event_size=16_384, **tls)
+    options = dict(host=host, port=port, log_level='warning', access_log=False, server_header=False, proxy_headers=False,
+                   timeout_keep_alive=10, timeout_graceful_shutdown=20, h11_max_incomplete_event_size=16_384, **tls)
+    if workers == 1: return uvicorn.run(app, **options)
+    from mlcycle.workers import run_workers
+    folder = str(project.folder if project is not None else source)
+    run_workers(partial(create_app, folder, token=token, version=version, hosts=(host,)), workers, **options)

@@ -258,9 +258,9 @@ def test_both_ways_give_the_same_answer_and_the_choice_is_evidence(project, clie
 
 # --- in the hands of a real server
 
-def start(project: Project, *, port: int) -> subprocess.Popen:
-    code = 'import sys\nfrom mlcycle.core import Project\nfrom mlcycle.serving import serve\nserve(Project(sys.argv[1]), port=int(sys.argv[2]))'
-    run = subprocess.Popen([sys.executable, '-c', code, str(project.folder), str(port)], env=os.environ | {'MLCYCLE_TOKEN': TOKEN}, stderr=subprocess.PIPE, text=True)
+def start(project: Project, *, port: int, workers: int=1) -> subprocess.Popen:
+    code = 'import sys\nfrom mlcycle.core import Project\nfrom mlcycle.serving import serve\nserve(Project(sys.argv[1]), port=int(sys.argv[2]), workers=int(sys.argv[3]))'
+    run = subprocess.Popen([sys.executable, '-c', code, str(project.folder), str(port), str(workers)], env=os.environ | {'MLCYCLE_TOKEN': TOKEN}, stderr=subprocess.PIPE, text=True)
     for _ in range(300):
         if run.poll() is not None: raise AssertionError(run.stderr.read())
         try:

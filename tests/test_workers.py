@@ -1,0 +1,143 @@
+"""Several processes on one address, under real load: promotion and rollback, the split, a worker's death, the drain."""
+import os, re, signal, threading, time
+import httpx
+import psutil
+import pytest
+from sklearn.linear_model import LogisticRegression
+from mlcycle.core import Project
+from mlcycle.inputs import input_schema, to_records
+from mlcycle.features import infer_plan
+from mlcycle.registry import rollback
+from mlcycle.scoring import predictions
+from mlcycle.spool import waiting
+from mlcycle.traffic import arms, set_traffic
+from served import crown, new_project, register, sign, strange_rows
+from test_serving import TOKEN, free_port, start
+
+HEADERS = {'Authorization': f'Bearer {TOKEN}'}
+
+
+@pytest.fixture(scope='module')
+def project(tmp_path_factory) -> Project:
+    project = new_project(tmp_path_factory.mktemp('workers')/'project', data='id = "id"\nprotected = ["sex"]\ndrop = ["sex"]')
+    crown(project, register(project, strange_rows(), LogisticRegression()))
+    register(project, strange_rows(seed=5), LogisticRegression())
+    return project
+
+
+@pytest.fixture(scope='module')
+def server(project):
+    port = free_port()
+    run = start(project, port=port, workers=2)
+    yield run, port
+    if run.poll() is None: run.kill()
+    run.wait(30)
+    run.stderr.close()
+
+
+class Load:
+    "Callers in threads, each a new connection every few requests; what came back, with its time."
+    def __init__(self, port: int, record: dict, callers: int=3):
+        self.port, self.record, self.came, self.failed, self.over = port, record, [], [], threading.Event()
+        self.threads = [threading.Thread(target=self.call, args=(i,)) for i in range(callers)]
+
+    def call(self, i: int) -> None:
+        n = 0
+        while not self.over.is_set():
+            with httpx.Client(base_url=f'http://127.0.0.1:{self.port}', headers=HEADERS, timeout=20) as client:
+                for _ in range(5):
+                    if self.over.is_set(): break
+                    n += 1
+                    sent = time.monotonic()
+                    try: answer = client.post('/predict', json={'records': [self.record | {'id': f'{i}-{n}'}]})
+                    except httpx.TransportError as error: self.failed.append((sent, repr(error))); break
+                    body = answer.json()
+                    said = (body['predictions'][0]['prediction_id'], body['predictions'][0]['version']) if answer.status_code == 200 else (None, answer.text)
+                    self.came.append((sent, time.monotonic(), answer.status_code, f'{i}-{n}', *said))
+
+    def __enter__(self):
+        for t in self.threads: t.start()
+        return self
+
+    def __exit__(self, *error):
+        self.over.set()
+        for t in self.threads: t.join()
+
+
+def record_of(project: Project) -> dict:
+    rows = strange_rows()
+    return to_records(rows.head(1), input_schema(infer_plan(rows, project.settings), project.settings, sample=rows))[0]
+
+
+def workers_of(run) -> list[psutil.Process]:
+    alive = [p for p in psutil.Process(run.pid).children() if p.status() != psutil.STATUS_ZOMBIE]
+    return [p for p in alive if 'resource_tracker' not in ' '.join(p.cmdline())]
+
+
+def test_promotion_rollback_and_split_under_load_drop_nothing(project, server):
+    run, port = server
+    assert len(workers_of(run)) == 2
+    with Load(port, record_of(project)) as load:
+        time.sleep(1)
+        crown(project, '2')
+        promoted = time.monotonic()
+        time.sleep(2.5)
+        rollback(project, because='it was a mistake')
+        back = time.monotonic()
+        time.sleep(2.5)
+        sign(project, '2')
+        split = set_traffic(project, {'2': .3}, because='a test')
+        time.sleep(2)
+    assert not load.failed and {status for _, _, status, *_ in load.came} == {200} and len(load.came) > 100
+    between = [(sent-promoted, v) for sent, _, _, _, _, v in load.came if promoted < sent < back]
+    assert between and all(v == '2' for after, v in between if after > 2) and max((after for after, v in between if v == '1'), default=0) < 2
+    later = [(sent-back, v) for sent, _, _, _, _, v in load.came if back < sent < back+2.5]
+    assert max((after for after, v in later if v == '2'), default=0) < 2
+    log = predictions(project).set_index('prediction_id')
+    kept = log.loc[[i for *_, i, _ in load.came]]
+    assert log.index.is_unique and kept['version'].tolist() == [v for *_, v in load.came]
+    mine = kept[kept['epoch'] == split.epoch]
+    assert set(mine['version']) == {'1', '2'} and (mine['version'] == arms(split, mine['id'])).all()     # each id by its arm, in every process
+
+
+def test_figures_are_those_of_all_workers(project, server):
+    run, port = server
+    record, before = record_of(project), []
+    def counted() -> list[float]:
+        texts = [httpx.get(f'http://127.0.0.1:{port}/metrics', headers=HEADERS).text for _ in range(6)]
+        return [sum(float(n) for n in re.findall(r'^mlcycle_predictions_total\{.*\} (\S+)$', text, re.M)) for text in texts]
+    before = counted()
+    assert len(set(before)) == 1 and before[0] > 100     # whoever is asked
+    for _ in range(20): assert httpx.post(f'http://127.0.0.1:{port}/predict', json={'records': [record]}, headers=HEADERS).status_code == 200
+    assert set(counted()) == {before[0]+20}
+
+
+def test_a_worker_dies_and_another_takes_its_place(project, server):
+    run, port = server
+    victim = workers_of(run)[0]
+    with Load(port, record_of(project)) as load:
+        time.sleep(.5)
+        os.kill(victim.pid, signal.SIGKILL)
+        killed, came = time.monotonic(), len(load.came)+3
+        for _ in range(300):
+            if len(alive := workers_of(run)) == 2 and victim.pid not in {p.pid for p in alive} and len(load.came) > came: break
+            time.sleep(.1)
+        else: raise AssertionError('no new worker')
+    print(sorted(round(sent-killed, 2) for sent, *_ in load.came if sent > killed)[:10], [(round(s-killed, 2), w) for s, w in load.failed])
+    assert {status for _, _, status, *_ in load.came} == {200} and all(sent < killed+1 for sent, _ in load.failed)     # only what was in its hands
+    there = predictions(project)['prediction_id']
+    assert there.is_unique and {i for *_, i, _ in load.came} <= set(there)
+
+
+def test_sigterm_lets_each_finish(project, server):
+    run, port = server
+    processes = [psutil.Process(run.pid), *workers_of(run)]
+    with Load(port, record_of(project)) as load:
+        time.sleep(1)
+        run.terminate()
+        assert run.wait(30) == 0
+        load.over.set()
+    assert {status for _, _, status, *_ in load.came} == {200}
+    assert all('ConnectError' in why or 'Server disconnected' in why or 'RemoteProtocolError' in why for _, why in load.failed)
+    assert waiting(project, 'predictions') == 0 and not [p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+    assert {i for *_, i, _ in load.came} <= set(predictions(project)['prediction_id'])
