@@ -2958,4 +2958,5 @@ d = { 'settings': { 'branch': 'main',
             'mlcycle.workers': { 'mlcycle.workers._end_with': ('workers.html#_end_with', 'mlcycle/workers.py'),
                                  'mlcycle.workers.run_workers': ('workers.html#run_workers', 'mlcycle/workers.py'),
                                  'mlcycle.workers.shared_figures': ('workers.html#shared_figures', 'mlcycle/workers.py'),
+                                 'mlcycle.workers.supervisor': ('workers.html#supervisor', 'mlcycle/workers.py'),
                                  'mlcycle.workers.worker_app': ('workers.html#worker_app', 'mlcycle/workers.py')}}}

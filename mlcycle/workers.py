@@ -7,10 +7,11 @@ from __future__ import annotations
 import multiprocessing, os, signal, tempfile, threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from multiprocessing.connection import wait
 
 # %% auto #0
-__all__ = ['ONE_THREAD', 'run_workers', 'worker_app', 'shared_figures']
+__all__ = ['ONE_THREAD', 'run_workers', 'supervisor', 'worker_app', 'shared_figures']
 
 # %% ../nbs/05aa_workers.ipynb #fe5df1df
 def run_workers(make: Callable, # makes the application, in each process; it must be picklable
@@ -18,13 +19,20 @@ def run_workers(make: Callable, # makes the application, in each process; it mus
                 ) -> None:
     "Serve by several processes until interrupted."
     import uvicorn
-    from functools import partial
-    from uvicorn.supervisors import Multiprocess
     config = uvicorn.Config(partial(worker_app, make), factory=True, workers=workers, **options)
     address = config.bind_socket()
     try:
-        with shared_figures(): Multiprocess(config, sockets=[address]).run()
+        with shared_figures(): supervisor()(config, sockets=[address]).run()
     finally: address.close()
+
+def supervisor() -> type:
+    "uvicorn's supervisor, which lets go of the address before it ends the workers: through a copy that is open callers would come in whom nobody answers."
+    from uvicorn.supervisors import Multiprocess
+    class Workers(Multiprocess):
+        def terminate_all(self) -> None:
+            for address in self.sockets: address.close()
+            super().terminate_all()
+    return Workers
 
 def worker_app(make: Callable):
     "The application of one process, which ends when the process that started it is gone."

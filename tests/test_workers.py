@@ -123,7 +123,6 @@ def test_a_worker_dies_and_another_takes_its_place(project, server):
             if len(alive := workers_of(run)) == 2 and victim.pid not in {p.pid for p in alive} and len(load.came) > came: break
             time.sleep(.1)
         else: raise AssertionError('no new worker')
-    print(sorted(round(sent-killed, 2) for sent, *_ in load.came if sent > killed)[:10], [(round(s-killed, 2), w) for s, w in load.failed])
     assert {status for _, _, status, *_ in load.came} == {200} and all(sent < killed+1 for sent, _ in load.failed)     # only what was in its hands
     there = predictions(project)['prediction_id']
     assert there.is_unique and {i for *_, i, _ in load.came} <= set(there)
@@ -138,6 +137,7 @@ def test_sigterm_lets_each_finish(project, server):
         assert run.wait(30) == 0
         load.over.set()
     assert {status for _, _, status, *_ in load.came} == {200}
-    assert all('ConnectError' in why or 'Server disconnected' in why or 'RemoteProtocolError' in why for _, why in load.failed)
+    cut = [why for _, why in load.failed if 'ConnectError' not in why]
+    assert len(cut) <= 3, cut     # at most the one request that each caller sent while its idle connection was closed
     assert waiting(project, 'predictions') == 0 and not [p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
     assert {i for *_, i, _ in load.came} <= set(predictions(project)['prediction_id'])
