@@ -129,15 +129,18 @@ def html_table(df, *, # a DataFrame
                limit: int=50, # rows shown; a note says how many there are
                ) -> str: # an HTML table
     "A DataFrame as an escaped table, its index left out."
-    head = ''.join(f'<th>{escaped(c)}</th>' for c in df.columns)
-    body = ''.join('<tr>'+''.join(map(_cell, r))+'</tr>' for r in df.head(limit).itertuples(index=False))
+    rows = list(df.head(limit).itertuples(index=False, name=None))
+    sides = [_side([r[i] for r in rows]) for i in range(df.shape[1])]
+    line = lambda cells, tag: '<tr>'+''.join(f'<{tag} style="text-align:{s}">{escaped(v)}</{tag}>' for v, s in zip(cells, sides))+'</tr>'
+    head, body = line(df.columns, 'th'), ''.join(line(r, 'td') for r in rows)
     note = f'<p>{limit} of {len(df):,} rows</p>' if len(df) > limit else ''
     title = f'<caption style="text-align:left">{escaped(caption)}</caption>' if caption else ''
-    return f'<table class="mlcycle">{title}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{note}'
+    return f'<table class="mlcycle">{title}<thead>{head}</thead><tbody>{body}</tbody></table>{note}'
 
-def _cell(value: object) -> str: # numbers to the right, words to the left
-    side = 'right' if hasattr(value, '__float__') else 'left'
-    return f'<td style="text-align:{side}">{escaped(value)}</td>'
+def _side(values: list) -> str: # of a column
+    "Numbers to the right, words to the left."
+    known = [v for v in values if str(v) not in ('None', 'nan', 'NaT', '<NA>')]
+    return 'right' if known and all(hasattr(v, '__float__') and str(v) not in ('True', 'False') for v in known) else 'left'
 
 # %% ../nbs/00_core.ipynb #296fd38a
 def _to_frame(value: object):
