@@ -421,7 +421,7 @@ def replay(project: Project, version: str, days: float, because: str, as_json: b
 @as_json
 @with_project()
 def canary(project: Project, version: str | None, steps: str, ending: bool, by: str | None, because: str, as_json: bool) -> None:
-    "Begin a canary, or look at the one on its way (raise, stop, promote, wait); `serve` does not divide requests yet. Exit 1 when stopped."
+    "Begin a canary, or look at the one on its way (raise, stop, promote, wait). Exit 1 when stopped."
     from mlcycle.canary import begin, look, stop
     shares = shares_of(steps)
     if ending: done = stop(project, because=because, by=by)
@@ -441,7 +441,7 @@ def shares_of(text: str) -> list[float] | None:
 @as_json
 @with_project()
 def traffic(project: Project, shares: tuple, by: str | None, because: str, as_json: bool) -> None:
-    "Show which share of the ids each version is given, or set it; recorded, while `serve` still answers by the champion alone."
+    "Show which share of the ids each version is given, or set it; `mlcycle serve` follows within a second."
     from mlcycle.traffic import current_traffic, set_traffic
     pairs = dict(s.partition('=')[::2] for s in shares)
     wanted = {v: shares_of(s)[0] for v, s in pairs.items() if shares_of(s)}
