@@ -100,11 +100,17 @@ def p_value(chance: Chance, square: float, # of the measure, times the rows
     rest = square-between.square*rows*_squared_student(between.blocks)
     return float(np.minimum(1, _WEIGHTS@np.where(rest > 0, _exceeded(chance, rest), 1)))
 
+def _square(chance: Chance, alpha: float) -> float:
+    if alpha < TAIL: return chance.points[-1]+chance.excess*math.log(TAIL/alpha)
+    place = int(np.argmax(CHANCES <= alpha*(1+1e-9)))
+    return math.nextafter(chance.points[place], math.inf)
+
 @functools.lru_cache(maxsize=4096)
 def threshold(chance: Chance, alpha: float, # chance of a false alarm
               rows: float, # effective
               between: Between=Between()) -> float: # a distance
     "The distance that chance exceeds that seldom."
+    if not between.square: return math.sqrt(_square(chance, alpha)/rows)
     high = 1.
     while p_value(chance, high, rows, between) > alpha and high < 1e15: high *= 2
     low = 0.

@@ -274,14 +274,17 @@ def drift(reference: Profile | pd.DataFrame, # then
     for name in [*reference.columns, *(n for n in current.columns if n not in reference.columns)]:
         pair = reference.columns.get(name), current.columns.get(name)
         rows.append({'column': name} | (_absent(*pair) or _compare(pair, tolerance, tolerance.between.get(name, {}), alpha)))
-    return _ordered(pd.DataFrame(rows, columns=FIELDS).astype({f: float for f in FIGURES}))
+    return _table(sorted(rows, key=_order))
 
-def _ordered(rows: pd.DataFrame) -> pd.DataFrame:
+def _order(row: dict) -> tuple:
     "Drifted columns first, then what else needs a look, each by effect."
-    order = {'drift': 0, 'type changed': 1, 'missing column': 2, 'new column': 3, 'undetermined': 4}
-    rows['order'] = rows.status.map(lambda s: order.get(s, 5))
-    return rows.sort_values(['order', 'effect'], ascending=[True, False],
-                            kind='stable').drop(columns='order').reset_index(drop=True)
+    first, effect = ('drift', 'type changed', 'missing column', 'new column', 'undetermined'), row.get('effect')
+    return first.index(row['status']) if row['status'] in first else 5, -effect if effect is not None else np.inf
+
+def _table(rows: list[dict]) -> pd.DataFrame:
+    number = lambda value: np.nan if value is None else value
+    return pd.DataFrame({f: np.array([number(r.get(f)) for r in rows], float) if f in FIGURES else
+                         pd.Series([r.get(f) for r in rows], dtype='str') for f in FIELDS})
 
 # %% ../nbs/06a_drift.ipynb #5a1efc69
 def _rest(whole: ColumnProfile, part: ColumnProfile) -> ColumnProfile:

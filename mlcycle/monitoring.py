@@ -22,7 +22,7 @@ from .profile import load_profile
 from .scoring import event_times, label, labelled, predictions, score
 from .silence import end_silence
 from .tables import Snapshot
-from .windows import (Watch, Window, hold, look, main_metric, more_apart, profiles_folder, training_apart, watch, window_bounds, days_of,
+from .windows import (Watch, Window, days_of, hold, look, main_metric, more_apart, profiles_folder, trace, training_apart, watch, window_bounds,
                              window_findings, window_number,
                              with_scores)
 
@@ -216,7 +216,7 @@ def _known_windows(project: Project, version: str) -> dict[tuple[str, str], Wind
 
 def _watch_version(project: Project, version: str, log: pd.DataFrame, *, days: float, now: pd.Timestamp) -> None:
     "The windows of one version, recorded where they are new or have changed; its alarms brought in step."
-    against, kept, windows = watch(project, version), _known_windows(project, version), []
+    against, kept, looked = watch(project, version), _known_windows(project, version), []
     numbers = window_number(log['at'], days)
     against = against._replace(basis=_basis(project, version, log, numbers=numbers, days=days, now=now),
                                apart=training_apart(project, against, days))
@@ -227,11 +227,11 @@ def _watch_version(project: Project, version: str, log: pd.DataFrame, *, days: f
         facts = dict(start=start.isoformat(), end=end.isoformat(), complete=bool(end <= now),
                      future=int((part['at'] > now).sum()))
         window, current = _window(project, more_apart(against, past), part, facts, kept)
-        windows.append(window)
+        looked.append((window, current))
         if window.complete and window.status == 'ok': past.append((window, current))
         first = 'score' not in against.reference.columns and window.complete and window.status == 'ok'
         if first: against = with_scores(against, current)
-    windows = hold(windows)
+    windows = hold(trace(project, more_apart(against, past), looked))
     for window in windows:
         if window != kept.get((window.start, window.end)): project.record(window, subject=version)
     said = [(w.start, w.end, window_findings(project, against, w)) for w in windows]

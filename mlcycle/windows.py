@@ -26,6 +26,7 @@ from .metrics import METRICS, by_group, default_metric, disparity, evaluate, met
 from .profile import ColumnProfile, Profile, load_profile, profile, quantile, save_profile
 from .registry import ModelVersion
 from .scoring import event_times, stored_name, training_rows
+from .slow import SLOW_FIELDS, follow
 from .statistics import square_and_add
 from .tables import Snapshot
 from .values import clean_dates, clean_numbers, clean_text, clean_truths
@@ -34,7 +35,7 @@ from .values import clean_dates, clean_numbers, clean_text, clean_truths
 __all__ = ['ORIGIN', 'RESAMPLES', 'GROUP_FIELDS', 'GROUP_METRICS', 'BLOCKS', 'WORTH', 'WEAK', 'KOLMOGOROV', 'DRIFT_ANSWERS',
            'window_number', 'window_bounds', 'Watch', 'as_read', 'watched_columns', 'profiles_folder', 'watch',
            'with_scores', 'Window', 'days_of', 'data_quality', 'main_metric', 'realised', 'bands', 'realised_by_group',
-           'tolerance', 'training_apart', 'quiet', 'more_apart', 'look', 'hold', 'window_findings']
+           'tolerance', 'training_apart', 'quiet', 'more_apart', 'look', 'hold', 'trace', 'window_findings']
 
 # %% ../nbs/06d_windows.ipynb #6f5d8280
 ORIGIN = pd.Timestamp('1970-01-05', tz='UTC')  # a Monday
@@ -146,6 +147,7 @@ class Window(Result):
     future: int = 0 # rows dated after they were looked at
     quality: Frame = Field(default_factory=pd.DataFrame) # see data_quality
     drift: Frame = Field(default_factory=pd.DataFrame) # see mlcycle.drift
+    slow: Frame = Field(default_factory=pd.DataFrame) # evidence of slow drift up to here, see mlcycle.slow
     performance: dict[str, Estimate] = {} # measured, where outcomes are known
     estimated: dict[str, Estimate] = {} # without outcomes; 'not valid here' where past windows did not bear it out
     as_made: dict[str, Estimate] = {} # the same before it was held to other windows
@@ -369,6 +371,18 @@ def hold(windows: list[Window], # of one version, in order
     shown = held_to([w.start for w in windows], [w.as_made for w in windows], [w.gaps for w in windows])
     return [w if w.estimated == e else w.model_copy(update={'estimated': e}) for w, e in zip(windows, shown)]
 
+def trace(project: Project, watch: Watch, looked: list[tuple[Window, Profile]], # in order
+          ) -> list[Window]:
+    "The windows, each with the evidence of slow drift that it and those before it give together."
+    full = [(w, p) for w, p in looked if w.complete and w.status == 'ok']
+    if not full: return [w for w, _ in looked]
+    days, names = days_of(full[0][0]), [c for c in watch.reference.columns if c in full[0][1].columns]
+    needed = max(len(names), 1)/share_of('slow drift', project.settings.monitoring, days)
+    tables = follow(watch.reference, [p for _, p in full], needed, tolerance(project, watch, days))
+    starts = [w.start for w, _ in full]
+    told = {start: t.assign(since=[starts[i] for i in t['since']]) for start, t in zip(starts, tables)}
+    return [w.model_copy(update={'slow': told[w.start]}) if w.start in told else w for w, _ in looked]
+
 def _disparities(groups: pd.DataFrame) -> dict[str, Estimate]:
     pairs = groups.groupby(['attribute', 'metric'], sort=False)
     return {f'{metric} by {attribute}': disparity(rows, metric) for (attribute, metric), rows in pairs}
@@ -386,16 +400,22 @@ DRIFT_ANSWERS = {'drift': ('drift', 'alarm'), 'no drift': ('drift', 'clear'),
                  'type changed': ('quality', 'alarm'), 'missing column': ('quality', 'alarm')}
 
 def _column_findings(window: Window, floor: float) -> list[Finding]:
-    found = []
+    found, slow = [], {r.column: r for r in window.slow.itertuples()}
     for row in window.drift.itertuples():
         cause, answer = DRIFT_ANSWERS.get(row.status, ('drift', 'unknown'))
         if answer == 'clear': found.append(Finding(cause='quality', column=row.column, answer='clear'))
         if answer == 'clear' and row.p_value <= WEAK and row.effect >= floor: answer = 'unknown'
         size = None if pd.isna(row.effect) else float(row.effect)
         reach = None if size is None else size+KOLMOGOROV/np.sqrt(max(row.rows, 1))
-        found.append(Finding(cause=cause, column=row.column, answer=answer, why=str(row.why or ''), size=size,
-                             reach=reach))
+        answer, why = _with_slow(answer, str(row.why or ''), slow.get(row.column))
+        found.append(Finding(cause=cause, column=row.column, answer=answer, why=why, size=size, reach=reach))
     return found
+
+def _with_slow(answer: str, why: str, trail) -> tuple[str, str]:
+    "What a window says of a column, and what windows say together: the same cause, told once."
+    if trail is None or answer == 'alarm' or trail.evidence < 1: return answer, why
+    if trail.evidence < trail.needed: return ('unknown' if answer == 'clear' else answer), why
+    return 'alarm', '; '.join(filter(None, [f'small but lasting since {trail.since[:10]}, {trail.what}', why]))
 
 def _worse(change: Estimate, metric: str, expected: Estimate, *, alpha: float) -> dict: # answer, size, reach
     "Whether a change of the main metric is a fall that matters and that chance makes that seldom."
