@@ -18,13 +18,15 @@ __all__ = ['DRAWS', 'MANY', 'TAIL', 'CHANCES', 'LINEAR', 'FEWEST_BLOCKS', 'BEYON
 
 # %% ../nbs/06ab_chance.ipynb #34bd03c4
 DRAWS = 4096     # pairs of samples
-MANY = 50        # rows in the smallest part from which normal deviates stand for counts
+MANY = 20        # rows of a part from which normal deviates stand for counts
 
 def _sample(rng, shares: np.ndarray, rows: int) -> np.ndarray: # one line a draw
     "Shares of the parts in samples of some rows."
-    if rows*shares.min() < MANY: return rng.multinomial(rows, shares, DRAWS)/rows
-    z = rng.standard_normal((DRAWS, len(shares)), dtype=np.float32)*np.sqrt(shares/rows, dtype=np.float32)
-    return np.maximum(shares+z-shares*z.sum(1, keepdims=True), 0)
+    mean = shares*rows
+    large, counts = mean >= MANY, np.empty((DRAWS, len(shares)), dtype=np.float32)
+    counts[:, large] = rng.standard_normal((DRAWS, large.sum()), dtype=np.float32)*np.sqrt(mean[large])+mean[large]
+    counts[:, ~large] = rng.poisson(mean[~large], (DRAWS, (~large).sum()))
+    return counts/np.maximum(counts.sum(1, keepdims=True), 1)
 
 def draws(shares: np.ndarray, # of the parts, as far as they are known
           then: int, now: int, # rows of reference and window

@@ -186,18 +186,19 @@ class Question(NamedTuple):
     rows: float # effective
     chance: Chance
 
-def _values(found: Cells) -> Question:
+def _values(found: Cells, chance: Chance | None=None) -> Question:
     n, m = int(found.then.sum()), int(found.now.sum())
     shares = found.then/n, found.now/m
     name, effect = ('ks', min(1., gap_of(*shares))) if found.starts else ('total_variation', DISTANCES['total_variation'](*shares))
-    told = chances(expected_shares(found), (size_class(n), size_class(m)), found.starts, (name,))
-    return Question('values', float(effect), effective(n, m), told[name])
+    chance = chance or chances(expected_shares(found), (size_class(n), size_class(m)), found.starts, (name,))[name]
+    return Question('values', float(effect), effective(n, m), chance)
 
-def _missing(reference: ColumnProfile, current: ColumnProfile) -> Question:
+def _missing(reference: ColumnProfile, current: ColumnProfile, chance: Chance | None=None) -> Question:
     lost = [(c.rows-c.valid)/c.rows for c in (reference, current)]
     shares = (reference.rows-reference.valid+.5, reference.valid+.5)
-    told = chances(tuple(float(f'{s/sum(shares):.2e}') for s in shares), (size_class(reference.rows), size_class(current.rows)))
-    return Question('missing', abs(lost[1]-lost[0]), effective(reference.rows, current.rows), told['total_variation'])
+    rounded, sizes = tuple(float(f'{s/sum(shares):.2e}') for s in shares), (size_class(reference.rows), size_class(current.rows))
+    chance = chance or chances(rounded, sizes)['total_variation']
+    return Question('missing', abs(lost[1]-lost[0]), effective(reference.rows, current.rows), chance)
 
 def _answers(questions: list[Question], tolerance: Tolerance, apart: dict[str, Between], alpha: float) -> dict:
     "Effect, threshold, p-value and chance of a false alarm, of the question that came nearest to ringing."
@@ -311,8 +312,10 @@ Pairs = dict[str, list[tuple[ColumnProfile, ColumnProfile]]]
 def _apart(pairs: Pairs, halves: float=1.) -> dict[str, dict[str, Between]]:
     found = {}
     for name, these in pairs.items():
-        asked = [[_values(cells(*p)) for p in these], [_missing(*p) for p in these]]
-        told = {q[0].about: between([v.effect**2 for v in q], [v.rows for v in q], q[0].chance) for q in asked if q}
+        if not these: continue
+        first = _values(cells(*these[0])), _missing(*these[0])   # blocks are about as large: what chance does is told once
+        asked = [[_values(cells(*p), first[0].chance) for p in these], [_missing(*p, first[1].chance) for p in these]]
+        told = {q[0].about: between([v.effect**2 for v in q], [v.rows for v in q], q[0].chance) for q in asked}
         found[name] = {about: b._replace(square=b.square*halves) for about, b in told.items() if b.square}
     return {name: told for name, told in found.items() if told}
 
