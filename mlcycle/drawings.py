@@ -114,15 +114,20 @@ def intervals_svg(figures: list[dict], # name, value, low, high, note; value Non
     bottom = 36+18*len(figures)
     mark = (f'<line x1="{x(level.value):.1f}" x2="{x(level.value):.1f}" y1="16" y2="{bottom-14}" stroke="{level.colour}" stroke-dasharray="5 3"/>'
             f'<text x="{x(level.value):.1f}" y="12" text-anchor="middle">{escaped(level.text, 50)}</text>') if level else ''
-    return f'<svg viewBox="0 0 720 {bottom}" width="720" style="max-width:100%" role="img" aria-label="figures with their intervals">{mark}{lines}</svg>'
+    wide = max([720, *(490+6.4*len(_figure_text(f)) for f in known)])
+    return f'<svg viewBox="0 0 {wide:.0f} {bottom}" width="{wide:.0f}" style="max-width:100%" role="img" aria-label="figures with their intervals">{mark}{lines}</svg>'
+
+def _figure_text(f: dict) -> str: # beside an interval
+    return f'{shown(float(f["value"]))} [{shown(float(f["low"]))}, {shown(float(f["high"]))}] {f.get("note", "")[:40]}'
 
 def _interval(f: dict, y: int, x) -> str:
-    name = f'<text x="200" y="{y+4}" text-anchor="end">{escaped(f["name"], 30)}</text>'
+    short = f["name"] if len(f["name"]) <= 34 else f["name"][:33]+'…'
+    name = f'<g><title>{escaped(f["name"], 400)}</title><text x="200" y="{y+4}" text-anchor="end">{escaped(short)}</text></g>'
     if None in (f['value'], f['low'], f['high']): return f'{name}<text x="210" y="{y+4}">× {escaped(f.get("note", ""), 60)}</text>'
     colour = f.get('colour', BLUE)
     return (f'{name}<line x1="{x(f["low"]):.1f}" x2="{x(f["high"]):.1f}" y1="{y}" y2="{y}" stroke="{colour}" stroke-width="2.5"/>'
             f'<circle cx="{x(f["value"]):.1f}" cy="{y}" r="4" fill="{colour}"/>'
-            f'<text x="480" y="{y+4}">{shown(float(f["value"]))} [{shown(float(f["low"]))}, {shown(float(f["high"]))}] {escaped(f.get("note", ""), 30)}</text>')
+            f'<text x="480" y="{y+4}">{escaped(_figure_text(f))}</text>')
 
 def bars_svg(shares: dict[str, float], *, colours: tuple[str, ...]=(BLUE, ORANGE, GREY, RED)) -> str:
     "Shares of a whole as one bar in parts."

@@ -62,12 +62,23 @@ class Seat:
 
     def see(self, text: str, seconds: float=30) -> None: self.sheet.get_by_text(text, exact=False).first.wait_for(timeout=seconds*1000)
 
-    def row(self, name: str):
-        "The line of a form by its label."
-        return self.sheet.locator('.widget-hbox').filter(has=self.page.locator('b', has_text=re.compile(f'^{re.escape(name)}$'))).last
+    def part(self, heading: str):
+        "A part of a desk by its heading."
+        return self.sheet.locator('.widget-vbox').filter(has=self.page.locator('h4', has_text=re.compile(f'^{re.escape(heading)}$'))).last
 
-    def type(self, name: str, text: str) -> None: self.row(name).locator('input[type=text], textarea').first.fill(text)
+    def row(self, name: str, part: str=''):
+        "The line of a form by its label."
+        place = self.part(part) if part else self.sheet
+        return place.locator('.widget-hbox').filter(has=self.page.locator('b', has_text=re.compile(f'^{re.escape(name)}$'))).last
+
+    def type(self, name: str, text: str, part: str='') -> None: self.row(name, part).locator('input[type=text], textarea').first.fill(text)
     def choose(self, name: str, option: str) -> None: self.row(name).locator('select').first.select_option(label=option)
+    def act(self, part: str, deed: str, **typed: str) -> None:
+        "Fill in an act's fields, press its button, and wait until it says what happened."
+        for name, text in typed.items(): self.type(name.capitalize(), text, part)
+        self.part(part).locator('button', has_text=re.compile(f'^{re.escape(deed)}$')).first.click()
+        self.part(part).get_by_text('Done.').first.wait_for(timeout=60_000)
+
     def tag(self, name: str, text: str) -> None:
         box = self.row(name).locator('.jupyter-widget-taginput')
         box.fill(text); box.press('Tab')   # leaving the box takes what was typed
@@ -79,9 +90,10 @@ class Seat:
         for _ in range(4): self.page.keyboard.press('Shift+Enter')   # title, parameters, imports, desk
         self.sheet.locator('.mlcycle-desk-part').first.wait_for(timeout=60_000)
 
-    def write(self, nth: int=1) -> None:
-        "Press the nth form's own button."
-        self.sheet.locator('button', has_text='Write to mlcycle.toml').nth(nth-1).click()
+    def write(self, part: str) -> None:
+        "Press a form's own button."
+        self.part(part).locator('button', has_text='Write to mlcycle.toml').first.click()
+        self.part(part).get_by_text('Written:').first.wait_for()
 
     def agree(self, start: str) -> None:
         self.sheet.locator('.widget-checkbox', has_text=re.compile(re.escape(start))).locator('input').first.check()

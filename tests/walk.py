@@ -68,8 +68,8 @@ def seal(seat: lab.Seat, case: Case) -> None:
     "State the question, move the criterion, answer, seal."
     step(seat, case, '01_problem.ipynb', 'Problem')
     seat.type('Objective', case.objective)
-    seat.write(1)
-    seat.see('Written: problem.objective', 20)
+    seat.type('Author', 'Ada')
+    seat.write('Card')
     seat.press('Seal the problem and look at the data')
     seat.see('problem is done since', 240)
     seat.shot_of('Where the lines lie', f'{case.name}-02-problem')
@@ -78,6 +78,8 @@ def seal(seat: lab.Seat, case: Case) -> None:
 def clean(seat: lab.Seat, case: Case) -> None:
     "Read the data, accept a proposal if there is one, read them again."
     step(seat, case, '02_data.ipynb', 'Data')
+    seat.type('Live', '0.25')
+    seat.write('Split')
     seat.press('Read, look and split')
     seat.see('data is done since', 240)
     seat.shot_of('Columns', f'{case.name}-03-data')
@@ -87,8 +89,7 @@ def search(seat: lab.Seat, case: Case) -> None:
     "Set the budget, search, move the threshold."
     step(seat, case, '03_development.ipynb', 'Development')
     seat.type('Trials', str(case.trials))
-    seat.write(1)
-    seat.see('Written: development.trials', 20)
+    seat.write('What may be tried')
     seat.press('Search within the budget')
     seat.see('provisional until the search ends', 120)
     seat.shot(f'{case.name}-04-searching')
@@ -106,7 +107,58 @@ def validate(seat: lab.Seat, case: Case) -> None:
     seat.shot_of('Verdicts', f'{case.name}-06-validation')
 
 
-STAGES = (begin, seal, clean, search, validate)
+DECIDE = 'Decide about a version'
+REASON = 'the verdicts hold, and the gaps are known'
+
+
+def approve(seat: lab.Seat, case: Case) -> None:
+    "Two names that are not the author's sign what is shown whole; then it is promoted, and its bundle is built."
+    step(seat, case, '05_deployment.ipynb', 'Deployment')
+    for name in ('Grace', 'Katherine'): seat.act(DECIDE, 'Approve', by=name, because=REASON)
+    seat.shot_of(DECIDE, f'{case.name}-07-approval')
+    seat.act(DECIDE, 'Promote to champion', by='Grace', because=REASON)
+    seat.press('Build the bundle')
+    seat.see('deployment is done since', 240)
+    seat.shot(f'{case.name}-08-deployment')
+
+
+def watch(seat: lab.Seat, case: Case) -> None:
+    "Look at production: the rows that the split kept back, answered as if they came now."
+    step(seat, case, '06_monitoring.ipynb', 'Monitoring')
+    seat.press('Look at production')
+    seat.see('monitoring is done since', 300)
+    seat.shot_of('At a glance', f'{case.name}-09-monitoring')
+
+
+def challenge(seat: lab.Seat, case: Case) -> None:
+    "Ask for a challenger by name, and train it."
+    step(seat, case, '07_retraining.ipynb', 'Retraining')
+    seat.act('Ask for a challenger', 'Ask for a challenger', by='Ada', because='see whether newer rows help')
+    seat.press('Decide, and train if it is due')
+    seat.see('retraining is done since', 400)
+    seat.shot_of('Challenger against champion', f'{case.name}-10-challenger')
+
+
+def fill_card(seat: lab.Seat, case: Case) -> None:
+    "Fill a gap of the card by name, and draw up the documents."
+    step(seat, case, '08_governance.ipynb', 'Governance')
+    seat.act('Fill a gap', 'Write it down', text='Complaints go to the help desk, which answers within a week.', by='Grace')
+    seat.press('Draw up the documents')
+    seat.see('governance is done since', 240)
+    seat.shot_of('Fill a gap', f'{case.name}-11-card')
+
+
+def plan_end(seat: lab.Seat, case: Case) -> None:
+    "Read the plan of the retirement step by step; nothing is deleted."
+    step(seat, case, '09_retirement.ipynb', 'Retirement')
+    seat.see('What is archived first', 60)
+    seat.press('Plan it again')
+    seat.see('retirement is done since', 240)
+    seat.shot_of('The plan, step by step', f'{case.name}-12-retirement')
+
+
+FIRST = (begin, seal, clean, search, validate)
+STAGES = (*FIRST, approve, watch, challenge, fill_card, plan_end)
 
 
 def walk(case: Case, folder: Path, shots: Path | None=None, *, dark: bool=False, stages=STAGES) -> lab.Seat:
