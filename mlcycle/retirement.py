@@ -8,19 +8,20 @@ import fcntl, json, shutil
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import ClassVar, Iterator, NamedTuple
+from typing import ClassVar, Iterator
 import pandas as pd
 from .core import Blocked, Frame, Project, Result, SettingsError, digest, write_atomic
 from .documents import (LEARNT, Document, Evidence, by_hand, document_sections, each_of, figures_of, one_line,
                                pairs_of, source, table_of)
 from .gates import check_all, registered
 from .ledger import Entry, champion, retired, roles, versions
+from .retention import Doomed, Erasure, cutoffs, erase, ids_before, listed
 from .scoring import logged
 from .tally import counted
 
 # %% auto #0
-__all__ = ['RECENT_DAYS', 'DECIDED', 'FROM_EVIDENCE', 'RetirementPlan', 'plan_retirement', 'dependents', 'Doomed', 'doomed',
-           'handover', 'Retirement', 'Erasure', 'retire']
+__all__ = ['RECENT_DAYS', 'DECIDED', 'FROM_EVIDENCE', 'RetirementPlan', 'plan_retirement', 'dependents', 'doomed', 'handover',
+           'Retirement', 'retire']
 
 # %% ../nbs/09_retirement.ipynb #9821689e
 RECENT_DAYS = 30   # callers within this time before the newest prediction still depend on a version
@@ -52,7 +53,7 @@ def plan_retirement(project: Project, version: str | None=None, # default: the o
                     ) -> RetirementPlan:
     "Who depends on a version, what would be archived, deleted and kept, and what stands in the way."
     version = _chosen(project, version)
-    if version is None: return RetirementPlan(version=None, dependents=_depending([]), deleted=_listed([]))
+    if version is None: return RetirementPlan(version=None, dependents=_depending([]), deleted=listed([]))
     done, now = project.ledger.last('retirement', version), champion(project.ledger)
     successor = done.body.get('successor') if done else successor or (now if now != version else None)
     folder = _folder(project, version).relative_to(project.folder).as_posix()
@@ -60,7 +61,7 @@ def plan_retirement(project: Project, version: str | None=None, # default: the o
         version=version, successor=successor, since=done.at if done else '',
         dependents=_depending(dependents(project, version)),
         obstacles=[] if done else _obstacles(project, version, successor),
-        deleted=_listed(doomed(project, version, _cutoffs(project))),
+        deleted=listed(doomed(project, version, cutoffs(project, _now()))),
         archived=[f'{folder}/handover.html', f'{folder}/handover.md'], kept=_kept(project, version))
 
 def _chosen(project: Project, version: str | None) -> str | None:
@@ -129,19 +130,6 @@ def _obstacles(project: Project, version: str, successor: str | None) -> list[st
 # %% ../nbs/09_retirement.ipynb #230e7ad6
 def _now() -> datetime: return datetime.now(timezone.utc)
 
-def _cutoffs(project: Project) -> dict[str, str]: # table → ISO time; older rows go
-    rules = project.settings.retention
-    days = {'predictions': rules.predictions_days, 'labels': rules.labels_days,
-            'model file': rules.artifacts_days}
-    return {name: (pd.Timestamp(_now())-pd.Timedelta(days=n)).isoformat() for name, n in days.items()}
-
-class Doomed(NamedTuple):
-    "Rows of one table that are past their time."
-    table: str
-    of: str # whose they are
-    before: str # ISO time; they are older
-    ids: list[str]
-
 def doomed(project: Project, version: str, cutoffs: dict[str, str]) -> list[Doomed]: # in order of deletion
     "What is past its time: rows of a version, outcomes of no prediction, and at last the version's file."
     gone, file = project.ledger.last('retirement', version), _file(project, version)
@@ -153,7 +141,7 @@ def doomed(project: Project, version: str, cutoffs: dict[str, str]) -> list[Doom
 def _doomed_rows(project: Project, version: str, cutoffs: dict[str, str]) -> list[Doomed]:
     log = project.tables.read('predictions', columns=['prediction_id', 'at', 'version'])
     mine, everybody = log[log['version'] == version], log['prediction_id']
-    older = lambda table, of, rows: Doomed(table, of, cutoffs[table], _ids(rows, cutoffs[table]))
+    older = lambda table, of, rows: Doomed(table, of, cutoffs[table], ids_before(rows, cutoffs[table]))
     predictions = older('predictions', f'version {version}', mine)
     if not project.tables.exists('labels'): return [predictions]
     labels = project.tables.read('labels', columns=['prediction_id', 'at'])
@@ -162,16 +150,8 @@ def _doomed_rows(project: Project, version: str, cutoffs: dict[str, str]) -> lis
     return [older('labels', f'version {version}', of_mine), older('labels', 'no prediction', of_nobody),
             predictions]
 
-def _ids(rows: pd.DataFrame, before: str) -> list[str]:
-    past = pd.to_datetime(rows['at'], utc=True) < pd.Timestamp(before)
-    return rows.loc[past, 'prediction_id'].astype(str).tolist()
-
 def _file(project: Project, version: str) -> Path:
     return project.path(Path('store')/registered(project, version).body['uri'])
-
-def _listed(found: list[Doomed]) -> pd.DataFrame:
-    rows = [(d.table, len(d.ids), d.of, d.before[:10]) for d in found]
-    return pd.DataFrame(rows, columns=['table', 'rows', 'of', 'older_than'], dtype=object)
 
 def _kept(project: Project, version: str) -> list[str]:
     rules, model = project.settings.retention, registered(project, version).body
@@ -262,21 +242,6 @@ class Retirement(Result):
         instead = f'version {self.successor}' if self.successor else 'nothing'
         return f'Version {self.version} is retired; {instead} answers instead'
 
-class Erasure(Result):
-    "What is being deleted, or was: by count and hash; no row is named."
-    kind: ClassVar[str] = 'erasure'
-    stage: ClassVar[str] = 'retirement'
-    version: str
-    state: str # 'begun' or 'done'
-    why: str
-    before: dict[str, str] # table → rows older than this time
-    deleted: Frame # table, rows, of, older_than, ids_hash
-
-    @property
-    def headline(self) -> str:
-        "How many, and whether they are gone."
-        return f"{int(self.deleted['rows'].sum()):,} rows of version {self.version}: deletion {self.state}"
-
 @contextmanager
 def _alone(project: Project) -> Iterator[None]:
     "One retirement at a time."
@@ -332,19 +297,5 @@ def _notify_bundles(project: Project, done: Retirement) -> None:
 # %% ../nbs/09_retirement.ipynb #866344ff
 def _erase(project: Project, version: str) -> Erasure | None: # None: nothing was past its time
     "Delete what is past its time between two entries, or finish what was begun."
-    last = project.latest(Erasure, subject=version)
-    begun = last if last and last.state == 'begun' else None
-    before = begun.before if begun else _cutoffs(project)
-    found = doomed(project, version, before)
-    if not begun and not found: return None
-    if not begun:
-        listed = _listed(found).assign(ids_hash=[digest(sorted(d.ids)) for d in found])
-        begun = Erasure(version=version, state='begun', why='retention', before=before, deleted=listed)
-        project.record(begun, subject=version)
-    for part in found:
-        if part.table == 'model file': shutil.rmtree(_file(project, version).parent)
-        else: project.tables.delete(part.table, [('prediction_id', 'in', part.ids), ('at', '<', part.before)])
-    for table in {t for t in begun.deleted['table'] if t != 'model file'}: project.tables.vacuum(table)
-    done = begun.model_copy(update={'state': 'done'})
-    project.record(done, subject=version)
-    return done
+    def remove(part): shutil.rmtree(_file(project, version).parent)
+    return erase(project, version, find=lambda before: doomed(project, version, before), remove=remove, now=_now())

@@ -7,9 +7,10 @@ import pytest
 
 from mlcycle.core import canonical_json
 from mlcycle.estimates import NOT_VALID
-from mlcycle.monitoring import MonitoringReport, monitor, monitor_json, recorded
+from mlcycle.monitoring import MonitoringReport, groups_over_time, monitor, monitor_json, recorded
+from mlcycle.retention import Erasure
 from mlcycle.scoring import label
-from test_monitoring import NOW, log, project_at, rows, start
+from test_monitoring import DAY, NOW, log, project_at, rows, start
 
 
 def other_relation(df, seed):
@@ -99,3 +100,33 @@ def test_few_rows_and_few_outcomes_are_said(tmp_path):
     first, second = monitor(p, now=NOW).windows
     assert second.estimated['roc_auc'].status == first.estimated['roc_auc'].status == 'not estimable'
     assert 'needed to calibrate it' in second.estimated['roc_auc'].reason
+
+
+def test_a_fall_is_split_into_rows_and_relation_once_outcomes_are_in(life):
+    _, report = life
+    for w in report.windows[4:7]:
+        assert w.change.high < 0 and w.parts['relation'].high < 0 and abs(w.parts['inputs'].value) < .02
+        assert w.parts['inputs'].value+w.parts['relation'].value == pytest.approx(w.change.value, abs=.06)
+    assert report.windows[9].parts == {} and 'changed relation' in report._repr_html_()
+
+
+def test_outcomes_by_the_time_they_became_known_and_groups_over_time(life):
+    p, report = life
+    assert int(report.arrivals.table.outcomes.sum()) == 9*600 and int(report.arrivals.table.corrections.sum()) == 0
+    table = groups_over_time(report, 'sex', 'recall')
+    assert set(table.group) == {'f', 'm'} and len(table) == 18 and (table.status == 'ok').all()
+    assert 'by the time at which they became known' in report._repr_html_()
+
+
+def test_rows_past_their_time_go_and_what_they_said_stays(tmp_path):
+    p = project_at(tmp_path/'old', more='[retention]\npredictions_days = 100\nlabels_days = 100\nprofiles_days = 100\nlogs_days = 9999')
+    for i in range(3): log(p, rows(200, seed=i), start(i))
+    before = monitor(p, now=NOW)
+    assert len(p.tables.read('predictions')) == 600 and not p.ledger.entries('erasure')
+    later = pd.Timestamp(p.ledger.last('model').at)+200*DAY
+    after = monitor(p, now=later)
+    gone = {r.table: r.rows for r in p.ledger.last('erasure').body and Erasure.from_body(p.ledger.last('erasure').body).deleted.itertuples()}
+    assert gone == {'labels': 600, 'predictions': 600, 'profile': 3} and len(p.tables.read('predictions')) == 0
+    assert '1,203 rows' in after.note and after.windows == before.windows
+    head = p.ledger.head()
+    assert monitor(p, now=later).windows == before.windows and p.ledger.head() == head
