@@ -221,28 +221,21 @@ def _watch_version(project: Project, version: str, log: pd.DataFrame, *, days: f
     numbers = window_number(log['at'], days)
     against = against._replace(basis=_basis(project, version, log, numbers=numbers, days=days, now=now),
                                apart=training_apart(project, against, days))
-    past, frozen_ones = [], _frozen_windows(project, kept, days, now)
-    for number in sorted({*_stretches(log, days, now), *frozen_ones}):
+    past, still = [], _frozen_windows(project, kept, days, now)
+    for number in sorted({*_stretches(log, days, now), *still}):
         start, end = window_bounds(number, days)
         part = log[numbers == number]
         facts = dict(start=start.isoformat(), end=end.isoformat(), complete=bool(end <= now),
                      future=int((part['at'] > now).sum()))
-<<<<<<< HEAD
-        window, current = _window(project, more_apart(against, past), part, facts, kept)
-        looked.append((window, current))
-        if window.complete and window.status == 'ok': past.append((window, current))
-        first = 'score' not in against.reference.columns and window.complete and window.status == 'ok'
-        if first: against = with_scores(against, current)
-    windows = hold(trace(project, more_apart(against, past), looked))
-=======
-        if number in frozen_ones: window, current = _as_recorded(project, frozen_ones[number])
+        if number in still: window, current = _as_recorded(project, still[number])
         else: window, current = _window(project, more_apart(against, past), part, facts, kept)
-        windows.append(window)
+        looked.append((window, current))
         if current is None or not window.complete or window.status != 'ok': continue
         past.append((window, current))
         if 'score' not in against.reference.columns: against = with_scores(against, current)
-    windows = hold(windows)
->>>>>>> 1053369 (Keep the declared retention every night, after windows are frozen)
+    old = {w.start for w in still.values()}
+    traced = trace(project, more_apart(against, past), looked)
+    windows = hold([before if before.start in old else now for (before, _), now in zip(looked, traced)])
     for window in windows:
         if window != kept.get((window.start, window.end)): project.record(window, subject=version)
     said = [(w.start, w.end, window_findings(project, against, w)) for w in windows]
