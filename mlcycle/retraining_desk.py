@@ -58,7 +58,7 @@ def comparison_page(project: Project, version: str) -> str: # trusted HTML
     "A challenger and the champion on the same rows."
     version, now = another(version), champion(project.ledger)
     found = project.latest(Comparison, subject=version)
-    if found is None: raise MissingEvidence(f'Version {version} has not been compared. Compare it here, or: mlcycle retrain')
+    if found is None: return f'<p class="note">Version {escaped(version)} has not been compared with the champion on the same rows.</p>'
     old = '' if found.champion == now else f'<p class="bad">That was version {escaped(found.champion)}; version {escaped(now)} is champion now. Compare again.</p>'
     gain = intervals_svg([drawn(f'gain in {found.metric}', found.gain, colour=RED if found.verdict == 'worse' else BLUE)], level=Level(-found.margin, f'at most {found.margin:g} worse' if found.margin else 'no difference'))
     head = f'<p><b>{escaped(TOLD[found.verdict])}</b> {escaped(found.why, 600)} {escaped(f"{found.rows:,} {found.source} rows")}</p>'
