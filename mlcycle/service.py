@@ -15,8 +15,10 @@ from .core import Blocked, DataError, IntegrityError, MlcycleError, Project, Set
 from .features import FeaturePlan
 from .gates import registered
 from .inputs import InputColumn, dump, input_schema, to_records
+from .ledger import roles
 from .registry import Model, ModelVersion, loads
 from .scoring import Retired, admit, answers, kept_columns, known_ids, label, log_rows, training_rows, utc
+from .shadow import Shadow
 from .standing import Part, Standing, answered, in_order, settled, stand
 from .tally import Tally
 from .traffic import current_traffic
@@ -54,6 +56,7 @@ class ProjectService:
         self.project, self.version, self.lock, self.labelling = project, version, threading.Lock(), threading.Lock()
         self.head = self.standing = self.gone = self.loaded = self.writer = None
         self.looked, self.ready, self.forms, self.tally = -math.inf, {}, {}, Tally()     # ready: version → loaded, the newest last
+        self.shadow, self.gone_by = None, []
         try: self.look(wait=True)
         except Retired: pass   # it answers 410
 
@@ -100,7 +103,21 @@ class ProjectService:
             log.error('version %s stays, because: %s', self.loaded.version, error)
             main, traffic = self._ready(self.loaded.version, wait=wait), None
         others = [self._other(v, wait=wait) for v in (traffic.shares if traffic else ()) if v != version]
-        return stand(main, [r for r in others if r], traffic=traffic, key=self.project.settings.data.id)
+        self._cast(beside := self._beside(wait=wait))
+        return stand(main, [r for r in others if r], traffic=traffic, key=self.project.settings.data.id, shadow=beside)
+
+    def _beside(self, *, wait: bool) -> Ready | None:
+        "The shadow, loaded; it needs no approval, since nobody is told what it says."
+        version = roles(self.project.ledger)['shadow'] if self.version == 'champion' else None
+        try: return self._ready(version, wait=wait) if version else None
+        except (Blocked, IntegrityError) as error: return log.error('shadow %s: %s', version, error)
+
+    def _cast(self, ready: Ready | None) -> None:
+        "Another shadow, or none, in the place of the present one."
+        old = self.shadow
+        if old is not None and ready is not None and old.ready.version == ready.version: old.ready = ready; return
+        self.shadow = Shadow(ready, seen=self.tally.seen) if ready is not None else None
+        if old is not None: self.gone_by.append(old); old.queue.put(None)
 
     def _other(self, version: str, *, wait: bool) -> Ready | None:
         try: return self._ready(admit(self.project, version), wait=wait)
@@ -128,6 +145,7 @@ class ProjectService:
             better = settled(self.project, found.model, found.columns)
             with self.lock:
                 self.ready[version] = better
+                if self.shadow and self.shadow.ready.version == version: self.shadow.ready = better
                 if self.standing and version in self.standing.arms:
                     arms = {**self.standing.arms, version: better}
                     main = arms[self.standing.main.version]
@@ -145,6 +163,10 @@ class ProjectService:
         "Keep answers; (event loop, future) is told when they are on the disk."
         self._open().submit([(self._content(p), len(p.told)) for p in parts], waiting)
         return True
+
+    def told(self, parts: list[Part]) -> None:
+        "What is done once the answer is on its way: the shadow sees it."
+        if self.shadow is not None: self.shadow.see(parts)
 
     def _content(self, part: Part) -> bytes:
         form = self.forms[part.ready.version]
@@ -167,6 +189,8 @@ class ProjectService:
         from mlcycle.spool import gather
         try:
             gather(self.project, 'predictions')
+            for shadow in [*self.gone_by, *[self.shadow]*(self.shadow is not None)]: shadow.flush(self.project)
+            self.gone_by = [s for s in self.gone_by if s.thread.is_alive() or s.rows]
             self.tally.flush(self.project)
         except Exception: log.exception('the spool could not be moved; it is tried again')   # nothing is lost: the rows stay in it
 
@@ -174,6 +198,7 @@ class ProjectService:
         "Write what waits, and move it."
         if self.writer is not None: self.writer.close()
         self.writer = None
+        if self.shadow is not None: self.shadow.close()
         self.settle()
 
 KEPT = 3 # versions that stay loaded beside those that answer
@@ -236,6 +261,8 @@ class BundleService:
         if self.target == 'off': return False
         self.writing.submit(lambda: finish([waiting], self._failed([line for p in parts for line in self._lines(p)])))
         return True
+
+    def told(self, parts: list[Part]) -> None: "Nobody else looks at it."
 
     def _failed(self, lines: list[dict]) -> Exception | None:
         try: self._write(lines)

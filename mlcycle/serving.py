@@ -11,6 +11,7 @@ from pathlib import Path
 import pandas as pd
 from pydantic import BaseModel
 from .access import Asked, Guard, access_for, find_token, may_listen
+from .compiled import ScoringPath
 from .core import Blocked, DataError, MlcycleError, Project, SettingsError, jsonable
 from .inputs import BadRequest, Wrong, dump, is_date, json_schema, not_valid, read_list
 from .log import during
@@ -193,6 +194,7 @@ async def _predicted(service, asked: Asked, counters: Counters) -> bytes:
     content = dump({'version': standing.main.version, 'predictions': in_order(parts)})
     if waits and (error := await kept): raise NotLogged('The prediction could not be kept, so it is not given.') from error
     for part in parts: counters.given(part.ready.version).inc(len(part.told))
+    service.told(parts)
     return content
 
 def _answers(service, standing: Standing, body: bytes) -> list: return service.predict(standing, standing.reader.read(body))
@@ -322,12 +324,13 @@ def serve(source: Project | str | Path, *,
     if project is not None: admit(project, version)
     file = (project.store if project is not None else Path(source))/'token'
     token, drawn = find_token(file)
-    app = create_app(project or source, token=token, version=version, hosts=(host,))     # also where workers make their own: what is wrong is said here
+    make = partial(create_app, token=token, version=version, hosts=(host,))
+    app = make(project or source) if workers == 1 else None
     where = f'the token is {token}, shown once and kept in {file}' if drawn else 'the token is in MLCYCLE_TOKEN' if 'MLCYCLE_TOKEN' in os.environ else f'the token is in {file}'
     print(f'{"https" if tls else "http"}://{host}:{port}/docs: {where}', file=sys.stderr, flush=True)
     options = dict(host=host, port=port, log_level='warning', access_log=False, server_header=False, proxy_headers=False,
                    timeout_keep_alive=10, timeout_graceful_shutdown=20, h11_max_incomplete_event_size=16_384, **tls)
     if workers == 1: return uvicorn.run(app, **options)
     from mlcycle.workers import run_workers
-    folder = str(project.folder if project is not None else source)
-    run_workers(partial(create_app, folder, token=token, version=version, hosts=(host,)), workers, **options)
+    if project is not None and project.latest(ScoringPath, subject=admit(project, version)) is None: open_service(project, version)   # compared once, for all of them
+    run_workers(partial(make, str(project.folder if project is not None else source)), workers, **options)

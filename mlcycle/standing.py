@@ -73,10 +73,13 @@ class Standing(NamedTuple):
         "Whether every version answers by compiled arithmetic."
         return all(r.scorer is not None for r in self.arms.values())
 
-def stand(main: Ready, others: list[Ready]=(), *, traffic: Traffic | None=None, key: str='') -> Standing:
+def stand(main: Ready, others: list[Ready]=(), *, traffic: Traffic | None=None, key: str='',
+          shadow: Ready | None=None, # scores behind the others, so that what it takes may be sent
+          ) -> Standing:
     "A standing, with a reader of what all of its versions take."
     ready = [main, *others]
-    columns = main.columns if all(r.columns == main.columns for r in ready) else merged([r.columns for r in ready])
+    takes = [r.columns for r in [*ready, *filter(None, [shadow])]]
+    columns = main.columns if all(c == main.columns for c in takes) else merged(takes)
     return Standing(main, {r.version: r for r in ready}, RecordReader(columns), traffic, key)
 
 def merged(takes: list[list[InputColumn]]) -> list[InputColumn]:
