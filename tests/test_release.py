@@ -1,109 +1,111 @@
-"""Release by the commands that a person types: replay and its gate, a canary on Adult that ends well and one that does not, traffic, rollback."""
-import json, shutil
-import pandas as pd
+"""Releases through a server: a shadow that nobody sees, a candidate with a share of the ids, one that is stopped."""
+import time
+import numpy as np
 import pytest
-from click.testing import CliRunner
+from fastapi.testclient import TestClient
 from sklearn.linear_model import LogisticRegression
-from mlcycle.cli import main
+from mlcycle.canary import Canary, begin, running
 from mlcycle.core import Project
-from mlcycle.features import FeaturePlan
-from mlcycle.ledger import champion
-from mlcycle.scoring import log_rows, new_ids
-from mlcycle.tally import Tally
+from mlcycle.features import infer_plan
+from mlcycle.inputs import input_schema, to_records
+from mlcycle.registry import promote
+from mlcycle.release import compare_shadow
+from mlcycle.scoring import label, predictions
+from mlcycle.serving import create_app, look_at_canary
+from mlcycle.service import ProjectService
+from mlcycle.tally import counted
 from mlcycle.traffic import arms, current_traffic
-from served import crown, new_project, register, sign
+from served import HTML, crown, new_project, register, sign, strange_rows
+
+TOKEN = 'a-token-for-tests-0123456789'
 
 
 @pytest.fixture(scope='module')
-def adult(data_dir) -> pd.DataFrame:
-    rows = pd.read_csv(data_dir/'adult'/'adult.csv', nrows=16_000)
-    rows = rows.rename(columns={'income-per-year': 'income'})
-    return rows.assign(income=(rows['income'] == '>50K').astype(int), id=[f'p{i}' for i in range(len(rows))])
-
-
-@pytest.fixture(scope='module')
-def made(tmp_path_factory, adult) -> Project:
-    "Three versions: the champion, one much like it, and one that has learnt the opposite."
-    more = '[deployment.canary]\nsteps = [0.2, 0.5, 1.0]\nmin_rows = 300\n'
-    project = new_project(tmp_path_factory.mktemp('release')/'project', target='income', data='id = "id"\nprotected = ["sex"]\ndrop = ["sex", "race"]\n', more=more)
-    train = adult.head(3000)
-    crown(project, register(project, train, LogisticRegression(max_iter=500)))
-    for c, rows in ((.3, train), (1, train.assign(income=1-train['income']))):
-        version = register(project, rows, LogisticRegression(C=c, max_iter=500))
-        sign(project, version)
-        project.ledger.append(stage='retraining', kind='comparison', subject=version, body={'champion': '1', 'promotable': True}, actor='Ada')
+def project(tmp_path_factory) -> Project:
+    "Version 1 is champion; 2 is as good; 3 says yes to nearly all."
+    project = new_project(tmp_path_factory.mktemp('release')/'project', data='id = "id"\nprotected = ["sex"]\ndrop = ["sex"]', more='[deployment.canary]\nmin_rows = 50\nsteps = [0.5, 1.0]')
+    rows = strange_rows()
+    crown(project, register(project, rows, LogisticRegression()))
+    register(project, strange_rows(seed=5), LogisticRegression())
+    register(project, rows.assign(label=np.where(rows[HTML] > -1.5, 'yes', 'no')), LogisticRegression())
     return project
 
 
-@pytest.fixture
-def project(made, tmp_path) -> Project:
-    shutil.copytree(made.folder, tmp_path/'project')
-    return Project(tmp_path/'project', actor='Ada')
+@pytest.fixture()
+def client(project, monkeypatch):
+    monkeypatch.setattr(ProjectService, 'every', 0.0)
+    client = TestClient(create_app(project, token=TOKEN), base_url='http://localhost', headers={'Authorization': f'Bearer {TOKEN}'}, raise_server_exceptions=False)
+    yield client
+    client.app.state.service.close()
 
 
-def mlcycle(project: Project, *words: str):
-    return CliRunner().invoke(main, ['--project', str(project.folder), *words])
+def send(client, project, first: int, n: int) -> list[dict]:
+    "Records of n ids; the answers."
+    rows = strange_rows(n, seed=first)
+    plain = to_records(rows, input_schema(infer_plan(strange_rows(), project.settings), project.settings, sample=strange_rows()))
+    records = [r | {'id': f'p{first+i}', 'sex': s} for i, (r, s) in enumerate(zip(plain, rows['sex']))]
+    answer = client.post('/predict', json={'records': records})
+    assert answer.status_code == 200, answer.text
+    return answer.json()['predictions']
 
 
-def serve(project: Project, rows: pd.DataFrame) -> None:
-    "Answer people by the arms of the present split."
-    split, tally = current_traffic(project), Tally()
-    for version, part in rows.groupby(arms(split, rows['id'])):
-        model = project.registry.load(version)
-        found = model.predict(part).assign(prediction_id=new_ids(len(part)), at=pd.Timestamp.now('UTC'), version=version, epoch=split.epoch)
-        project.tables.write('predictions', log_rows(project, part, FeaturePlan.from_body(model.info.plan), found), mode='append')
-        tally.seen('answered', version, count=len(part), epoch=split.epoch)
-    tally.flush(project)
+def test_a_shadow_changes_no_answer_and_is_compared_when_outcomes_come(project, client):
+    before = send(client, project, 0, 60)
+    promote(project, '2', to='shadow', because='a test')
+    beside = send(client, project, 0, 60)
+    assert [(b['version'], b['score'], b['decision']) for b in before] == [(a['version'], a['score'], a['decision']) for a in beside] and {a['version'] for a in beside} == {'1'}
+    service = client.app.state.service
+    while len(service.shadow.rows) < 60: time.sleep(.01)
+    service.settle()
+    said = project.tables.read('shadow')
+    assert set(said['prediction_id']) == {a['prediction_id'] for a in beside} and set(said['version']) == {'2'} and not set(predictions(project)['version'])-{'1'}
+    direct = project.registry.load('2').scores(strange_rows(60, seed=0))
+    scored = said.set_index('prediction_id').loc[[a['prediction_id'] for a in beside], 'score']
+    assert np.allclose(scored, direct, atol=1e-9)
+    label(project, predictions(project)[['prediction_id']].tail(60).assign(label=['yes', 'no']*30))
+    report = compare_shadow(project)
+    assert (report.version, report.champion, report.rows) == ('2', '1', 60) and {e.n for e in report.quality.values()} == {60}
 
 
-def test_a_replay_says_who_would_get_another_decision_and_its_gate_holds(project, adult):
-    assert mlcycle(project, 'replay', '2').exit_code == 1 and 'nothing to replay' in mlcycle(project, 'replay', '2').output
-    serve(project, adult.iloc[3000:5000])
-    found = json.loads(mlcycle(project, 'replay', '2', '--json').output)
-    other = json.loads(mlcycle(project, 'replay', '3', '--json').output)
-    assert found['rows'] == other['rows'] == 2000 and found['churn']['high'] < .05 < .5 < other['churn']['low']
-    again = [project.registry.load(v).predict(adult.iloc[3000:5000])['decision'].to_numpy() for v in '13']
-    assert other['changed'] == int((again[0] != again[1]).sum())
-    project.update_settings({'gates': [{'name': 'few surprises', 'before': 'promotion', 'evidence': 'replay', 'field': 'churn.high', 'at_most': .05}]})
-    held = mlcycle(project, 'promote', '3')
-    assert held.exit_code == 1 and 'few surprises' in held.output and champion(project.ledger) == '1'
-    assert mlcycle(project, 'canary', '3').exit_code == 1     # not even for a few
-    assert mlcycle(project, 'promote', '2').exit_code == 0 and champion(project.ledger) == '2'
-    back = mlcycle(project, 'rollback', '--because', 'people wrote')
-    assert back.exit_code == 0 and champion(project.ledger) == '1'
-    assert 'people wrote' in mlcycle(project, 'history').output
+def test_a_shadow_that_fails_is_counted_and_never_seen(project, client):
+    send(client, project, 0, 5)
+    service = client.app.state.service
+    service.shadow.ready.scorer.head = service.shadow.ready.scorer.head._replace(one=lambda row: 1/0)
+    assert {a['version'] for a in send(client, project, 100, 3)} == {'1'}
+    for _ in range(200):
+        if any(what == 'failed' for *_, what in service.tally.counts): break
+        time.sleep(.01)
+    service.settle()
+    table = counted(project, 'version', 'what')
+    assert table.loc[(table['version'] == '2') & (table['what'] == 'failed'), 'count'].tolist() == [3]
 
 
-def test_a_canary_like_the_champion_becomes_it(project, adult):
-    begun = mlcycle(project, 'canary', '2', '--because', 'a fresh one')
-    assert begun.exit_code == 0 and '20 %' in mlcycle(project, 'traffic').output
-    serve(project, adult.iloc[3000:6000])
-    raised = json.loads(mlcycle(project, 'canary', '--json').output)
-    assert raised['state'] == 'raised' and current_traffic(project).shares['2'] == .5
-    serve(project, adult.iloc[6000:8000])
-    done = mlcycle(project, 'canary')
-    assert done.exit_code == 0 and champion(project.ledger) == '2' and 'finished' in done.output
-    assert mlcycle(project, 'canary').exit_code == 1     # none is on its way
+def test_a_candidate_answers_its_share_and_a_bad_one_is_stopped_by_the_server(project, client):
+    sign(project, '3')
+    begun = begin(project, '3', because='a test')
+    traffic, asked = current_traffic(project), []
+    for i in range(12):
+        asked += send(client, project, 1000*(i+1), 100)
+        look_at_canary(client.app.state.service)
+        if running(project) is None: break
+    log = predictions(project)
+    mine = log[log['epoch'] == begun.epochs[0]]
+    assert set(mine['version']) == {'1', '3'} and (mine['version'] == arms(traffic, mine['id'])).all() and set(mine['prediction_id']) <= {a['prediction_id'] for a in asked}
+    ended = project.latest(Canary)
+    assert ended.state == 'stopped' and current_traffic(project).shares == {'1': 1.0}, ended.headline
+    assert {a['version'] for a in send(client, project, 50_000, 50)} == {'1'}     # from the next request on
 
 
-def test_a_canary_that_learnt_the_opposite_is_stopped_and_everybody_is_back(project, adult):
-    assert mlcycle(project, 'canary', '3', '--steps', '0.1,1').exit_code == 0
-    serve(project, adult.iloc[3000:9000])
-    stopped = mlcycle(project, 'canary', '--json')
-    body = json.loads(stopped.output)
-    assert stopped.exit_code == 1 and body['state'] == 'stopped' and body['because'].split(':')[0].startswith(('score', 'decisions', 'estimated'))
-    assert current_traffic(project).shares == {'1': 1.0} and champion(project.ledger) == '1'
-    seen = pd.DataFrame(body['readings']['data'], columns=body['readings']['columns'])
-    assert {'sex Male', 'sex Female', ''} == set(seen['group']) and (seen['answer'] == 'stop').any()
-
-
-def test_traffic_by_hand(project, adult):
-    assert mlcycle(project, 'traffic', '2=0.25', '--because', 'a test of two').exit_code == 0
-    first = arms(current_traffic(project), adult['id'])
-    assert mlcycle(project, 'traffic', '2=0.5').exit_code == 0
-    more = arms(current_traffic(project), adult['id'])
-    assert abs((first == '2').mean()-.25) < .02 and abs((more == '2').mean()-.5) < .02 and (more[first == '2'] == '2').all()
-    for words in (['2=x'], ['2'], ['2=0.7', '3=0.7'], ['9=0.1'], ['2=-1']):
-        refused = mlcycle(project, 'traffic', *words)
-        assert refused.exit_code in (1, 2) and 'Traceback' not in refused.output, words
-    assert mlcycle(project, 'canary', '3').exit_code in (0, 1) and mlcycle(project, 'canary', '--stop', '--because', 'enough').exit_code in (0, 1)
+def test_a_candidate_that_breaks_is_stopped_for_its_errors_and_costs_nobody_an_answer(project, client):
+    sign(project, '2')
+    begin(project, '2', because='a test')
+    send(client, project, 60_000, 10)
+    client.app.state.service.improve()     # what a running server does between two looks
+    arm = client.app.state.service.standing.arms['2']
+    arm.scorer.head = arm.scorer.head._replace(one=lambda row: 1/0, many=lambda rows: 1/0)
+    for i in range(12):
+        assert {a['version'] for a in send(client, project, 70_000+1000*i, 100)} == {'1'}
+        look_at_canary(client.app.state.service)
+        if running(project) is None: break
+    ended = project.latest(Canary)
+    assert (ended.version, ended.state) == ('2', 'stopped') and 'errors' in ended.because
