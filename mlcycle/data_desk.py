@@ -70,8 +70,14 @@ _read: dict = {}   # the report that was read last
 def shape(column: ColumnProfile | None, beyond: tuple[float | None, float | None]=(None, None)) -> str: # SVG
     "A column's distribution; bars that a limit would pull in are marked."
     if column is None: return ''
+    if column.counts and column.distinct and len(column.edges) == column.distinct+1: return _each_value(column, *beyond)
     if column.counts: return sparkline(_even(column), marked=_marks(column, *beyond))
     return sparkline(list(column.levels.values())[:24])
+
+def _each_value(column: ColumnProfile, low: float | None, high: float | None) -> str:
+    "A bar for each value, where a cut stands below the first and at each."
+    outside = lambda v: (low is not None and v < low) or (high is not None and v > high)
+    return sparkline(list(column.counts[1:len(column.edges)]), marked=tuple(i for i, v in enumerate(column.edges[1:]) if outside(v)))
 
 def _even(column: ColumnProfile, bars: int=24) -> list[float]:
     "Counts over equal widths from counts between cut points."

@@ -174,6 +174,6 @@ class Dial:
 def result_html(do: Callable[[], object]) -> str: # trusted HTML
     "What came of a call: the result as it shows itself, or the error in words."
     try: done = do()
-    except MlcycleError as error: return f'<p class="bad">{escaped(error, 2000)}</p>'
+    except (MlcycleError, OSError) as error: return f'<p class="bad">{escaped(error, 2000)}</p>'
     said = getattr(done, 'headline', None) or (done if isinstance(done, str) else '')
     return f'<p class="good">Done. {escaped(said, 1000)}</p>'

@@ -31,7 +31,11 @@ def _journal(project: Project): return project.store/'settings.jsonl'
 def changes(project: Project) -> list[Change]: # oldest first
     "What was changed by forms."
     file = _journal(project)
-    return [Change.from_body(json.loads(line)) for line in file.read_text().splitlines()] if file.exists() else []
+    return [Change.from_body(body) for line in file.read_text().splitlines() if (body := _whole(line))] if file.exists() else []
+
+def _whole(line: str) -> dict | None: # None: empty, or torn when the disk was full
+    try: return json.loads(line)
+    except ValueError: return None
 
 def write(project: Project, after: dict, *, seen: dict | None=None, undoes: bool=False) -> Change:
     "Change settings, and note what was there before."
@@ -39,7 +43,7 @@ def write(project: Project, after: dict, *, seen: dict | None=None, undoes: bool
     before = {key: _in_file(tomllib.loads(text), key.split('.')) for key in after}
     project.update_settings(after, seen=seen)
     done = Change(at=datetime.now(timezone.utc).isoformat(), by=project.actor, before=before, after=jsonable(after), undoes=undoes)
-    with _journal(project).open('a') as file: file.write(json.dumps(done.body())+'\n')
+    with _journal(project).open('a') as file: file.write('\n'+json.dumps(done.body()))   # after whatever a full disk has left
     return done
 
 def _in_file(values: object, keys: list[str]) -> object:
@@ -299,7 +303,7 @@ class Form:
 
     def _do(self, act: Callable[[], Change], done: str) -> None:
         try: change = act()
-        except MlcycleError as error: return self._say(error, bad=True)
+        except (MlcycleError, OSError) as error: return self._say(error, bad=True)
         self.look(forget=True)
         self._say(f'{done}: {", ".join(change.after)}.')
         self.desk.refresh()

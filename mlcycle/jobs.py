@@ -123,7 +123,7 @@ class Job:
     def begin(self, desk: Desk) -> None:
         "Start, and watch from beside."
         try: self.process = start(desk.project, self.stage, self.parameters())
-        except Blocked as error: return self._say(f'<p class="bad">{escaped(error)}</p>')
+        except (Blocked, OSError) as error: return self._say(f'<p class="bad">{escaped(error)}</p>')
         self._follow(desk)
 
     def _follow(self, desk: Desk) -> None:

@@ -101,7 +101,7 @@ class Lines:
         "Do it, say what is wrong with it if something is, and redraw what changed."
         self.said.value = inside('')
         try: act()
-        except MlcycleError as error:
+        except (MlcycleError, OSError) as error:
             self.said.value = inside(f'<p class="bad">{escaped(error, 1500)}</p>')
             self.made = []   # controls go back to what holds
         self.desk.refresh()

@@ -81,6 +81,7 @@ class Seat:
 
     def tag(self, name: str, text: str) -> None:
         box = self.row(name).locator('.jupyter-widget-taginput')
+        if not box.is_visible(): self.row(name).locator('.jupyter-widget-tagsinput').last.click(position={'x': 372, 'y': 10})   # beside the tags
         box.fill(text); box.press('Tab')   # leaving the box takes what was typed
         self.row(name).locator('.jupyter-widget-tag', has_text=text).wait_for()
 

@@ -1,9 +1,10 @@
 "Desks under rough handling: two people at once, names that are long, right-to-left or pictures, a project that moved, no kernel."
-import re, shutil, subprocess, sys
+import json, re, resource, shutil, signal, subprocess, sys, time
 import pytest
 from mlcycle.core import Project
 from mlcycle.data_desk import set_role
-from mlcycle.forms import Form, undo, undoable
+from mlcycle.forms import Form, changes, undo, undoable, write
+from mlcycle.jobs import standing
 from mlcycle.desk import Desk
 from mlcycle.home import home_desk
 
@@ -52,3 +53,43 @@ def test_without_a_frontend_a_desk_is_complete_html_without_controls(project):
     assert 'application/vnd.jupyter.widget-view+json' not in page
     reading = home_desk(Project(project.folder, read_only=True))._repr_mimebundle_()['text/html']
     assert 'Run problem' in reading and '<svg' in reading and not re.search('<button|<select|<input', reading)
+
+
+def test_a_full_disk_is_said_on_the_form_and_leaves_the_old_settings_whole(project):
+    before, limit = (project.folder/'mlcycle.toml').read_text(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    write(project, {'development.trials': 7})
+    now = (project.folder/'mlcycle.toml').read_text()
+    form = Form('Budget', ['development.trials'])
+    Desk(project, 'Budget', [form]).widget()
+    form.controls['development.trials'].widget.value = '9'
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (len(now)//2, limit[1]))
+        form.save.click()
+    finally: resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert 'File too large' in form.said.value and form.controls['development.trials'].read() == 9   # said, and what was typed is still there
+    assert (project.folder/'mlcycle.toml').read_text() == now != before and not list(project.folder.glob('*.tmp'))
+
+
+def test_a_line_torn_by_a_full_disk_takes_no_undo_with_it(project):
+    write(project, {'development.trials': 7})
+    with (project.store/'settings.jsonl').open('a') as file: file.write('\n{"at": "2026-')
+    write(project, {'development.trials': 8})
+    assert [c.after for c in changes(project)] == [{'development.trials': 7}, {'development.trials': 8}]
+    undo(project)
+    assert Project(project.folder).settings.development.trials == 7
+
+
+def test_work_goes_on_when_the_kernel_that_began_it_is_killed(project):
+    cells = [dict(cell_type='code', id=f'c{i}', metadata={'tags': ['parameters']} if not i else {}, source=s, outputs=[], execution_count=None)
+             for i, s in enumerate(('project: str = "."  # folder of the project', 'import time; time.sleep(1)'))]
+    (project.folder/'notebooks').mkdir()
+    (project.folder/'notebooks/02_data.ipynb').write_text(json.dumps(dict(cells=cells, metadata={'kernelspec': {'name': 'python3', 'display_name': 'python3'}}, nbformat=4, nbformat_minor=5)))
+    code = ('import sys, time; from mlcycle.core import Project; from mlcycle.jobs import start\n'
+            'start(Project(sys.argv[1]), "data", {}); print("begun", flush=True); time.sleep(60)')
+    kernel = subprocess.Popen([sys.executable, '-c', code, project.folder], stdout=subprocess.PIPE, text=True)
+    assert kernel.stdout.readline() == 'begun\n'
+    kernel.send_signal(signal.SIGKILL)
+    kernel.wait(10)
+    until = time.monotonic()+60
+    while standing(project, 'data').state != 'done' and time.monotonic() < until: time.sleep(.3)
+    assert standing(project, 'data').state == 'done'
