@@ -189,7 +189,7 @@ class Question(NamedTuple):
 def _values(found: Cells, chance: Chance | None=None) -> Question:
     n, m = int(found.then.sum()), int(found.now.sum())
     shares = found.then/n, found.now/m
-    name, effect = ('ks', min(1., gap_of(*shares))) if found.starts else ('total_variation', DISTANCES['total_variation'](*shares))
+    name, effect = ('ks', np.minimum(gap_of(*shares), 1)) if found.starts else ('total_variation', DISTANCES['total_variation'](*shares))
     chance = chance or chances(expected_shares(found), (size_class(n), size_class(m)), found.starts, (name,))[name]
     return Question('values', float(effect), effective(n, m), chance)
 

@@ -14,9 +14,10 @@ from scipy import stats
 
 from .alarms import Finding
 from .basis import Basis, plan_of_log, terms_of
-from .core import (Criterion, Estimate, Frame, MlcycleError, Project, Result, canonical_json, digest,
+from .core import (Criterion, Estimate, Frame, MissingEvidence, MlcycleError, Project, Result, canonical_json, digest,
                           missing_evidence, write_atomic)
 from .budget import criterion_at, share_of, stretch
+from .causes import CAUSE_FIELDS, Onset, as_parts, explain, onset
 from .chance import Between
 from .decomposition import fault_masks, fault_parts, read_outcomes, split_change
 from .drift import Tolerance, apart, drift, neighbours_apart
@@ -32,10 +33,11 @@ from .tables import Snapshot
 from .values import clean_dates, clean_numbers, clean_text, clean_truths
 
 # %% auto #0
-__all__ = ['ORIGIN', 'RESAMPLES', 'GROUP_FIELDS', 'GROUP_METRICS', 'BLOCKS', 'WORTH', 'WEAK', 'KOLMOGOROV', 'DRIFT_ANSWERS',
-           'window_number', 'window_bounds', 'Watch', 'as_read', 'watched_columns', 'profiles_folder', 'watch',
-           'with_scores', 'Window', 'days_of', 'data_quality', 'main_metric', 'realised', 'bands', 'realised_by_group',
-           'tolerance', 'training_apart', 'quiet', 'more_apart', 'look', 'hold', 'trace', 'window_findings']
+__all__ = ['ORIGIN', 'RESAMPLES', 'GROUP_FIELDS', 'GROUP_METRICS', 'BLOCKS', 'SAMPLED', 'WORTH', 'WEAK', 'KOLMOGOROV',
+           'DRIFT_ANSWERS', 'window_number', 'window_bounds', 'Watch', 'as_read', 'watched_columns', 'profiles_folder',
+           'watch', 'with_scores', 'Window', 'days_of', 'data_quality', 'main_metric', 'realised', 'bands',
+           'realised_by_group', 'tolerance', 'training_apart', 'quiet', 'more_apart', 'look', 'hold', 'explained',
+           'trace', 'window_findings']
 
 # %% ../nbs/06d_windows.ipynb #6f5d8280
 ORIGIN = pd.Timestamp('1970-01-05', tz='UTC')  # a Monday
@@ -147,6 +149,7 @@ class Window(Result):
     future: int = 0 # rows dated after they were looked at
     quality: Frame = Field(default_factory=pd.DataFrame) # see data_quality
     drift: Frame = Field(default_factory=pd.DataFrame) # see mlcycle.drift
+    causes: Frame = Field(default_factory=pd.DataFrame) # since when, which rows, following what: see mlcycle.causes
     slow: Frame = Field(default_factory=pd.DataFrame) # evidence of slow drift up to here, see mlcycle.slow
     performance: dict[str, Estimate] = {} # measured, where outcomes are known
     estimated: dict[str, Estimate] = {} # without outcomes; 'not valid here' where past windows did not bear it out
@@ -371,10 +374,28 @@ def hold(windows: list[Window], # of one version, in order
     shown = held_to([w.start for w in windows], [w.as_made for w in windows], [w.gaps for w in windows])
     return [w if w.estimated == e else w.model_copy(update={'estimated': e}) for w, e in zip(windows, shown)]
 
-def trace(project: Project, watch: Watch, looked: list[tuple[Window, Profile | None]], # in order
+SAMPLED = 20_000  # training rows that a drifted column is explained with
+
+def explained(project: Project, watch: Watch, window: Window,
+              log: pd.DataFrame, # the rows of this window and of the one before
+              ) -> Window:
+    "The window with what the rows say of its drifted columns."
+    known = watch.reference.columns
+    drifted = {r.column: r.threshold for r in window.drift.itertuples() if r.status == 'drift' and r.column in known}
+    if not drifted or not window.complete: return window
+    names = {stored_name(c): c for c in watched_columns(project, watch.plan)}
+    seen = as_read(log.rename(columns=names), watch.plan, list(names.values())).assign(score=pd.to_numeric(log['score']))
+    try: then = _reference_rows(project, watch.model)
+    except MissingEvidence: then = seen.iloc[:0, :0]
+    then = as_read(then.sample(min(len(then), SAMPLED), random_state=0), watch.plan, list(names.values()))
+    here = (log['at'] >= pd.Timestamp(window.start)).to_numpy()
+    began = {c: onset(seen[c], log['at'], known[c]) for c in drifted if c in seen}
+    return window.model_copy(update={'causes': explain(watch.reference, as_parts(then, seen[here], watch.reference), drifted, began)})
+
+def trace(project: Project, watch: Watch, looked: list[tuple[Window, Profile]], # in order
           ) -> list[Window]:
     "The windows, each with the evidence of slow drift that it and those before it give together."
-    full = [(w, p) for w, p in looked if p is not None and w.complete and w.status == 'ok']
+    full = [(w, p) for w, p in looked if w.complete and w.status == 'ok']
     if not full: return [w for w, _ in looked]
     days, names = days_of(full[0][0]), [c for c in watch.reference.columns if c in full[0][1].columns]
     needed = max(len(names), 1)/share_of('slow drift', project.settings.monitoring, days)
@@ -400,20 +421,31 @@ DRIFT_ANSWERS = {'drift': ('drift', 'alarm'), 'no drift': ('drift', 'clear'),
                  'type changed': ('quality', 'alarm'), 'missing column': ('quality', 'alarm')}
 
 def _column_findings(window: Window, floor: float) -> list[Finding]:
-    found, slow = [], {r.column: r for r in window.slow.itertuples()}
+    found, slow, causes = [], {r.column: r for r in window.slow.itertuples()}, {r.column: r for r in window.causes.itertuples()}
     for row in window.drift.itertuples():
         cause, answer = DRIFT_ANSWERS.get(row.status, ('drift', 'unknown'))
         if answer == 'clear': found.append(Finding(cause='quality', column=row.column, answer='clear'))
         if answer == 'clear' and row.p_value <= WEAK and row.effect >= floor: answer = 'unknown'
         size = None if pd.isna(row.effect) else float(row.effect)
         reach = None if size is None else size+KOLMOGOROV/np.sqrt(max(row.rows, 1))
-        answer, why = _with_slow(answer, str(row.why or ''), slow.get(row.column))
+        answer, why = _with_cause(answer, str(row.why or ''), row.column, causes)
+        answer, why = _with_slow(answer, why, slow.get(row.column))
         found.append(Finding(cause=cause, column=row.column, answer=answer, why=why, size=size, reach=reach))
     return found
 
+def _with_cause(answer: str, why: str, column: str, causes: dict) -> tuple[str, str]:
+    "A column that only follows another one does not ring; what leads says so, and since when."
+    told = causes.get(column)
+    if told is None: return answer, why
+    if told.follows: return 'unknown', f'{why}; follows {told.follows!r}'
+    since = f"since {Onset(told.since, told.earliest, told.latest).text}" if told.since else ''
+    where = f'only where {told.carried_by}' if told.carried_by else ''
+    others = [repr(c) for c, t in causes.items() if t.follows == column]
+    return answer, '; '.join(filter(None, [why, since, where, f'{", ".join(others)} follows' if others else '']))
+
 def _with_slow(answer: str, why: str, trail) -> tuple[str, str]:
     "What a window says of a column, and what windows say together: the same cause, told once."
-    if trail is None or answer == 'alarm' or trail.evidence < 1: return answer, why
+    if trail is None or answer == 'alarm' or '; follows ' in why or trail.evidence < 1: return answer, why
     if trail.evidence < trail.needed: return ('unknown' if answer == 'clear' else answer), why
     return 'alarm', '; '.join(filter(None, [f'small but lasting since {trail.since[:10]}, {trail.what}', why]))
 
