@@ -17,8 +17,9 @@ from .budget import budget_text
 from .channels import deliver
 from .core import Estimate, Project, Record, Result, digest, escaped, html_table
 from .ledger import champion, retired, roles, versions
+from .expiry import forget, frozen
 from .log import log_event
-from .profile import load_profile
+from .profile import Profile, load_profile
 from .scoring import event_times, label, labelled, predictions, score
 from .silence import end_silence
 from .tables import Snapshot
@@ -220,8 +221,8 @@ def _watch_version(project: Project, version: str, log: pd.DataFrame, *, days: f
     numbers = window_number(log['at'], days)
     against = against._replace(basis=_basis(project, version, log, numbers=numbers, days=days, now=now),
                                apart=training_apart(project, against, days))
-    past = []
-    for number in _stretches(log, days, now):
+    past, still = [], _frozen_windows(project, kept, days, now)
+    for number in sorted({*_stretches(log, days, now), *still}):
         start, end = window_bounds(number, days)
         part = log[numbers == number]
         facts = dict(start=start.isoformat(), end=end.isoformat(), complete=bool(end <= now),
@@ -229,10 +230,12 @@ def _watch_version(project: Project, version: str, log: pd.DataFrame, *, days: f
         window, current = _window(project, more_apart(against, past), part, facts, kept)
         if window is not kept.get((window.start, window.end)): window = explained(project, against, window, log[numbers.isin((number-1, number))])
         looked.append((window, current))
-        if window.complete and window.status == 'ok': past.append((window, current))
-        first = 'score' not in against.reference.columns and window.complete and window.status == 'ok'
-        if first: against = with_scores(against, current)
-    windows = hold(trace(project, more_apart(against, past), looked))
+        if current is None or not window.complete or window.status != 'ok': continue
+        past.append((window, current))
+        if 'score' not in against.reference.columns: against = with_scores(against, current)
+    old = {w.start for w in still.values()}
+    traced = trace(project, more_apart(against, past), looked)
+    windows = hold([before if before.start in old else now for (before, _), now in zip(looked, traced)])
     for window in windows:
         if window != kept.get((window.start, window.end)): project.record(window, subject=version)
     said = [(w.start, w.end, window_findings(project, against, w)) for w in windows]
@@ -244,6 +247,16 @@ def _basis(project: Project, version: str, log: pd.DataFrame, *, numbers: pd.Ser
     starts = numbers.map({n: window_bounds(n, days)[0] for n in numbers.unique()})
     full = starts+pd.Timedelta(days=days) <= now
     return find_basis(project, version, log[full].assign(window=starts[full]))
+
+def _frozen_windows(project: Project, kept: dict, days: float, now: pd.Timestamp) -> dict[int, Window]: # by number
+    "Recorded windows whose rows may be gone, or will be soon."
+    mine = [w for w in kept.values() if abs(days_of(w)-days) < 1e-6 and frozen(project, w, now)]
+    starts = window_number(pd.Series([w.start for w in mine], dtype=object), days) if mine else []
+    return {int(n): w for n, w in zip(starts, mine)}
+
+def _as_recorded(project: Project, window: Window) -> tuple[Window, Profile | None]:
+    "A window and its profile, if that is still kept."
+    return window, load_profile(profiles_folder(project), window.profile)
 
 def _window(project: Project, against: Watch, part: pd.DataFrame, facts: dict, kept: dict):
     "The window in the ledger if nothing about it has changed, else a new one; and its profile."
@@ -278,6 +291,8 @@ def monitor(project: Project,
     note = f'{strange:,} predictions are of versions that are not registered; they are left out.' if strange else ''
     ring_again(project, at.to_pydatetime())
     end_silence(project)
+    gone = forget(project, at.to_pydatetime())
+    if gone: note = f'{note} {gone.headline}, past its time.'.strip()
     report = recorded(project, window_days=days, note=note)
     log_event(project, 'monitoring', 'looked', windows=len(report.windows), blocking=len(blocking(report)))
     deliver(project)

@@ -392,10 +392,10 @@ def explained(project: Project, watch: Watch, window: Window,
     began = {c: onset(seen[c], log['at'], known[c]) for c in drifted if c in seen}
     return window.model_copy(update={'causes': explain(watch.reference, as_parts(then, seen[here], watch.reference), drifted, began)})
 
-def trace(project: Project, watch: Watch, looked: list[tuple[Window, Profile]], # in order
+def trace(project: Project, watch: Watch, looked: list[tuple[Window, Profile | None]], # in order
           ) -> list[Window]:
     "The windows, each with the evidence of slow drift that it and those before it give together."
-    full = [(w, p) for w, p in looked if w.complete and w.status == 'ok']
+    full = [(w, p) for w, p in looked if p is not None and w.complete and w.status == 'ok']
     if not full: return [w for w, _ in looked]
     days, names = days_of(full[0][0]), [c for c in watch.reference.columns if c in full[0][1].columns]
     needed = max(len(names), 1)/share_of('slow drift', project.settings.monitoring, days)
