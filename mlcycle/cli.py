@@ -4,7 +4,7 @@
 
 # %% ../nbs/13_cli.ipynb #a1b4a172
 from __future__ import annotations
-import functools, json, os, sys
+import errno, functools, json, os, sys
 from pathlib import Path
 import click
 from . import __version__
@@ -29,6 +29,10 @@ class Mlcycle(click.Group):
         except ImportError as error:
             click.echo(f"mlcycle: {error.name or error} is not installed. {needed_extra(error.name or '')}", err=True)
             context.exit(2)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT): raise
+            click.echo(f'mlcycle: No space left on the device of {error.filename or "the project"}. What was done is kept; make room, then run again.', err=True)
+            context.exit(1)
         except KeyboardInterrupt:
             click.echo('mlcycle: stopped. What was done is kept; mlcycle run goes on from there.', err=True)
             context.exit(1)

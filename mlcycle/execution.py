@@ -122,7 +122,9 @@ def _deadline(kernels, mark: str, seconds: float) -> Iterator[threading.Event]:
 def _judged(working: Path, failure: BaseException | None, expired_after: float | None) -> Execution:
     if expired_after: return Execution(state='failed', exit_status=1, why=f'stopped after its time limit of {expired_after:g} s. {_last_cell(working)}')
     if failure is not None: return _judged_failure(working, failure)
-    unrun = _unrun(working)
+    saved = _saved(working)
+    if saved is None: return Execution(state='failed', exit_status=1, why='what ran could not be saved. Look for room on the disk, then run again.')
+    unrun = _unrun(saved)
     if unrun: return Execution(state='failed', exit_status=1, why=f'stopped early: cells {unrun[0]} to {unrun[-1]} never ran (sys.exit or a lost kernel). '
                                'Remove the exit, or move what follows it into a step of its own.')
     return Execution(state='done')
@@ -139,24 +141,29 @@ def _judged_failure(working: Path, failure: BaseException) -> Execution:
 def _code_cells(notebook) -> list:
     return [c for c in notebook.cells if c.cell_type == 'code' and c.source.strip()]
 
-def _unrun(working: Path) -> list[int]: # numbers from 1
+def _saved(working: Path): # nbformat's NotebookNode; None: nothing, or torn, as a full disk leaves it
+    "What was saved while the notebook ran."
     from mlcycle.report import read_notebook
-    return [i for i, c in enumerate(_code_cells(read_notebook(working)), 1) if not c.get('execution_count')
+    try: return read_notebook(working)
+    except DataError: return None
+
+def _unrun(saved) -> list[int]: # numbers from 1
+    return [i for i, c in enumerate(_code_cells(saved), 1) if not c.get('execution_count')
             or c.metadata.get('papermill', {}).get('status') not in ('completed', None)]
 
 def _last_cell(working: Path) -> str:
     "Where it stopped, as far as the saved copy knows."
-    from mlcycle.report import read_notebook
-    if not working.exists(): return 'Nothing had run yet.'
-    cells = _code_cells(read_notebook(working))
+    saved = _saved(working)
+    if saved is None: return 'Nothing was saved yet.'
+    cells = _code_cells(saved)
     at = next((i for i, c in enumerate(cells, 1) if not c.get('execution_count')), len(cells))
     return f'It stopped in code cell {at} of {len(cells)}. The saved notebook has the outputs so far.'
 
 def _publish_notebook(working: Path, output: Path, execution: Execution) -> None:
     "Put the executed copy in its place, whole; after a failure its metadata tell what never ran."
-    from mlcycle.report import import_nbformat, read_notebook
-    if not working.exists(): return
-    content = read_notebook(working)
+    from mlcycle.report import import_nbformat
+    content = _saved(working)
+    if content is None: return working.unlink(missing_ok=True)
     for cell in _code_cells(content):
         if execution.state != 'done' and not cell.get('execution_count'): cell.metadata.setdefault('papermill', {})['status'] = 'pending'
     content.metadata['mlcycle'] = {'state': execution.state, 'why': execution.why}

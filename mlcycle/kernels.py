@@ -4,7 +4,7 @@
 
 # %% ../nbs/10b_kernels.ipynb #48f4195e
 from __future__ import annotations
-import ast, asyncio, json, os, resource, select, shutil, signal, socket, subprocess, sys, tempfile, threading, time
+import ast, asyncio, fcntl, json, os, resource, select, shutil, signal, socket, subprocess, sys, tempfile, threading, time
 from pathlib import Path
 from queue import Empty
 from jupyter_client.asynchronous import AsyncKernelClient
@@ -14,8 +14,8 @@ from .core import MlcycleError, Record
 from .nursery import nursery_code
 
 # %% auto #0
-__all__ = ['QUIET', 'MARK', 'imports_of', 'Limits', 'PlainKernels', 'PlainKernel', 'end_marked', 'Forked', 'WarmKernels',
-           'NoWarmKernel', 'ForkProvisioner', 'QuickClient', 'WarmKernel']
+__all__ = ['ROOM', 'QUIET', 'MARK', 'imports_of', 'Room', 'Limits', 'PlainKernels', 'PlainKernel', 'end_marked', 'Forked',
+           'WarmKernels', 'NoWarmKernel', 'ForkProvisioner', 'QuickClient', 'WarmKernel']
 
 # %% ../nbs/10b_kernels.ipynb #5ad3818f
 def imports_of(sources: list[str], # the code of cells
@@ -29,6 +29,36 @@ def imports_of(sources: list[str], # the code of cells
             if isinstance(node, ast.Import): found |= {a.name: None for a in node.names}
             elif isinstance(node, ast.ImportFrom) and node.module and not node.level: found[node.module] = None
     return list(found)
+
+# %% ../nbs/10b_kernels.ipynb #c9cdafd8
+class Room:
+    "A folder for sockets; those that killed processes left behind go when it is made."
+    def __init__(self):
+        for left in Path(tempfile.gettempdir()).glob(f'{ROOM}*'): _remove_abandoned(left)
+        self.folder = Path(tempfile.mkdtemp(prefix=ROOM))
+        self.held = os.open(self.folder/'lock', os.O_CREAT | os.O_RDWR, 0o600)
+        fcntl.flock(self.held, fcntl.LOCK_EX)
+
+    def close(self) -> None:
+        "Remove it."
+        if self.held is None: return
+        shutil.rmtree(self.folder, ignore_errors=True)
+        os.close(self.held)
+        self.held = None
+
+ROOM = 'mlcycle-kernel-'
+
+def _remove_abandoned(folder: Path) -> None:
+    "Remove a room of this account whose lock nobody holds."
+    try:
+        if folder.is_symlink() or folder.stat().st_uid != os.getuid(): return
+        held = os.open(folder/'lock', os.O_RDWR | os.O_NOFOLLOW)
+    except OSError: return   # it is just being made, or is gone
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(folder, ignore_errors=True)
+    except BlockingIOError: pass   # somebody works in it
+    finally: os.close(held)
 
 # %% ../nbs/10b_kernels.ipynb #977a7b51
 QUIET = {'MLFLOW_DISABLE_TELEMETRY': 'true', 'DO_NOT_TRACK': '1', 'PYDEVD_DISABLE_FILE_VALIDATION': '1',
@@ -75,8 +105,8 @@ class PlainKernel(AsyncKernelManager):
     async def start_kernel(self, **options) -> None:
         "Start it where it works."
         options |= {'cwd': str(self.kernels.folder), 'env': {**os.environ, **self.kernels.environment, MARK: self.mark}, 'stderr': subprocess.DEVNULL}
-        self.room = tempfile.TemporaryDirectory(prefix='mlcycle-')
-        self.ip = f'{self.room.name}/kernel'
+        self.room = Room()
+        self.ip = f'{self.room.folder}/kernel'
         await super().start_kernel(**options)
         most = self.kernels.limits.memory_mb*2**20
         if most: resource.prlimit(self.provisioner.pid, resource.RLIMIT_DATA, (most, most))
@@ -84,7 +114,7 @@ class PlainKernel(AsyncKernelManager):
     async def cleanup_resources(self, restart: bool=False) -> None:
         "Remove its files."
         await super().cleanup_resources(restart=restart)
-        self.room.cleanup()
+        self.room.close()
 
 def end_marked(mark: str, variable: str=MARK) -> list[str]: # command lines, shortened, without the kernel's
     "Kill every process whose environment carries the mark."
@@ -136,7 +166,7 @@ class WarmKernels(PlainKernels):
                  modules: list[str]=(), # imported once
                  ):
         super().__init__(folder, limits, environment=environment)
-        self.room, self.lock, self.running, self.made = Path(tempfile.mkdtemp(prefix='mlcycle-')), threading.Lock(), {}, 0
+        self.room, self.lock, self.running, self.made = Room(), threading.Lock(), {}, 0
         self.channel, theirs = socket.socketpair()
         self.process = subprocess.Popen([sys.executable, '-P', '-c', nursery_code(theirs.fileno(), modules)], pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, **self.environment}, start_new_session=True)
@@ -170,11 +200,11 @@ class WarmKernels(PlainKernels):
         self.channel.shutdown(socket.SHUT_RDWR)
         self.process.wait()
         self.answers.close(); self.channel.close()
-        shutil.rmtree(self.room, ignore_errors=True)
+        self.room.close()
 
     def _order(self) -> None:
         self.made += 1
-        base = self.room/str(self.made)
+        base = self.room.folder/str(self.made)
         os.mkfifo(f'{base}.claim')
         ports = {f'{name}_port': i for i, name in enumerate(('shell', 'iopub', 'stdin', 'control', 'hb'), 1)}
         connection = ports | {'transport': 'ipc', 'ip': str(base), 'key': os.urandom(16).hex(), 'signature_scheme': 'hmac-sha256'}

@@ -149,7 +149,8 @@ class Ledger:
     def _unreadable(self, error: Exception) -> str:
         reason = str(getattr(error, 'orig', error)).splitlines()[0]
         place = re.sub('//[^/@]*@', '//***@', self.url)
-        return f'The ledger at {place} cannot be used: {reason}. If the file is damaged, put back a copy and run mlcycle audit.'
+        advice = 'Make room; what was recorded is kept.' if 'disk is full' in reason else 'If the file is damaged, put back a copy and run mlcycle audit.'
+        return f'The ledger at {place} cannot be used: {reason}. {advice}'
 
     def _create(self, execute: Callable) -> None:
         execute(self._lock())

@@ -35,11 +35,13 @@ def nurse(handle: int) -> None:
     _prctl(PR_SET_CHILD_SUBREAPER, 1)
     gc.freeze()   # the collector leaves shared memory alone, so that it stays shared
     channel, kernels = socket.socket(fileno=handle), set()
-    for line in channel.makefile('r', encoding='utf-8'):
-        word, _, rest = line.rstrip('\n').partition(' ')
-        answer = _fork(rest, kernels, channel) if word == 'fork' else {'ended': _sweep(kernels)}
-        channel.sendall(json.dumps(answer).encode()+b'\n')
-    _sweep(set())
+    try:
+        for line in channel.makefile('r', encoding='utf-8'):
+            word, _, rest = line.rstrip('\n').partition(' ')
+            answer = _fork(rest, kernels, channel) if word == 'fork' else {'ended': _sweep(kernels)}
+            channel.sendall(json.dumps(answer).encode()+b'\n')
+    except ConnectionError: pass   # the other side was killed before it had read an answer
+    finally: _sweep(set())
 
 def end_with_parent() -> None:
     "Let the system kill this process when the thread that started it is gone."

@@ -11,7 +11,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Callable, Iterator
 from .core import Blocked, Project, Record, SettingsError, check_settings, write_atomic
-from .execution import check_parameters, parameters_of
+from .execution import Execution, check_parameters, parameters_of
 from .fingerprints import STEPS, Step, fingerprint, needs, settled, step_file, what_changed
 from .gates import check_all
 from .ledger import roles, versions
@@ -161,6 +161,11 @@ def _here(state: str, run: str, parameters: dict) -> dict: # for the ledger
     "A step that is under way, and in which process."
     return {'state': state, 'run': run, 'host': socket.gethostname(), 'pid': os.getpid(), 'born': _born(os.getpid()), 'parameters': parameters}
 
+def _carried_out(future: Future) -> tuple[Execution, str]:
+    "What came of an order; a page that could not be written is a failure of the step."
+    try: return future.result()
+    except OSError as error: return Execution(state='failed', exit_status=1, why=f'{error.strerror or error}: what ran could not be written. Make room, then run again.'), ''
+
 def _deadline_said(project: Project) -> str:
     return f'the run has a deadline of {project.settings.run.deadline_seconds:g} s (--deadline, or run.deadline_seconds), and it had passed'
 
@@ -171,7 +176,7 @@ def _as_before(step: Step, last: dict) -> StepOutcome:
 
 def _end(shift: Shift, order: Order, future: Future) -> Order | StepOutcome: # an order when it is to be tried again
     project, step = shift.project, STEPS[order.stage]
-    done, report = future.result()
+    done, report = _carried_out(future)
     late = shift.until and time.monotonic() > shift.until
     if done.state == 'failed' and done.exit_status == 1 and order.attempt <= project.settings.run.retries and not late:
         _note(project, step, _here('retried', order.run, order.parameters) | {'why': done.why, 'report': report})
