@@ -43,7 +43,7 @@ def acting(project: Project, by: str) -> Project:
     "The same project, what is recorded in another person's name."
     return Project(project.folder, actor=by.strip() or project.actor)
 
-PLACES = {'by': 'NAME', 'because': 'TEXT'}   # in a command, while nothing is typed
+PLACES = {'by': 'NAME', 'because': 'TEXT', 'text': 'TEXT', 'until': 'DATE'}   # in a command, while nothing is typed
 
 def line_of(template: str | Callable[[dict], str], values: dict, quote: Callable[[object], str]) -> str:
     "A deed's line with what was typed."

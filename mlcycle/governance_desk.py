@@ -29,7 +29,7 @@ def piles(project: Project) -> dict[str, dict[str, list[str]]]: # pile → gap �
 
 def gaps_html(project: Project) -> str:
     "Every gap with the cards that miss it, and what fills it."
-    heads = {'mlcycle.toml': 'Filled in the forms below, then sealed', 'a stage': 'Filled by a stage that runs, or by a decision', 'a person': 'Said by a person, below'}
+    heads = {'mlcycle.toml': 'Filled in the form below or on the desk of the problem, then sealed', 'a stage': 'Filled by a stage that runs, or by a decision', 'a person': 'Said by a person, below'}
     found = piles(project)
     table = lambda gaps: ''.join(f'<tr><td>{escaped(gap.partition(" — ")[0], 300)}</td><td><code>{escaped(gap.partition(" — ")[2], 300)}</code></td><td>{escaped(", ".join(views))}</td></tr>'
                                  for gap, views in gaps.items())

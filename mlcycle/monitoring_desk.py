@@ -20,7 +20,7 @@ from .silence import silence
 from .windows import Window
 
 # %% auto #0
-__all__ = ['READ', 'APART', 'WATCHED', 'glance_html', 'windows_html', 'full_windows', 'columns_page', 'columns_act',
+__all__ = ['RANKED', 'READ', 'APART', 'WATCHED', 'glance_html', 'windows_html', 'full_windows', 'columns_page', 'columns_act',
            'open_alarms', 'alarm_page', 'must_be', 'may_mute', 'alarm_act', 'files_here', 'outcomes_page',
            'outcomes_act', 'monitoring_desk']
 
@@ -52,12 +52,14 @@ def full_windows(project: Project) -> list[tuple[str, str]]: # (words, start), n
     "Windows whose columns were compared."
     return [(f'{w.start[:10]} to {w.end[:10]}, {w.rows:,} rows', w.start) for w in reversed(recorded(project).windows) if len(w.drift)]
 
+RANKED = ('column', 'kind', 'status', 'effect', 'threshold', 'p_adjusted', 'psi', 'missing', 'why')   # of a window's drift, as far as they are there
+
 def columns_page(project: Project, window: str) -> str: # trusted HTML
     "What a window says of each column, the largest change first."
     version = watched_version(recorded(project))
     found = next((w for w in recorded(project).windows if w.start == window and w.version == version), None) or _any_window(project, window)
     table = found.drift.sort_values('effect', ascending=False, key=lambda s: s.astype(float).abs(), na_position='last') if 'effect' in found.drift else found.drift
-    return f'<div class="scroll">{html_table(table, limit=200)}</div>{_quality(found)}'
+    return f'<div class="scroll">{html_table(table[[c for c in RANKED if c in table]], limit=200)}</div>{_quality(found)}'
 
 def _any_window(project: Project, start: str) -> Window:
     found = next((w for w in recorded(project).windows if w.start == start), None)

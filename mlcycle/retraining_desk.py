@@ -61,12 +61,14 @@ def comparison_page(project: Project, version: str) -> str: # trusted HTML
     if found is None: return f'<p class="note">Version {escaped(version)} has not been compared with the champion on the same rows.</p>'
     old = '' if found.champion == now else f'<p class="bad">That was version {escaped(found.champion)}; version {escaped(now)} is champion now. Compare again.</p>'
     gain = intervals_svg([drawn(f'gain in {found.metric}', found.gain, colour=RED if found.verdict == 'worse' else BLUE)], level=Level(-found.margin, f'at most {found.margin:g} worse' if found.margin else 'no difference'))
-    head = f'<p><b>{escaped(TOLD[found.verdict])}</b> {escaped(found.why, 600)} {escaped(f"{found.rows:,} {found.source} rows")}</p>'
-    return f'{head}{old}{gain}<p class="note">Blue: version {escaped(version)}; orange: version {escaped(found.champion)}</p>{_both(found)}{_seen_live(project, version)}'
+    head = f'<p><b>{escaped(TOLD[found.verdict])}</b> {escaped(found.why, 600)}</p>'
+    return f'{head}{old}{gain}{_both(project, found)}{_seen_live(project, version)}'
 
-def _both(found: Comparison) -> str:
-    lines = [drawn(k, e, colour=colour) for k in found.challenger_metrics for figures, colour in ((found.challenger_metrics, BLUE), (found.champion_metrics, ORANGE)) if (e := figures.get(k))]
-    return intervals_svg(lines) if lines else ''
+def _both(project: Project, found: Comparison) -> str:
+    sides = ((found.challenger_metrics, found.challenger, BLUE), (found.champion_metrics, found.champion, ORANGE))
+    lines = [(f'{k}, version {version}', e, colour) for k in found.challenger_metrics for figures, version, colour in sides if (e := figures.get(k))]
+    if project.settings.problem.task == 'regression': return html_pairs({name: e for name, e, _ in lines})   # no common scale
+    return intervals_svg([drawn(name, e, colour=colour) for name, e, colour in lines]) if lines else ''
 
 def _seen_live(project: Project, version: str) -> str:
     seen = project.latest(Canary, subject=version)
