@@ -16,7 +16,7 @@ from .pipeline import STEPS, status
 
 # %% auto #0
 __all__ = ['SIGNS', 'READABLE', 'Next', 'next_step', 'circle_svg', 'stages_html', 'versions_html', 'alarms_html', 'NextStep',
-           'Links', 'home_desk', 'home', 'columns_in', 'levels_in', 'Beginning']
+           'due', 'way_to', 'page_output', 'Links', 'home_desk', 'home', 'columns_in', 'levels_in', 'Beginning']
 
 # %% ../nbs/12g_home.ipynb #31bcef47
 class Next(Record):
@@ -25,7 +25,9 @@ class Next(Record):
     stage: str = '' # whose step to run, or whose notebook to open
     run: bool = False # whether running the step is all there is to do
 
-def next_step(found: dict) -> Next: # of `mlcycle.pipeline.status`
+def next_step(found: dict, # of `mlcycle.pipeline.status`
+              alarms: int=0, # raised, and answered by nobody
+              ) -> Next:
     "The next thing to do."
     busy = next((s for s in found['stages'] if s['why'] == 'running now'), None)
     if busy: return Next(text=f"{busy['stage'].capitalize()} is running now.", stage=busy['stage'])
@@ -33,14 +35,15 @@ def next_step(found: dict) -> Next: # of `mlcycle.pipeline.status`
     closed = [g for g in found['gates'] if g['answer'] != 'pass']
     waits = next((s for s in found['stages'] if s['state'] == 'blocked'), None)
     if order and (not closed or _before(order[0]['stage'], 'deployment')): return _to_run(order[0], found)
-    if closed and not found['champion']: return Next(text=f"Version {found['version']} waits at gate {closed[0]['name']}: {closed[0]['why']}. {_where(closed[0])}", stage='governance')
+    if closed and not found['champion']: return Next(text=f"Version {found['version']} waits at gate {closed[0]['name']}: {closed[0]['why']}. {_where(closed[0])}", stage='deployment')
     if waits: return Next(text=f"{waits['stage'].capitalize()} waits: {waits['why']}", stage=waits['stage'])
     if order: return _to_run(order[0], found)
+    if alarms: return Next(text=f'{alarms} alarm{"s" if alarms > 1 else ""} wait{"" if alarms > 1 else "s"} for an answer: acknowledge or mute in Monitoring.', stage='monitoring')
     return Next(text='Nothing is due. Look at monitoring when new outcomes come.', stage='monitoring')
 
 def _before(stage: str, other: str) -> bool: return list(STEPS).index(stage) < list(STEPS).index(other)
 
-def _where(gate: dict) -> str: return 'Sign it in Governance.' if gate['name'] == 'signed' else f"Next: {gate['command']}"
+def _where(gate: dict) -> str: return 'Sign it in Deployment.' if gate['name'] == 'signed' else f"Next: {gate['command']}"
 
 def _to_run(stage: dict, found: dict) -> Next:
     name = stage['stage']
@@ -103,20 +106,35 @@ def alarms_html(project: Project) -> str:
 # %% ../nbs/12g_home.ipynb #6e9b6cb5
 class NextStep:
     "The next thing to do, as one button where a button can do it."
-    def html(self, project: Project) -> str: return part_html('', f'<p style="font-size:15px"><b>{escaped(next_step(status(project)).text, 600)}</b></p>')
+    def html(self, project: Project) -> str: return self._told(due(project))
+    def _told(self, todo: Next) -> str: return part_html('', f'<p style="font-size:15px"><b>{escaped(todo.text, 600)}</b></p>{"" if todo.run else way_to(todo.stage)}')
 
     def widget(self, desk: Desk):
         import ipywidgets
-        self.job, self.box, self.text = None, ipywidgets.VBox(), html_box('')
+        self.job, self.box, self.text, self.way = None, ipywidgets.VBox(), html_box(''), ipywidgets.Output()
         self.refresh(desk)
         return self.box
 
     def refresh(self, desk: Desk) -> None:
         if self.job is not None and self.job.busy: return
-        todo = next_step(status(desk.project))
-        self.text.value = inside(self.html(desk.project))
+        todo = due(desk.project)
+        self.text.value = inside(self._told(todo.model_copy(update={'run': True})))
         self.job = Job(todo.stage, f'Run {todo.stage}') if todo.run else None
-        self.box.children = [self.text, *([self.job.widget(desk)] if self.job else [])]
+        self.way.outputs = page_output(way_to(todo.stage))
+        self.box.children = [self.text, self.job.widget(desk) if self.job else self.way]
+
+def due(project: Project) -> Next:
+    "The next thing to do in a project, its alarms among it."
+    raised = [e for e in {e.subject: e.body for e in project.ledger.entries('alarm')}.values() if e.get('state') == 'raised']
+    return next_step(status(project), len(raised))
+
+def way_to(stage: str) -> str: # HTML
+    "A link to the desk of a stage."
+    return f'<p><a href="{STEPS[stage].notebook}">Open {escaped(label(stage))}</a></p>' if stage in STEPS else ''
+
+def page_output(html: str) -> tuple: # of an ipywidgets.Output
+    "Trusted HTML shown by the page itself, so that its links open beside it."
+    return ({'output_type': 'display_data', 'data': {'text/html': f'{STYLE}<div class="mlcycle-desk">{html}</div>'}, 'metadata': {}},)
 
 class Links:
     "Links, shown by the page itself, so that they open beside it."
@@ -129,8 +147,7 @@ class Links:
         return self.box
 
     def refresh(self, desk: Desk) -> None:
-        page = f'{STYLE}<div class="mlcycle-desk">{self.html(desk.project)}</div>'
-        self.box.outputs = [{'output_type': 'display_data', 'data': {'text/html': page}, 'metadata': {}}]
+        self.box.outputs = page_output(self.html(desk.project))
 
 def home_desk(project: Project) -> Desk:
     "Where everything stands."
@@ -235,5 +252,5 @@ class Beginning:
             return '. '.join(scaffold(self.folder/name, outline).notes)
         self.said.value = inside(result_html(do))
         if (self.folder/name/'mlcycle.toml').exists():
-            link = f'{STYLE}<div class="mlcycle-desk"><p style="font-size:15px"><a href="{escaped(name)}/notebooks/00_home.ipynb">Open the home of {escaped(name)}</a></p></div>'
-            self.links.outputs = [{'output_type': 'display_data', 'data': {'text/html': link}, 'metadata': {}}]
+            link = f'<p style="font-size:15px"><a href="{escaped(name)}/notebooks/00_home.ipynb">Open the home of {escaped(name)}</a></p>'
+            self.links.outputs = page_output(link)
