@@ -105,7 +105,7 @@ def p_value(chance: Chance, square: float, # of the measure, times the rows
 def _square(chance: Chance, alpha: float) -> float:
     if alpha < TAIL: return chance.points[-1]+chance.excess*math.log(TAIL/alpha)
     place = int(np.argmax(CHANCES <= alpha*(1+1e-9)))
-    return math.nextafter(chance.points[place], math.inf)
+    return chance.points[place]*(1+1e-9)+1e-15   # just beyond the point, whatever rounding does to it
 
 @functools.lru_cache(maxsize=4096)
 def threshold(chance: Chance, alpha: float, # chance of a false alarm
