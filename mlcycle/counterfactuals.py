@@ -127,7 +127,7 @@ def _usual(sample: pd.DataFrame) -> float:
     np.fill_diagonal(apart, np.inf)
     return float(np.quantile(apart.min(axis=1), .95))
 
-# %% ../nbs/04aa_counterfactuals.ipynb #6626b668
+# %% ../nbs/04aa_counterfactuals.ipynb #a2a00477
 BEAM, DEEPEST, MOST = 12, 3, 3   # partial answers kept; columns changed at most; answers
 
 class Counterfactual(Record):
@@ -163,7 +163,7 @@ class Counterfactuals(Record):
     def _repr_html_(self) -> str:
         held = '; '.join(f'{c}: {why}' for c, why in self.fixed.items())
         note = f'{CAVEAT} Held fixed: {held or "nothing"}.'
-        table = html_table(self.table) if self.found else ''
+        table = f'<div class="scroll">{html_table(self.table)}</div>' if self.found else ''
         return f'<p><b>{escaped(self.headline, 300)}</b></p>{table}<p class="note">{escaped(note, 2000)}</p>'
 
 CAVEAT = ('What the model would have said of another row, not what would happen to a person who changed: it knows '

@@ -17,8 +17,8 @@ from .performance import Answered, covered, expected, outcome_variance
 from .recalibration import Curve, chances, learn_curve
 
 # %% auto #0
-__all__ = ['FEWEST_KNOWN', 'FEWEST_OF_A_CLASS', 'LARGEST', 'LUCK', 'GROSS', 'RUN', 'NOT_VALID', 'Terms', 'Estimator',
-           'score_columns', 'answered', 'outcomes', 'learn', 'estimate', 'gaps', 'Standing', 'standings', 'held_to']
+__all__ = ['FEWEST_KNOWN', 'FEWEST_OF_A_CLASS', 'LARGEST', 'SLACK', 'LINE', 'NOT_VALID', 'Terms', 'Estimator', 'score_columns',
+           'answered', 'outcomes', 'learn', 'estimate', 'gaps', 'Standing', 'standings', 'held_to']
 
 # %% ../nbs/06bc_estimates.ipynb #53c7b026
 FEWEST_KNOWN, FEWEST_OF_A_CLASS = 100, 10   # rows to learn from
@@ -141,23 +141,24 @@ def gaps(estimator: Estimator, known: pd.DataFrame, # as logged, with `label`
     return found
 
 # %% ../nbs/06bc_estimates.ipynb #cc74a9a4
-LUCK, GROSS, RUN = .01, .001, 12   # chance of so many misses; of one so large; windows looked back on
+SLACK, LINE = .75, 3.6   # of the running sums, in standard errors: what each window forgives, and where they have said enough
 
 def _missed(gap: Estimate) -> bool: return gap.low > 0 or gap.high < 0
 
-def _gross(gap: Estimate) -> bool:
-    "Whether one gap is larger than chance makes them once in a thousand times."
-    reach = (gap.high-gap.low)/2
-    return abs(gap.value) > reach*stats.norm.isf(GROSS/2)/stats.norm.isf((1-gap.level)/2)
+def _off(gap: Estimate) -> float: # at most ten
+    "How many standard errors what came lies from what was estimated."
+    error = (gap.high-gap.low)/2/stats.norm.isf((1-gap.level)/2)
+    return float(np.clip(gap.value/max(error, 1e-300), -10, 10))
 
-def _begun(tests: list[tuple[int, Estimate]]) -> int | None: # the place of the first miss; None: they hold
-    "Since which window the newest tests fail, if they do."
-    newest = tests[-1][1]
-    if not _missed(newest): return None
-    for k in range(1, min(len(tests), RUN)+1):
-        missed = [i for i, gap in tests[-k:] if _missed(gap)]
-        if len(missed) > 1 and stats.binom.sf(len(missed)-1, k, 1-newest.level) <= LUCK: return missed[0]
-    return tests[-1][0] if _gross(newest) else None
+class _Sum(NamedTuple):
+    "How far the gaps to one side have added up, and since which window."
+    value: float = 0.
+    since: int = 0
+
+def _added(total: _Sum, off: float, i: int) -> _Sum:
+    "Page's running sum: it forgives a little in each window, and begins anew where it falls to nothing."
+    value = max(0., total.value+off-SLACK)
+    return _Sum(value, total.since if total.value > 0 else i)
 
 def _back(gap: Estimate, last: Estimate) -> bool:
     "Whether a window covers, and would have noticed a gap like the last miss."
@@ -172,16 +173,17 @@ class Standing(NamedTuple):
 def standings(tests: list[Estimate | None], # the gaps of one metric in windows, in order; None: outcomes not in
               ) -> list[Standing]: # one a window
     "Whether the estimates of each window stand."
-    since, last, recent, fates, counts, held, seen = None, None, [], [None]*len(tests), [], 0, 0
+    since, last, sums, fates, counts, held, seen = None, None, (_Sum(), _Sum()), [None]*len(tests), [], 0, 0
     for i, gap in enumerate(tests):
         counts.append((held, seen))
         if gap is not None and gap.status == 'ok':
-            held, seen, recent = held+(not _missed(gap)), seen+1, [*recent, (i, gap)]
-            if since is not None and _back(gap, last): since, recent = None, []
-            elif since is None and (begun := _begun(recent)) is not None:
-                since = begun
-                fates[begun:i] = [begun]*(i-begun)
-            if _missed(gap): last = gap
+            held, seen = held+(not _missed(gap)), seen+1
+            if since is None:
+                sums = tuple(_added(s, side*_off(gap), i) for s, side in zip(sums, (1, -1)))
+                since = next((s.since for s in sums if s.value >= LINE), None)
+                if since is not None: fates[since:i], last = [since]*(i-since), gap
+            elif _back(gap, last): since, sums = None, (_Sum(), _Sum())
+            if since is not None and _missed(gap): last = gap
         fates[i] = since
     return [Standing(fate, *count) for fate, count in zip(fates, counts)]
 

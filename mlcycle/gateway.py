@@ -191,7 +191,7 @@ def reached(method: str, path: str) -> bool: # path behind /live/
 # %% ../nbs/12bb_gateway.ipynb #d23037ed
 POLICY = ("default-src 'none'; script-src {scripts}; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; "
           "font-src 'self' data:; connect-src 'self'; worker-src 'self' blob:; frame-src 'self'; frame-ancestors 'self'; base-uri 'none'; form-action 'self'")
-WAITING = """<p id="mlc-note" class="note" role="status" style="position:sticky;bottom:0;padding:.3rem 0;margin:0;background:inherit">{note}</p>
+WAITING = """<p id="mlc-note" class="note" role="status" style="font:14px/1.4 system-ui,sans-serif;position:sticky;bottom:0;padding:.3rem 0;margin:0;background:inherit">{note}</p>
 <iframe id="mlc-live" title="the page with its selectors" style="display:none;border:0;position:fixed;inset:0;width:100%;height:100%"></iframe>
 <script nonce="{nonce}">
 (() => {{

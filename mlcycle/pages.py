@@ -66,6 +66,7 @@ STYLE = '''<style>
         --jp-widgets-color: #e5e7eb; --jp-widgets-input-color: #e5e7eb; --jp-widgets-input-background-color: #1c2534;
         --jp-widgets-input-border-color: #6b7280; --jp-layout-color0: #111827; --jp-layout-color1: #111827; color-scheme: dark}
   .mlc img {background: #fff; border-radius: 4px}
+  input::placeholder {color: #9aa4b2}
 }
 .mlc {font: 400 15px/1.4 system-ui, sans-serif; color: var(--ink); background: var(--ground); max-width: 1320px; margin: 0 auto}
 .mlc h1 {font-size: 1.1rem; font-weight: 600; margin: 0; overflow-wrap: anywhere}
@@ -86,7 +87,8 @@ STYLE = '''<style>
 .mlc .scroll {overflow-x: auto} .mlc .wide {min-width: 680px}
 .mlc .two {display: flex; flex-wrap: wrap; gap: .5rem 1.5rem} .mlc .two > * {flex: 1 1 min(460px, 100%); min-width: 0}
 .mlc img {max-width: 100%} .mlc :focus-visible {outline: 3px solid #0072b2; outline-offset: 2px}
-@media (max-width: 480px) {.mlc {font-size: 14px} .mlc .verdict b {font-size: 1.25rem}}
+.jupyter-widgets.widget-html, .widget-html-content, .jupyter-widget-html-content {min-width: 0; max-width: 100%}
+@media (max-width: 480px) {.mlc .scroll td:last-child:not([style*=right]) {min-width: 11em} .mlc {font-size: 14px} .mlc .verdict b {font-size: 1.25rem}}
 </style>'''
 
 def framed(content: str) -> str: # HTML
