@@ -30,6 +30,7 @@ class Serving:
             if self.process.poll() is not None: raise SystemExit(f'the server ended: {self.log.read_text()[-2000:]}')
             try: await asyncio.to_thread(ask, self.port, '/predict', body); break
             except OSError: await asyncio.sleep(.1)
+        else: raise SystemExit('the server did not start')
         self.ready.set()
 
     def memory(self) -> float:
@@ -69,13 +70,23 @@ async def call(server: Serving, bodies: list[bytes], until: float, came: list) -
 
 async def faults(folder: Path, project, bodies: list[bytes], *, seconds: float, kills: int, clients: int, workers: int) -> dict:
     "Load, kills and one rollback; returns what was counted."
-    from mlcycle.registry import rollback
     server, came, body = Serving(folder, project.folder, workers), [], bodies[0].decode()
     await server.start(body)
-    memory, until = [server.memory()], time.monotonic()+seconds
-    callers = [asyncio.create_task(call(server, bodies[i:]+bodies[:i], until, came)) for i in range(clients)]
+    try:
+        memory, until = [server.memory()], time.monotonic()+seconds
+        callers = [asyncio.create_task(call(server, bodies[i:]+bodies[:i], until, came)) for i in range(clients)]
+        gone = await trouble(server, project, body, seconds=seconds, kills=kills)
+        await asyncio.gather(*callers)
+        memory.append(server.memory())
+    finally: await server.end(signal.SIGTERM)
+    return counted(project, came, gone)|{'memory_mb': [round(m) for m in memory]}
+
+
+async def trouble(server: Serving, project, body: str, *, seconds: float, kills: int) -> float: # when the rollback was done
+    "Kills at even distances, a rollback past the middle, then the retirement of what was rolled back from."
+    from mlcycle.registry import rollback
     steps = sorted([('kill', (i+1)/(kills+1)) for i in range(kills)]+[('rollback', .55), ('retire', .7)], key=lambda s: s[1])
-    begun, gone = time.monotonic(), None
+    begun, gone = time.monotonic(), 0.
     for what, share in steps:
         await asyncio.sleep(max(0, begun+share*seconds-time.monotonic()))
         if what == 'kill':
@@ -85,10 +96,7 @@ async def faults(folder: Path, project, bodies: list[bytes], *, seconds: float, 
             await asyncio.to_thread(rollback, project, because='a fault on purpose')
             gone = time.time()
         else: project.ledger.append(stage='retirement', kind='retirement', subject='2', actor='Ada', body={'version': '2', 'successor': '1', 'because': 'a fault on purpose'})
-    await asyncio.gather(*callers)
-    memory.append(server.memory())
-    await server.end(signal.SIGTERM)
-    return counted(project, came, gone)|{'memory_mb': [round(m) for m in memory]}
+    return gone
 
 
 def counted(project, came: list, gone: float) -> dict:
