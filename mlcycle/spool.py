@@ -21,7 +21,7 @@ HEAD = struct.Struct('<III')   # bytes that follow, their CRC-32, rows
 
 def frame(content: bytes, rows: int) -> bytes:
     "Rows as they stand in a segment."
-    return HEAD.pack(len(content), zlib.crc32(content), rows)+content
+    return HEAD.pack(len(content), zlib.crc32(content, rows), rows)+content   # the sum is of the number of rows too
 
 def frames(data: bytes) -> Iterator[tuple[int, int, bytes]]: # (where the next begins, rows, content)
     "The whole frames at the start of some bytes."
@@ -29,7 +29,7 @@ def frames(data: bytes) -> Iterator[tuple[int, int, bytes]]: # (where the next b
     while at+HEAD.size <= len(data):
         length, sum, rows = HEAD.unpack_from(data, at)
         content = data[at+HEAD.size:at+HEAD.size+length]
-        if not length or len(content) < length or zlib.crc32(content) != sum: return
+        if not length or len(content) < length or zlib.crc32(content, rows) != sum: return
         at += HEAD.size+length
         yield at, rows, content
 

@@ -1,0 +1,116 @@
+"""The spool under faults: a torn tail, a full disk, a writer at work during moves, a move that is cut off."""
+import errno, json, os, threading
+import pandas as pd
+import pytest
+from mlcycle.core import Project
+from mlcycle.spool import Writer, gather, json_head, spool, spool_folder, waiting
+
+HEAD = json_head({'n': 'whole'})
+
+
+@pytest.fixture()
+def project(tmp_path) -> Project:
+    (tmp_path/'mlcycle.toml').write_text('[project]\nname = "spool"\n[problem]\ntask = "binary"\ntarget = "y"\n[data]\nsources = [{name = "rows", path = "rows.csv"}]\n')
+    return Project(tmp_path)
+
+
+def content(*numbers: int) -> tuple[bytes, int]: return HEAD+json.dumps([[n] for n in numbers]).encode()+b'}', len(numbers)
+
+
+def stored(project: Project) -> list[int]:
+    gather(project, 'visits')
+    return sorted(project.tables.read('visits')['n'].tolist()) if project.tables.exists('visits') else []
+
+
+def keep(writer: Writer, *numbers: int): writer.keep(*content(*numbers))
+
+
+def test_a_torn_tail_loses_only_what_nobody_was_promised(project):
+    "Cut or changed at any byte of the last frame: the frames before it are whole, and what is spooled later comes too."
+    folder = spool_folder(project, 'visits')
+    writer = Writer(folder)
+    for n in range(3): keep(writer, n)
+    writer.close()
+    file = next(folder.glob('*.log'))
+    whole = file.read_bytes()
+    last = len(whole)//3*2
+    for cut in (*range(last, len(whole), 7), len(whole)-1):
+        file.write_bytes(whole[:cut])
+        assert waiting(project, 'visits') == 2
+    for flipped in range(last, len(whole), 11):
+        damaged = bytearray(whole); damaged[flipped] ^= 1
+        file.write_bytes(damaged)
+        assert waiting(project, 'visits') == 2
+    file.write_bytes(whole[:-5])
+    spool(project, 'visits', pd.DataFrame({'n': [7]}))
+    assert stored(project) == [0, 1, 7] and stored(project) == [0, 1, 7]
+
+
+def test_a_full_disk_says_so_and_writing_goes_on_when_there_is_room(project, monkeypatch):
+    writer, real, full = Writer(spool_folder(project, 'visits')), os.pwrite, [False]
+    def pwrite(handle, data, at):
+        if not full[0]: return real(handle, data, at)
+        if len(data) > 20: return real(handle, data[:20], at)     # the disk takes a little, then nothing
+        raise OSError(errno.ENOSPC, 'No space left on device')
+    monkeypatch.setattr('mlcycle.spool.os.pwrite', pwrite)
+    keep(writer, 1)
+    full[0] = True
+    for n in (2, 3):
+        with pytest.raises(OSError, match='No space'): keep(writer, n)
+    full[0] = False
+    keep(writer, 4)
+    writer.close()
+    assert stored(project) == [1, 4]
+
+
+def test_fdatasync_that_fails_is_no_promise(project, monkeypatch):
+    writer = Writer(spool_folder(project, 'visits'))
+    keep(writer, 1)
+    with monkeypatch.context() as patch:
+        patch.setattr('mlcycle.spool.os.fdatasync', lambda handle: (_ for _ in ()).throw(OSError(errno.EIO, 'Input/output error')))
+        with pytest.raises(OSError, match='Input/output'): keep(writer, 2)
+    keep(writer, 3)
+    writer.close()
+    found = stored(project)
+    assert {1, 3} <= set(found) and len(found) == len(set(found))     # 2 may be there: it was never promised
+
+
+def test_frames_handed_over_together_are_kept_together(project, monkeypatch):
+    said = []
+    writer = Writer(spool_folder(project, 'visits'), tell=lambda those, error: said.extend((w, error) for w in those))
+    with monkeypatch.context() as patch:
+        patch.setattr(Writer, '_write', lambda self, data: OSError(errno.ENOSPC, 'No space left on device'))
+        writer.submit([content(1), content(2, 3)], 'first')
+        while not said: pass
+    writer.submit([content(4), content(5, 6)], 'second')
+    writer.close()
+    assert [w for w, _ in said] == ['first', 'second'] and isinstance(said[0][1], OSError) and said[1][1] is None
+    assert stored(project) == [4, 5, 6]
+
+
+def test_moves_during_writing_take_each_row_once(project):
+    writer, over = Writer(spool_folder(project, 'visits'), reserve=4096), threading.Event()
+    def moving() -> None:
+        while not over.is_set(): gather(project, 'visits')
+    movers = [threading.Thread(target=moving) for _ in range(2)]
+    for t in movers: t.start()
+    for n in range(120): keep(writer, n)
+    over.set()
+    for t in movers: t.join()
+    writer.close()
+    assert stored(project) == [*range(120)] and waiting(project, 'visits') == 0 and not [*spool_folder(project, 'visits').glob('*.log')]
+
+
+@pytest.mark.parametrize('moment', ['before', 'after'])
+def test_a_move_that_is_cut_off_is_neither_lost_nor_doubled(project, monkeypatch, moment):
+    import mlcycle.spool as module
+    spool(project, 'visits', pd.DataFrame({'n': [1, 2]}))
+    real = module.append
+    def cut(*args, **kwargs):
+        if moment == 'after': real(*args, **kwargs)
+        raise KeyboardInterrupt
+    with monkeypatch.context() as patch:
+        patch.setattr(module, 'append', cut)
+        with pytest.raises(KeyboardInterrupt): gather(project, 'visits')
+    spool(project, 'visits', pd.DataFrame({'n': [3]}))
+    assert stored(project) == [1, 2, 3] and stored(project) == [1, 2, 3]
