@@ -4,7 +4,7 @@
 
 # %% ../nbs/10_report.ipynb #594c5b86
 from __future__ import annotations
-import html, json, re
+import functools, html, json, re, threading
 from pathlib import Path
 from types import SimpleNamespace
 from .core import DataError, write_atomic
@@ -46,10 +46,16 @@ def to_html(notebook: str | Path, # an executed notebook
             ) -> str: # a whole page
     "An executed notebook as one self-contained page: prose and outputs, no code, no scripts."
     content = _visible(read_notebook(notebook))
-    from nbconvert import HTMLExporter
-    exporter = HTMLExporter(template_name='basic', exclude_input=True, exclude_output_prompt=True, exclude_anchor_links=True)
-    body, _ = exporter.from_notebook_node(content)
+    with _one_page_at_a_time: body, _ = _exporter().from_notebook_node(content)
     return page(summary+_without_scripts(body), title=title or title_of(content), state=state, note=note)
+
+_one_page_at_a_time = threading.Lock()   # the exporter is shared
+
+@functools.cache
+def _exporter(): # nbconvert's
+    "One for all pages: its templates take longer to compile than a page to draw."
+    from nbconvert import HTMLExporter
+    return HTMLExporter(template_name='basic', exclude_input=True, exclude_output_prompt=True, exclude_anchor_links=True)
 
 def import_nbformat(): # the module
     "nbformat, without the grammar of international addresses that it would build for a second and that no notebook needs."
