@@ -3,7 +3,7 @@
 Each quarter has a reference and thirteen weekly windows of its own, all rows from one distribution: 20 columns, normal, skewed, whole and
 half-constant numbers, categories of 2 to 29 levels, one of 400, missing values. Columns are judged as monitoring judges them: each window by
 `drift` with its share of the budget, all windows together by `follow`. An alarm is a window of a column that rings. The budget is one false alarm
-a quarter, of which these two causes may spend half. The rest is for performance, estimates, criteria and mixtures, which are not simulated here.
+a quarter, of which these two causes may spend sixty in a hundred. The rest is for performance, estimates and criteria, which are not simulated here.
 
     independent   500 rows a window, independent of each other
     sizes         100 to 2,000 rows, another number every week

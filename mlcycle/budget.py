@@ -13,7 +13,7 @@ from .core import Criterion, Estimate, MonitoringSection, PERIODS, false_alarms_
 __all__ = ['SHARES', 'per_window', 'share_of', 'stretch', 'criterion_at', 'budget_text']
 
 # %% ../nbs/06ac_budget.ipynb #948edd6e
-SHARES = {'drift': .4, 'slow drift': .1, 'mixture': .1, 'performance': .2, 'estimate': .15, 'criterion': .05}
+SHARES = {'drift': .45, 'slow drift': .15, 'performance': .2, 'estimate': .15, 'criterion': .05}
 
 def per_window(monitoring: MonitoringSection, # settings
                days: float, # length of a window
@@ -52,4 +52,4 @@ def budget_text(monitoring: MonitoringSection,
     spent = '' if told is None else (f' With these columns and as many rows as in the newest window, chance alone calls {shown(float(f"{told*windows:.2g}"))} '
                                      f'times a {period} about drift.')
     return (f'Budget: {monitoring.false_alarms} false alarms, {SHARES["drift"]:.0%} of them for drift of a column in one window of {days:g} '
-            f'days, the rest for slow drift, mixtures and metrics. A difference below {100*monitoring.min_effect:g} % of the rows calls nobody.{spent}')
+            f'days, the rest for small and lasting drift and for metrics. A difference below {100*monitoring.min_effect:g} % of the rows calls nobody.{spent}')
