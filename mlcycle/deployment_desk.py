@@ -20,9 +20,10 @@ from .signing import candidates, facts_html, gates_html, override_act, release_a
 from .traffic import current_traffic, set_traffic, wanted_shares
 
 # %% auto #0
-__all__ = ['OTHER', 'SERVED', 'LET_IN', 'standing_html', 'traffic_svg', 'others', 'another', 'replay_page', 'number_of',
+__all__ = ['OTHER', 'SHOWN', 'SERVED', 'LET_IN', 'standing_html', 'traffic_svg', 'others', 'another', 'replay_page', 'number_of',
            'replay_act', 'canary_page', 'readings_svg', 'must_run', 'canary_act', 'traffic_page', 'shares_with',
-           'traffic_act', 'rollback_page', 'rollback_act', 'rolled_back', 'bundle_html', 'deployment_desk']
+           'traffic_act', 'rollback_page', 'rollback_act', 'rolled_back', 'gate_options', 'bundle_html',
+           'deployment_desk']
 
 # %% ../nbs/12l_deployment_desk.ipynb #b3c6ecce
 def standing_html(project: Project) -> str:
@@ -153,6 +154,12 @@ def rolled_back(project: Project, **who) -> str:
     return f"Version {entry.body['version']} is champion again (entry {entry.seq}), version {entry.body['previous']} is not."
 
 # %% ../nbs/12l_deployment_desk.ipynb #19565ed1
+SHOWN = ('approval', 'bundle', 'comparison', 'promotion', 'replay', 'shadow', 'validation', 'leaderboard', 'feasibility', 'problem', 'schema', 'split', 'card')   # what a gate may read
+
+def gate_options(project: Project) -> dict:
+    "What the gates of `mlcycle.toml` may be about."
+    return {'gates': {'evidence': sorted({*SHOWN, *(g.evidence for g in project.settings.gates)})}}
+
 SERVED = [f'deployment.{k}' for k in ('name', 'port', 'replicas', 'image')]
 LET_IN = [f'deployment.canary.{k}' for k in CanarySection.model_fields]
 
@@ -165,5 +172,5 @@ def deployment_desk(project: Project) -> Desk:
     return Desk(project, 'Deployment', [
         View('Where it stands', standing_html), release_act('champion', 'challenger', 'shadow'), Job('deployment', 'Build the bundle'),
         *(Folded(title, parts) for title, parts in (
-            ('Pass a gate by name', [override_act()]), ('Replay the log', [replay_act()]), ('Canary', [canary_act(), Form('How a candidate is let in', LET_IN)]),
+            ('Gates', [Form('What has to be shown before a version moves on', ['gates'], options=gate_options), override_act()]), ('Replay the log', [replay_act()]), ('Canary', [canary_act(), Form('How a candidate is let in', LET_IN)]),
             ('Traffic', [traffic_act()]), ('Roll back', [rollback_act()]), ('Serving and the bundle', [Form('Serving', SERVED), View('The bundle', bundle_html)])))])

@@ -108,7 +108,7 @@ def helps(record: type[Record]) -> dict[str, str]: # field → what stands behin
 def help_of(key: str) -> str:
     "What a setting is for."
     *parents, name = key.split('.')
-    record = annotation_of('.'.join(parents))
+    record = annotation_of('.'.join(parents)) if parents else Settings
     return helps(record).get(name, '') if isinstance(record, type) and issubclass(record, Record) else ''
 
 # %% ../nbs/12e_forms.ipynb #4246e614
@@ -136,7 +136,7 @@ def text(value: object, parse: Callable[[str], object]=str, *, long: bool=False,
     import ipywidgets
     kind = ipywidgets.Textarea if long else ipywidgets.Text
     box = kind(layout=_layout(width), **({'rows': 2} if long else {}))
-    def show(v): box.value = '' if v is None else str(v)
+    def show(v): box.value = '' if v is None else json.dumps(v) if isinstance(v, bool) else str(v)
     show(value)
     return Control(box, lambda: parse(box.value), show)
 
@@ -204,7 +204,7 @@ def rows(record: type[Record], value: list[dict], options: dict) -> Control:
     def line(values: dict) -> dict:
         return {k: control(_plain(f.annotation), values.get(k, _first(f, options.get(k))), options=options.get(k)) for k, f in record.model_fields.items()}
     def draw():
-        box.children = [*(_line_box(l, lambda l=l: (lines.remove(l), draw())) for l in lines), more]
+        box.children = [*([_heads(record)] if lines else []), *(_line_box(l, lambda l=l: (lines.remove(l), draw())) for l in lines), more]
     def show(v):
         lines[:] = [line(one) for one in v or []]
         draw()
@@ -212,6 +212,12 @@ def rows(record: type[Record], value: list[dict], options: dict) -> Control:
     more.on_click(lambda _: (lines.append(line({})), draw()))
     show(value)
     return Control(box, lambda: [{k: v for k, c in l.items() if (v := c.read()) not in ('', None)} for l in lines], show)
+
+def _heads(record: type[Record]): # the fields' names above their controls
+    import ipywidgets
+    heads = [html_box(f'<span class="note" title="{escaped(what)}">{escaped(label(name))}</span>') for name, what in helps(record).items()]
+    for head in heads: head.layout.width = '154px'
+    return ipywidgets.HBox(heads, layout=ipywidgets.Layout(flex_flow='row wrap'))
 
 def _plain(annotation: object) -> object: # without what pydantic hangs on it
     parts = get_args(annotation)
