@@ -131,9 +131,10 @@ def _interval(f: dict, y: int, x) -> str:
 
 def bars_svg(shares: dict[str, float], *, colours: tuple[str, ...]=(BLUE, ORANGE, GREY, RED)) -> str:
     "Shares of a whole as one bar in parts."
-    total, at, parts = sum(shares.values()) or 1, 0., ''
+    total, at, said, parts = sum(shares.values()) or 1, 0., 0., ''
     for i, (name, share) in enumerate(shares.items()):
-        wide = 600*share/total
-        parts += f'<rect x="{at:.1f}" y="2" width="{max(wide-1, .5):.1f}" height="20" fill="{colours[i % len(colours)]}"/><text x="{at+2:.1f}" y="36">{escaped(name, 30)}</text>'*(share > 0)
+        wide, where = 600*share/total, max(at+2, said)   # names give way to one another
+        said = where+6.6*len(name[:30])+8 if share > 0 else said
+        parts += f'<rect x="{at:.1f}" y="2" width="{max(wide-1, .5):.1f}" height="20" fill="{colours[i % len(colours)]}"/><text x="{where:.1f}" y="36">{escaped(name, 30)}</text>'*(share > 0)
         at += wide
     return f'<svg viewBox="0 0 720 42" width="720" style="max-width:100%" role="img" aria-label="shares">{parts}</svg>'

@@ -85,6 +85,17 @@ class Seat:
         box.fill(text); box.press('Tab')   # leaving the box takes what was typed
         self.row(name).locator('.jupyter-widget-tag', has_text=text).wait_for()
 
+    def turn(self, part: str, key: str, times: int) -> None:
+        "Move a dial by the keyboard, and wait until what hangs on it has moved."
+        dial, handle = self.part(part), self.part(part).locator('.noUi-handle').first
+        before = dial.inner_text()
+        handle.focus()
+        for _ in range(times): handle.press(key)
+        for _ in range(100):
+            if dial.inner_text() != before: return
+            self.page.wait_for_timeout(100)
+        raise AssertionError(f'{part} does not follow {key}')
+
     def run_to_desk(self) -> None:
         "Press ▶ from the first cell until the desk stands there; its own buttons do the rest."
         self.sheet.locator('.jp-Cell').first.click(position={'x': 60, 'y': 10})

@@ -19,16 +19,15 @@ class Case(NamedTuple):
     outline: dict # field of the first form → what is chosen or typed
     protected: tuple[str, ...]
     objective: str
-    answers: dict # question → answer
     criterion: tuple # metric, direction, threshold
     trials: int
     left_out: tuple[str, ...] = ()
 
 
 ADULT = Case('adult', 'adult/adult.csv', 2500, {'Target': 'income-per-year', 'Positive': '>50K'}, ('sex',), 'find those who earn more than 50,000 a year',
-             {}, ('roc_auc', '>=', '0.8'), 3, ('fnlwgt',))
+             ('roc_auc', '>=', '0.8'), 3, ('fnlwgt',))
 BIKES = Case('bikes', 'bike_sharing_hourly/hour.csv', 4000, {'Target': 'cnt'}, (), 'know how many bicycles are needed in an hour',
-             {}, ('mae', '<=', '120'), 4, ('instant', 'casual', 'registered'))
+             ('mae', '<=', '120'), 4, ('instant', 'casual', 'registered'))
 
 
 def lay_out(case: Case, folder: Path, *, rows: int=0) -> Path:
@@ -70,6 +69,12 @@ def seal(seat: lab.Seat, case: Case) -> None:
     seat.type('Objective', case.objective)
     seat.type('Author', 'Ada')
     seat.write('Card')
+    line, (metric, direction, threshold) = seat.row('Success', 'Criteria and costs'), case.criterion
+    for nth, option in enumerate((metric, direction)): line.locator('select').nth(nth).select_option(label=option)
+    line.locator('input[type=text]').first.fill(threshold)
+    seat.write('Criteria and costs')
+    seat.row('Area', 'Risk questionnaire').locator('select').first.select_option(label='none')
+    seat.write('Risk questionnaire')
     seat.press('Seal the problem and look at the data')
     seat.see('problem is done since', 240)
     seat.shot_of('Where the lines lie', f'{case.name}-02-problem')
@@ -95,6 +100,9 @@ def search(seat: lab.Seat, case: Case) -> None:
     seat.shot(f'{case.name}-04-searching')
     seat.see('development is done since', 300)
     seat.shot_of('Leaderboard', f'{case.name}-05-leaderboard')
+    if 'Positive' in case.outline:
+        seat.turn('Threshold', 'ArrowLeft', 8)
+        seat.shot_of('Threshold', f'{case.name}-05a-threshold')
 
 
 def validate(seat: lab.Seat, case: Case) -> None:
