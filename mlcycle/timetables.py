@@ -171,7 +171,7 @@ def jupyter_definitions(project: Project, every: int) -> Timetable:
     files = {}
     for step, cron in setting.steps.items():
         definition = {'name': f'{slug(project)} {step}', 'input_uri': f'notebooks/{notebooks[step]}', 'runtime_environment_name': os.path.basename(sys.executable),
-                      'runtime_environment_parameters': {}, 'output_formats': ['ipynb', 'html'], 'parameters': {'project': _plain_path(project)},
+                      'runtime_environment_parameters': {}, 'output_formats': ['ipynb', 'html'], 'parameters': {'project': repr(_plain_path(project))},   # written into the notebook as it is: text needs its quotes
                       'tags': ['mlcycle'], 'schedule': cron, 'timezone': setting.zone}
         files[f'jupyter-{slug(project)}-{step}.json'] = json.dumps(definition, indent=1)+'\n'
     return Timetable(kind='jupyter', files=files, next='mlcycle lab, then for each file: curl -X POST -H "Authorization: token TOKEN" -H "Content-Type: '

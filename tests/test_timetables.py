@@ -97,7 +97,7 @@ def test_jupyter_scheduler(project, tmp_path):
     for path in write_timetable(project, 'jupyter'):
         id = scheduler.create_job_definition(CreateJobDefinition(**json.loads(path.read_text())))
         made = scheduler.get_job_definition(id)
-        assert made.timezone == 'Europe/Berlin' and made.parameters == {'project': str(project.folder)} and made.active
+        assert made.timezone == 'Europe/Berlin' and made.parameters == {'project': repr(str(project.folder))} and made.active
         assert made.runtime_environment_name in [e.name for e in CondaEnvironmentManager().list_environments()]
 
 
