@@ -74,12 +74,13 @@ def next_deadline(project: Project, version: str, windows: list) -> tuple[str, s
     "The first date at which somebody has to do something about a version."
     settings, found = project.settings, []
     model = project.ledger.last('model', version) if version else None
+    made = datetime.fromisoformat(model.body.get('created') or model.at) if model else None
     if model and version not in retired(project.ledger):
-        made = datetime.fromisoformat(model.body.get('created') or model.at)
         found.append((made+timedelta(days=settings.retraining.max_age_days), f'version {version} reaches its maximum age'))
-    if windows:
-        oldest = datetime.fromisoformat(min(w.start for w in windows))
-        found.append((oldest+timedelta(days=settings.retention.predictions_days), 'the oldest predictions reach the end of their retention'))
+    kept = timedelta(days=settings.retention.predictions_days)
+    ends = [max(datetime.fromisoformat(w.start), made or datetime.min.replace(tzinfo=timezone.utc))+kept for w in windows]
+    ends = [end for end in ends if end > datetime.now(timezone.utc)]   # what lies before is deleted by the next look
+    if ends: found.append((min(ends), 'the oldest predictions reach the end of their retention'))
     date, what = min(found, default=(None, ''))
     return (date.date().isoformat() if date else ''), what
 
@@ -148,10 +149,10 @@ def portfolio_app(root: Path): # an ipywidgets box
     wide = {'style': {'description_width': 'initial'}, 'layout': ipywidgets.Layout(width='auto', max_width='100%', margin='2px 14px 2px 0')}
     sort = ipywidgets.Dropdown(options=list(SORTS), description='Sort by', **wide)
     health = ipywidgets.Dropdown(options=['all', *ORDER], description='Health', **wide)
-    owner = ipywidgets.Dropdown(options=[('all', None), *((o or 'not named', o) for o in sorted({r.owner for r in rows}))], description='Owner', **wide)
+    owner = ipywidgets.Dropdown(options=['all', *sorted({r.owner or 'not named' for r in rows})], description='Owner', **wide)
     shown = ipywidgets.HTML()
     def show(change=None):
-        chosen = [r for r in rows if health.value in ('all', r.health) and owner.value in (None, r.owner)]
+        chosen = [r for r in rows if health.value in ('all', r.health) and owner.value in ('all', r.owner or 'not named')]
         shown.value = framed(table_html(sorted(chosen, key=SORTS[sort.value])) if chosen else '<p class="note">No project is like that.</p>')
     for selector in (sort, health, owner): selector.observe(show, 'value')
     show()
