@@ -18,21 +18,23 @@ from .statistics import holm
 
 # %% auto #0
 __all__ = ['OWN_BINS', 'PARTNER_BINS', 'LEVELS', 'FEWEST_ROWS', 'WORTH', 'CELL', 'ROWS', 'TRAINED', 'WINDOWS', 'LARGE', 'FEW',
-           'binned', 'partners', 'curves', 'parts', 'grouped_labels', 'mean_interval', 'group_contributions', 'uses',
-           'Attributions', 'readable', 'record_attributions']
+           'binned', 'partners', 'curves', 'parts', 'mean_interval', 'group_contributions', 'uses', 'Attributions',
+           'readable', 'record_attributions']
 
 # %% ../nbs/04ab_attributions.ipynb #2af13d15
 OWN_BINS, PARTNER_BINS, LEVELS = 8, 4, 8     # for a number; at most so many levels
-FEWEST_ROWS, WORTH = 60, .01                 # rows below which nothing is said of pairs; share of the spread that a partner must explain
+FEWEST_ROWS, WORTH = 60, .01                 # rows for pairs to be looked at; share of the spread a partner must explain
 
 def binned(values: pd.Series, # a column
            most: int, # bins of a number
            ) -> np.ndarray: # whole numbers
     "A column as few groups: numbers and times at their quantiles, rare levels and missing values together."
-    if pd.api.types.is_datetime64_any_dtype(values): values = pd.Series(values.astype('int64'), index=values.index).where(values.notna())
+    if pd.api.types.is_datetime64_any_dtype(values):
+        values = pd.Series(values.astype('int64'), index=values.index).where(values.notna())
     if pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values):
         numbers = values.astype(float).to_numpy()
-        cuts = np.unique(np.nanquantile(numbers, np.linspace(0, 1, most+1)[1:-1], method='nearest')) if np.isfinite(numbers).any() else []
+        shares, some = np.linspace(0, 1, most+1)[1:-1], np.isfinite(numbers).any()
+        cuts = np.unique(np.nanquantile(numbers, shares, method='nearest')) if some else []
         return np.where(np.isfinite(numbers), np.searchsorted(cuts, numbers, side='left'), -1)
     texts = values.astype(object).map(str, na_action='ignore')
     order = {level: i for i, level in enumerate(texts.value_counts().index[:LEVELS])}
@@ -55,7 +57,7 @@ def _between(left: np.ndarray, own: np.ndarray, other: np.ndarray) -> _Together:
 
 def partners(explanation: Explanation, rows: pd.DataFrame, # explained rows, in the same order
              *, level: float=.95) -> pd.DataFrame: # output, column, own, partner, share, p_adjusted
-    "For each column how much of its contribution its own value tells, and which other column tells most of the rest."
+    "For each column what its own value tells of its contribution, and which other column tells most of the rest."
     found = []
     for output in dict.fromkeys(explanation.outputs):
         values = explanation.of(output)
@@ -71,20 +73,21 @@ def _partner(values: np.ndarray, rows: pd.DataFrame, column: str) -> tuple: # ow
     if spread <= 1e-20: return 1., '', 0., 1., 1
     means = pd.Series(values).groupby(own).transform('mean').to_numpy()
     left = values-_line(values, rows[column], own, means)
-    tried = {str(c): _between(left-pd.Series(left).groupby(own).transform('mean').to_numpy(), own, binned(rows[c], PARTNER_BINS))
-             for c in rows if c != column}
+    centred = left-pd.Series(left).groupby(own).transform('mean').to_numpy()
+    tried = {str(c): _between(centred, own, binned(rows[c], PARTNER_BINS)) for c in rows if c != column}
     best = min(tried, key=lambda c: (tried[c].p, -tried[c].share), default='')
     share, p = tried.get(best, _Together(0., 1.))
     rest = float((left**2).sum())/spread
     return 1-rest, best, share*rest, p, max(1, len(tried))
 
 def _line(values: np.ndarray, column: pd.Series, own: np.ndarray, means: np.ndarray) -> np.ndarray:
-    "What the column's own value tells: the mean of its group, and a straight line within the group for numbers."
+    "What the column's own value tells: the mean of its group, for numbers with a straight line within it."
     if not pd.api.types.is_numeric_dtype(column): return means
     x = column.astype(float).fillna(column.astype(float).median()).to_numpy()
     inner = pd.DataFrame({'x': x, 'v': values-means, 'g': own})
     inner['x'] -= inner.groupby('g').x.transform('mean')
-    top, bottom = (inner.x*inner.v).groupby(inner.g).transform('sum'), (inner.x**2).groupby(inner.g).transform('sum')
+    top = (inner.x*inner.v).groupby(inner.g).transform('sum')
+    bottom = (inner.x**2).groupby(inner.g).transform('sum')
     return means+np.where(bottom > 0, inner.x*top/bottom.where(bottom > 0, 1), 0)
 
 # %% ../nbs/04ab_attributions.ipynb #93cf2c28
@@ -103,15 +106,18 @@ def curves(explanation: Explanation, rows: pd.DataFrame, table: pd.DataFrame, # 
 
 def parts(values: pd.Series) -> np.ndarray: # text
     "A partner in two or three parts: halves of a number, the two most frequent levels and the rest."
-    if pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values) and values.nunique() > 3:
+    numeric = pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values)
+    if numeric and values.nunique() > 3:
         middle = float(values.astype(float).median())
-        return np.where(values.isna(), 'missing', np.where(values.astype(float) <= middle, f'up to {middle:.4g}', f'over {middle:.4g}'))
+        half = np.where(values.astype(float) <= middle, f'up to {middle:.4g}', f'over {middle:.4g}')
+        return np.where(values.isna(), 'missing', half)
     texts = values.astype(object).map(str, na_action='ignore').fillna('missing')
     return texts.where(texts.isin(texts.value_counts().index[:3]), 'others').to_numpy(object)
 
-def _points(column: pd.Series, values: np.ndarray, part: np.ndarray) -> list[tuple]: # part, at, label, n, mean, low, high
+def _points(column: pd.Series, values: np.ndarray, part: np.ndarray,
+            ) -> list[tuple]: # part, at, label, n, mean, low, high
     numeric = pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column)
-    label = grouped_labels(column)
+    label = column.astype(object).map(str, na_action='ignore').fillna('missing').to_numpy(object)
     frame = pd.DataFrame({'own': binned(column, OWN_BINS), 'part': part, 'v': values, 'label': label,
                           'x': column.astype(float) if numeric else np.nan})
     found = []
@@ -121,8 +127,6 @@ def _points(column: pd.Series, values: np.ndarray, part: np.ndarray) -> list[tup
         named = 'missing' if own < 0 else '' if numeric else 'others' if own == LEVELS else rows.label.iloc[0]
         found.append((which, at, named, len(rows), *mean_interval(rows.v)))
     return found
-
-def grouped_labels(column: pd.Series) -> np.ndarray: return column.astype(object).map(str, na_action='ignore').fillna('missing').to_numpy(object)
 
 def mean_interval(values: pd.Series, level: float=.95) -> tuple[float, float, float]: # mean, low, high
     "A mean with Student's interval."
@@ -141,8 +145,9 @@ def group_contributions(explanation: Explanation, attribute: str, *, groups, # o
         short = min(mine.sum(), (~mine).sum()) < least
         for output in dict.fromkeys(explanation.outputs):
             values = explanation.of(output)
-            if short: found.append((attribute, group, output, '', int(mine.sum()), 'not estimable', *[None]*4))
-            else: found += [(attribute, group, output, str(c), int(mine.sum()), 'ok', *_against(values[c].to_numpy(float), mine)) for c in values]
+            about = (attribute, group, output)
+            if short: found.append((*about, '', int(mine.sum()), 'not estimable', *[None]*4))
+            else: found += [(*about, str(c), int(mine.sum()), 'ok', *_against(values[c].to_numpy(float), mine)) for c in values]
     names = ['attribute', 'group', 'output', 'column', 'n', 'status', 'mean', 'difference', 'low', 'high']
     return pd.DataFrame(found, columns=names, dtype=object)
 
@@ -167,13 +172,20 @@ def uses(explanation: Explanation, where: list[str], # of each explained row: ''
         for window in windows:
             now = values[where == window]
             if len(now) < 2: continue
-            off = abs(now.mean()-then.mean())/max(np.sqrt(now.var(ddof=1)/len(now)+then.var(ddof=1)/len(then)), 1e-300) if len(then) > 1 else 0.
             mean, low, high = mean_interval(pd.Series(now))
-            found.append((window, str(column), len(now), mean, max(0., low), high, float(then.mean()) if len(then) else None, bool(off > strict)))
+            was = float(then.mean()) if len(then) else None
+            found.append((window, str(column), len(now), mean, max(0., low), high, was, _apart_by(now, then) > strict))
     return pd.DataFrame(found, columns=['window', 'column', 'n', 'mean', 'low', 'high', 'then', 'differs'], dtype=object)
 
+def _apart_by(now: np.ndarray, then: np.ndarray) -> float: # standard errors
+    "How far two means lie apart."
+    if len(then) < 2: return 0.
+    error = np.sqrt(now.var(ddof=1)/len(now)+then.var(ddof=1)/len(then))
+    return float(abs(now.mean()-then.mean())/max(error, 1e-300))
+
 # %% ../nbs/04ab_attributions.ipynb #018a6eba
-ROWS, TRAINED, WINDOWS, LARGE, FEW = 100, 300, 12, 50_000, 25   # rows a window; of training; windows; leaves from which there are fewer rows; how many
+ROWS, TRAINED, WINDOWS = 100, 300, 12   # rows of a window, rows of training, windows
+LARGE, FEW = 50_000, 25                 # rows of either, where a forest has so many leaves
 
 class Attributions(Result):
     "What many explanations of a version have in common."
@@ -196,7 +208,8 @@ class Attributions(Result):
         pairs = [f'{r.column} with {r.partner}' for r in self.partners.itertuples() if r.partner]
         changed = list(dict.fromkeys(self.uses.column[self.uses.differs.astype(bool)])) if len(self.uses) else []
         acting = f'act together: {", ".join(pairs[:3])}' if pairs else 'columns act alone'
-        return f'Version {self.version}: {acting}'+(f'; used differently than in training: {", ".join(changed[:3])}' if changed else '')
+        used = f'; used differently than in training: {", ".join(changed[:3])}' if changed else ''
+        return f'Version {self.version}: {acting}{used}'
 
 class _Rows(NamedTuple):
     rows: pd.DataFrame # inputs and protected attributes
@@ -205,7 +218,8 @@ class _Rows(NamedTuple):
 def _windowed(project: Project, version: str) -> pd.DataFrame: # logged rows with `window`
     "The log of a version by its newest monitored windows; by month where none was monitored."
     log = predictions(project, version=version)
-    known = sorted({(e.body['from'], e.body['to']) for e in project.ledger.entries('window', version) if e.body['complete']})
+    full = [e.body for e in project.ledger.entries('window', version) if e.body['complete']]
+    known = sorted({(b['from'], b['to']) for b in full})
     if not len(log): return log.assign(window=[])
     if not known: return log.assign(window=log['at'].dt.strftime('%Y-%m-01'))
     starts, ends = (pd.to_datetime(pd.Series(t), utc=True) for t in zip(*known))
@@ -218,10 +232,11 @@ def _sampled(project: Project, model, version: str) -> _Rows:
     wide = list(dict.fromkeys([*columns, *project.settings.data.protected]))
     log, train, found = _windowed(project, version), training_rows(project, model.info), []
     large = leaves(model.estimator) > LARGE
-    if train is not None: found.append(('', train.sample(min(len(train), FEW if large else TRAINED), random_state=seed)))
+    most, trained = (FEW, FEW) if large else (ROWS, TRAINED)
+    if train is not None: found.append(('', train.sample(min(len(train), trained), random_state=seed)))
     for window in sorted(log['window'].unique())[-WINDOWS:]:
         mine = log[log['window'] == window]
-        chosen = mine.sample(min(len(mine), FEW if large else ROWS), random_state=seed)
+        chosen = mine.sample(min(len(mine), most), random_state=seed)
         found.append((window, chosen.rename(columns={stored_name(c): c for c in wide})))
     if not found: raise DataError('Neither predictions nor training rows of it are left to look at.')
     rows = pd.concat([f.reindex(columns=wide) for _, f in found], ignore_index=True)
@@ -237,7 +252,8 @@ def record_attributions(project: Project, version: str) -> Attributions:
     "Explain a sample of a version's rows, and keep what they have in common; what is known already is returned."
     model = project.registry.load(version)
     sample = _sampled(project, model, version)
-    made_from = digest([version, model.info.hash, len(sample.rows), sample.where, int(pd.util.hash_pandas_object(sample.rows.astype(str)).sum() % 2**53)])
+    content = int(pd.util.hash_pandas_object(sample.rows.astype(str)).sum() % 2**53)
+    made_from = digest([version, model.info.hash, len(sample.rows), sample.where, content])
     before = project.latest(Attributions, subject=version)
     if before is not None and before.inputs == made_from: return before
     found = _attributions(project, model, sample, made_from)
@@ -251,8 +267,11 @@ def _attributions(project: Project, model, sample: _Rows, made_from: str) -> Att
     plan, least = FeaturePlan.from_body(model.info.plan), project.settings.validation.min_group
     seen, windows = readable(sample.rows, plan), [w for w in dict.fromkeys(sample.where) if w]
     pairs = partners(explanation, seen[list(rows.columns)])
-    apart = [group_contributions(explanation, a, groups=seen[a], least=least) for a in project.settings.data.protected if seen[a].notna().any()]
-    source = f'{len(rows):,} rows: {sample.where.count(""):,} of training'+(f', the others of {len(windows)} windows of predictions' if windows else '')
-    return Attributions(version=model.version, rows=len(rows), source=source, unit=explanation.unit, note=explanation.note, inputs=made_from,
-                        partners=pairs, curves=curves(explanation, seen[list(rows.columns)], pairs), uses=uses(explanation, sample.where),
+    known = [a for a in project.settings.data.protected if seen[a].notna().any()]
+    apart = [group_contributions(explanation, a, groups=seen[a], least=least) for a in known]
+    others = f', the others of {len(windows)} windows of predictions' if windows else ''
+    source = f'{len(rows):,} rows: {sample.where.count(""):,} of training{others}'
+    return Attributions(version=model.version, rows=len(rows), source=source, unit=explanation.unit, inputs=made_from,
+                        note=explanation.note, partners=pairs, uses=uses(explanation, sample.where),
+                        curves=curves(explanation, seen[list(rows.columns)], pairs),
                         groups=pd.concat(apart, ignore_index=True) if apart else pd.DataFrame())

@@ -44,13 +44,16 @@ def read_outcomes(metric: str, terms: Terms, known: pd.DataFrame, # as logged, w
     return Outcomes(known, y, mine.decisions if METRICS[metric].needs == 'decision' else mine.scores)
 
 # %% ../nbs/06be_decomposition.ipynb #254be491
-def _told_apart(reference: pd.DataFrame, current: pd.DataFrame, plan: FeaturePlan, seed: int) -> np.ndarray: # repeats × rows
-    "The chance of each row, reference first, to come from the window, were both of one size; by several divisions."
+def _told_apart(reference: pd.DataFrame, current: pd.DataFrame, plan: FeaturePlan, seed: int,
+                ) -> np.ndarray: # repeats × rows
+    "The chance of each row, reference first, to be the window's, were both of one size; by several divisions."
     columns = [c.model_copy(update={'levels': 0}) for c in plan.used
                if c.name in reference and c.name in current and not c.since and c.role != 'time']
-    mine = plan.model_copy(update={'columns': [*columns, ColumnPlan(name='score', type='number')], 'task': 'binary'})
+    columns.append(ColumnPlan(name='score', type='number'))
+    mine = plan.model_copy(update={'columns': columns, 'task': 'binary'})
     pipeline = build_pipeline(mine, CLASSIFIER, kind='tree', seed=seed).set_params(clean__strict=False)
-    both, side = pd.concat([reference, current], ignore_index=True), np.repeat([0, 1], [len(reference), len(current)])
+    both = pd.concat([reference, current], ignore_index=True)
+    side = np.repeat([0, 1], [len(reference), len(current)])
     encoded = pd.DataFrame(pipeline[:-1].fit_transform(both, side)).to_numpy(float)
     weight = np.where(side == 1, .5/len(current), .5/len(reference))*len(both)
     return np.array([_halves(encoded, side, weight, seed+i) for i in range(REPEATS)])
@@ -58,7 +61,8 @@ def _told_apart(reference: pd.DataFrame, current: pd.DataFrame, plan: FeaturePla
 def _halves(encoded: np.ndarray, side: np.ndarray, weight: np.ndarray, seed: int) -> np.ndarray:
     chance = np.empty(len(side))
     for learn, rest in StratifiedKFold(2, shuffle=True, random_state=seed).split(encoded, side):
-        fitted = clone(CLASSIFIER).set_params(random_state=seed).fit(encoded[learn], side[learn], sample_weight=weight[learn])
+        classifier = clone(CLASSIFIER).set_params(random_state=seed)
+        fitted = classifier.fit(encoded[learn], side[learn], sample_weight=weight[learn])
         chance[rest] = fitted.predict_proba(encoded[rest])[:, 1]
     return np.clip(chance, .01, .99)
 
@@ -68,13 +72,15 @@ def split_change(metric: str, reference: Outcomes, current: Outcomes, *,
                  terms: Terms) -> dict[str, Estimate]: # 'inputs' and 'relation'
     "A change of a metric as the part of changed inputs and that of a changed relation."
     n, m = len(reference.y), len(current.y)
-    def nothing(why): return {k: Estimate.undefined(f'{metric}: {NAMES[k]}', why, n+m, 'not estimable') for k in NAMES}
+    def nothing(why):
+        return {k: Estimate.undefined(f'{metric}: {NAMES[k]}', why, n+m, 'not estimable') for k in NAMES}
     if metric not in WEIGHTED: return nothing(f'{metric} of weighted rows is not defined')
     if min(n, m) < FEWEST: return nothing(f'{min(n, m)} rows with outcomes, {FEWEST} are needed on either side')
     chances = _told_apart(reference.rows, current.rows, plan, terms.seed)
     mean = chances.mean(axis=0)
     shared = min(_effective(mean[:n]), _effective(1-mean[n:]))
-    if shared < FEWEST: return nothing(f'only {shared:.0f} rows of it are of a kind that the reference has too, {FEWEST} are needed')
+    if shared < FEWEST:
+        return nothing(f'only {shared:.0f} rows of it are of a kind that the reference has too, {FEWEST} are needed')
     walk = _Walk(weighted(metric, reference.y, reference.said), weighted(metric, current.y, current.said), n, m)
     value, each = walk.parts(mean), np.array([walk.parts(c) for c in chances])
     drawn = walk.resampled(mean, np.random.default_rng(terms.seed))
@@ -97,7 +103,8 @@ class _Walk(NamedTuple):
     n: int
     m: int
 
-    def steps(self, chances: np.ndarray, rows: np.ndarray, others: np.ndarray) -> np.ndarray: # (inputs, relation) × resamples
+    def steps(self, chances: np.ndarray, rows: np.ndarray, others: np.ndarray,
+              ) -> np.ndarray: # (inputs, relation) × resamples
         p, q = chances[:self.n], 1-chances[self.n:]
         a, b = self.before.value(rows), self.before.value(rows*p)
         c, d = self.after.value(others*q), self.after.value(others)
@@ -113,22 +120,26 @@ class _Walk(NamedTuple):
 # %% ../nbs/06be_decomposition.ipynb #42e2f93c
 FAULT_FIELDS = ['column', 'fault', 'rows', 'status', 'value', 'low', 'high', 'reason']
 
-def fault_parts(metric: str, current: Outcomes, faults: pd.DataFrame, *, # true where a row has it; columns: (column, fault)
-                terms: Terms) -> pd.DataFrame: # one line a fault
+def fault_parts(metric: str, current: Outcomes,
+                faults: pd.DataFrame, # true where a row has it; columns: (column, fault)
+                *, terms: Terms) -> pd.DataFrame: # one line a fault
     "How much of a metric each fault takes away or adds: with all rows, minus without those that have it."
     rng, n, found = np.random.default_rng(terms.seed), len(current.y), []
     form = weighted(metric, current.y, current.said) if metric in WEIGHTED and n else None
     level = 1-(1-terms.level)/max(1, faults.shape[1])
-    counts = np.vstack([np.ones((1, n)), rng.multinomial(n, np.full(n, 1/n), size=RESAMPLES)]) if n else np.ones((1, 0))
+    drawn = rng.multinomial(n, np.full(n, 1/n), size=RESAMPLES) if n else np.ones((0, 0))
+    counts = np.vstack([np.ones((1, n)), drawn])
     for name in faults:
         has = faults[name].to_numpy(bool)
         why = f'{int((~has).sum())} rows are without it, {FEWEST} are needed' if (~has).sum() < FEWEST else ''
         values = form.value(counts)-form.value(counts*~has) if form and not why else np.array([np.nan])
-        found.append((*name, int(has.sum()), *_part(values, level, why or f'{metric} is not defined without those rows')))
+        why = why or f'{metric} is not defined without those rows'
+        found.append((*name, int(has.sum()), *_part(values, level, why)))
     return pd.DataFrame(found, columns=FAULT_FIELDS, dtype=object)
 
 def _part(values: np.ndarray, level: float, why: str) -> tuple: # status, value, low, high, reason
-    if not np.isfinite(values).mean() > .9 or not np.isfinite(values[0]): return 'not estimable', None, None, None, why
+    if not np.isfinite(values).mean() > .9 or not np.isfinite(values[0]):
+        return 'not estimable', None, None, None, why
     reach = float(np.nanstd(values[1:])*stats.norm.isf((1-level)/2))
     return 'ok', float(values[0]), float(values[0])-reach, float(values[0])+reach, ''
 
@@ -151,6 +162,7 @@ def _odd(then: ColumnProfile, values: pd.Series) -> dict[str, np.ndarray]:
         numbers = values.to_numpy(float, na_value=np.nan)
         inside = np.isnan(numbers) | np.isinf(numbers)
         if then.edges: inside |= (numbers >= then.edges[0]) & (numbers <= then.edges[-1])
-        return {'infinite': np.isinf(numbers), 'outside the range': ~inside if then.edges else np.zeros(len(numbers), bool)}
+        outside = ~inside if then.edges else np.zeros(len(numbers), bool)
+        return {'infinite': np.isinf(numbers), 'outside the range': outside}
     if then.kind != 'category' or then.other: return {}
     return {'unseen level': (values.notna() & ~values.isin(list(then.levels))).to_numpy(bool)}
