@@ -52,14 +52,16 @@ class Shadow:
 
     def _row(self, prediction_id: str, at: int, told: dict) -> dict:
         scores = {f'score_{c}': s for c, s in told.get('scores', {}).items()}
-        return {'prediction_id': prediction_id, 'at': at, 'version': self.ready.version, 'score': told['score'], 'decision': told['decision'], **scores}
+        return {'prediction_id': prediction_id, 'at': at, 'version': self.ready.version, 'score': told['score'],
+                'decision': told['decision'], **scores}
 
     def flush(self, project: Project) -> int: # rows
         "Move what was scored into the table `shadow`; what cannot be written is tried again."
         with self.lock: rows, self.rows = self.rows, []
         if not rows: return 0
         df = pd.DataFrame(rows)
-        try: project.tables.write('shadow', df.assign(at=pd.to_datetime(df['at'], unit='us', utc=True).dt.as_unit('us')), mode='append')
+        df['at'] = pd.to_datetime(df['at'], unit='us', utc=True).dt.as_unit('us')
+        try: project.tables.write('shadow', df, mode='append')
         except Exception:
             with self.lock: self.rows = rows+self.rows
             raise

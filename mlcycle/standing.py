@@ -21,7 +21,8 @@ from .values import plain
 __all__ = ['inputs_to_compare', 'settled', 'Standing', 'stand', 'merged', 'Part', 'nobody', 'answered', 'in_order']
 
 # %% ../nbs/00ibe_standing.ipynb #18bb1a96
-def inputs_to_compare(project: Project, info: ModelVersion, *, most: int=20_000) -> tuple[pd.DataFrame | None, str]: # rows, which they are
+def inputs_to_compare(project: Project, info: ModelVersion, *, most: int=20_000,
+                      ) -> tuple[pd.DataFrame | None, str]: # rows, which they are
     "The test set's inputs where there is one, else those of the training rows."
     snapshots = project.ledger.entries('snapshot')
     own = next((e.seq for e in reversed(snapshots) if e.body['hash'] == info.data), 0)
@@ -29,8 +30,9 @@ def inputs_to_compare(project: Project, info: ModelVersion, *, most: int=20_000)
     if tests:
         from mlcycle.tables import Snapshot
         nearest = min(tests, key=lambda e: (abs(e.seq-own), -e.seq))
-        try: return project.tables.read(Snapshot.from_body(nearest.body))[info.columns].head(most), 'rows of the test set'
-        except (Blocked, IntegrityError, KeyError): pass   # erased, or of another form: training rows are the next best
+        try: found = project.tables.read(Snapshot.from_body(nearest.body))[info.columns]
+        except (Blocked, IntegrityError, KeyError): pass   # erased, or of another form: training rows come next
+        else: return found.head(most), 'rows of the test set'
     rows = training_rows(project, info)
     return (None if rows is None else rows[info.columns].head(most)), 'training rows'
 
@@ -48,7 +50,8 @@ def settled(project: Project, model: Model, columns: list[InputColumn], # what i
     if not project.read_only: project.record(path, subject=model.version)
     return Ready(model, columns, scorer=scorer, path=path)
 
-def _compiled_again(project: Project, model: Model, columns: list[InputColumn], *, known: ScoringPath, n: int=200) -> Ready | None:
+def _compiled_again(project: Project, model: Model, columns: list[InputColumn], *, known: ScoringPath,
+                    n: int=200) -> Ready | None:
     rows = training_rows(project, model.info)
     if rows is None: return None
     try: scorer = compile_pipeline(model.estimator, model.info.columns, model.task)
@@ -88,7 +91,8 @@ def merged(takes: list[list[InputColumn]]) -> list[InputColumn]:
     for columns in takes:
         for c in columns:
             had = found.get(c.name, c)
-            found[c.name] = had.model_copy(update={'required': had.required and c.required, 'nullable': had.nullable or c.nullable})
+            both = {'required': had.required and c.required, 'nullable': had.nullable or c.nullable}
+            found[c.name] = had.model_copy(update=both)
     everywhere = set.intersection(*({c.name for c in columns} for columns in takes))
     return [c if c.name in everywhere else c.model_copy(update={'required': False}) for c in found.values()]
 
@@ -114,7 +118,8 @@ def answered(standing: Standing, records: list[dict], # as `standing.reader` rea
         started = time.perf_counter()
         part = _part(standing, standing.arms.get(version), places, own, seen)
         seen('answered', part.ready.version, count=len(places), epoch=part.epoch)
-        if time.perf_counter()-started > slow: seen('slow', part.ready.version, count=len(places), epoch=part.epoch)
+        if time.perf_counter()-started > slow:
+            seen('slow', part.ready.version, count=len(places), epoch=part.epoch)
         found.append(part)
     return found
 

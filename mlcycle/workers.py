@@ -26,8 +26,8 @@ def run_workers(make: Callable, # makes the application, in each process; it mus
     finally: address.close()
 
 def supervisor() -> type:
-    "uvicorn's supervisor, which lets go of the address before it ends the workers: through a copy that is open callers would come in whom nobody answers."
-    from uvicorn.supervisors import Multiprocess
+    "uvicorn's supervisor, which lets go of the address before it ends the workers."
+    from uvicorn.supervisors import Multiprocess   # with the address still open, callers would come in whom nobody answers
     class Workers(Multiprocess):
         def terminate_all(self) -> None:
             for address in self.sockets: address.close()
