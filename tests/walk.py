@@ -115,6 +115,13 @@ def validate(seat: lab.Seat, case: Case) -> None:
     seat.shot_of('Verdicts', f'{case.name}-06-validation')
 
 
+def look_again(seat: lab.Seat, case: Case) -> None:
+    "Run all of a step that is done: what is recorded is shown, and nothing is done twice."
+    seat.open(f'{case.name}/notebooks/02_data.ipynb')
+    seat.run_all()
+    seat.see('nothing has changed since it was last done', 120)
+
+
 DECIDE = 'Decide about a version'
 REASON = 'the verdicts hold, and the gaps are known'
 
@@ -165,7 +172,7 @@ def plan_end(seat: lab.Seat, case: Case) -> None:
     seat.shot_of('The plan, step by step', f'{case.name}-12-retirement')
 
 
-FIRST = (begin, seal, clean, search, validate)
+FIRST = (begin, seal, clean, search, validate, look_again)
 STAGES = (*FIRST, approve, watch, challenge, fill_card, plan_end)
 
 
