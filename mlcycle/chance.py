@@ -123,7 +123,7 @@ def threshold(chance: Chance, alpha: float, # chance of a false alarm
 
 # %% ../nbs/06ab_chance.ipynb #b61ce4c7
 FEWEST_BLOCKS = 4
-BEYOND = float(stats.norm.isf(.01))  # standard errors that the blocks' mean must exceed chance by to be believed
+BEYOND = float(stats.norm.isf(.05))  # standard errors that the blocks' mean must exceed chance by to be believed
 
 def between(squares: list[float], # of a measure between blocks and the rest
             rows: list[float], # effective, of each
