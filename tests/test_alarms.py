@@ -44,12 +44,12 @@ def test_the_whole_life(drifted, monkeypatch):
     assert 'muted until 2999-01-01' in mlcycle(drifted, 'alarm', 'mute', income['id'][:6], '--until', '2999-01-01', '--as', 'Grace', '--because', 'until the fix')
     assert 'is past' in mlcycle(drifted, 'alarm', 'mute', income['id'], '--until', '2020-01-01', '--as', 'Grace', '--because', 'x', status=2)
     mlcycle(drifted, 'monitor')
+    events = [l['event'] for l in read_log(drifted, stage='monitoring')]
+    assert {'alarm raised', 'alarm acknowledged', 'alarm muted', 'looked', 'delivered', 'failed'} <= set(events)
     assert [a.id for a in blocking(monitor(drifted, now='2999-01-01T00:00:01'))] == [income['id']]     # the mute is over, the cause is not
     assert current_alarms(Project(drifted.folder))[[a.id for a in current_alarms(drifted)].index(income['id'])].rings == 2
     last = json.loads((drifted.folder/'alarms.jsonl').read_text().splitlines()[-1])
     assert [(a['id'], a['rings']) for a in last['alarms']] == [(income['id'], 2)]
-    events = [l['event'] for l in read_log(drifted, stage='monitoring')]
-    assert {'alarm raised', 'alarm acknowledged', 'alarm muted', 'looked', 'delivered', 'failed'} <= set(events)
     assert 'looked' in mlcycle(drifted, 'log', '--since', '1h', '--stage', 'monitoring')
     assert json.loads(mlcycle(drifted, 'log', '--json'))[0]['project'] == 'Loans'
     assert 'is no moment' in mlcycle(drifted, 'log', '--since', 'yesterday', status=2)
