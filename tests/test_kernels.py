@@ -40,17 +40,25 @@ RUNNER = 'import sys; from mlcycle.core import Project; from mlcycle.pipeline im
 SPREAD = 'import os, subprocess, time\nsubprocess.Popen(["sleep", "917"], start_new_session=True)\nopen("pid", "w").write(str(os.getpid()))'
 
 
+@pytest.fixture
+def temporary(monkeypatch):
+    "A temporary folder of one's own, where nobody else's kernels come and go; its name is short enough for a socket's."
+    with tempfile.TemporaryDirectory() as folder:
+        monkeypatch.setenv('TMPDIR', folder)
+        monkeypatch.setattr(tempfile, 'tempdir', folder)
+        yield Path(folder)
+
+
 def rooms() -> set[Path]: return set(Path(tempfile.gettempdir()).glob(f'{ROOM}*'))
 
 
-def test_kill_minus_nine_of_the_runner_leaves_no_process_and_the_next_run_no_folder(project):
+def test_kill_minus_nine_of_the_runner_leaves_no_process_and_the_next_run_no_folder(project, temporary):
     "Also a child that went into a session of its own; what lay in the system's temporary folder goes when the next run begins."
-    before = rooms()
     rewrite(project, 'data', SPREAD, 'time.sleep(100)')
     process = subprocess.Popen([sys.executable, '-c', RUNNER, str(project.folder)])
     until(lambda: (project.folder/'pid').exists() and (project.folder/'pid').read_text())
     kin = psutil.Process(process.pid).children(recursive=True)
-    left = rooms()-before
+    left = rooms()
     assert any('917' in ' '.join(p.cmdline()) for p in kin)
     process.send_signal(signal.SIGKILL); process.wait()
     assert psutil.wait_procs(kin, timeout=15)[1] == [] and left
