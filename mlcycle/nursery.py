@@ -90,7 +90,9 @@ def _be_kernel(base: str, channel: socket.socket) -> None:
         with open(f'{base}.claim', encoding='utf-8') as pipe: _settle(json.load(pipe))
         app.start()
         import atexit
+        atexit.unregister(app.close)   # it joins a thread that now and then waits for one already ended; all end with the process
         atexit._run_exitfuncs()
+        for stream in (sys.stdout, sys.stderr): stream.flush()
     finally: os._exit(0)
 
 def _kernel_app(connection_file: str): # ipykernel's IPKernelApp, listening
