@@ -138,6 +138,6 @@ def test_sigterm_lets_each_finish(project, server):
         load.over.set()
     assert {status for _, _, status, *_ in load.came} == {200}
     cut = [why for _, why in load.failed if 'ConnectError' not in why]
-    assert len(cut) <= 3, cut     # at most the one request that each caller sent while its idle connection was closed
+    assert len(cut) <= 9, cut     # at most three for each caller: on a connection that one worker, then the other closed as idle, and in the queue of the address itself
     assert waiting(project, 'predictions') == 0 and not [p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
     assert {i for *_, i, _ in load.came} <= set(predictions(project)['prediction_id'])
