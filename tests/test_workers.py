@@ -82,14 +82,15 @@ def test_promotion_rollback_and_split_under_load_drop_nothing(project, server):
         crown(project, '2')
         promoted = time.monotonic()
         time.sleep(2.5)
-        rollback(project, because='it was a mistake')
+        asked = time.monotonic()
+        rollback(project, because='it was a mistake')     # it holds before this returns
         back = time.monotonic()
         time.sleep(2.5)
         sign(project, '2')
         split = set_traffic(project, {'2': .3}, because='a test')
         time.sleep(2)
     assert not load.failed and {status for _, _, status, *_ in load.came} == {200} and len(load.came) > 100
-    between = [(sent-promoted, v) for sent, _, _, _, _, v in load.came if promoted < sent < back]
+    between = [(sent-promoted, v) for sent, _, _, _, _, v in load.came if promoted < sent < asked]
     assert between and all(v == '2' for after, v in between if after > 2) and max((after for after, v in between if v == '1'), default=0) < 2
     later = [(sent-back, v) for sent, _, _, _, _, v in load.came if back < sent < back+2.5]
     assert max((after for after, v in later if v == '2'), default=0) < 2
