@@ -340,7 +340,7 @@ def compare_version(project: Project, version: str, as_json: bool) -> None:
     say(found.body(), as_json, found.headline)
 
 @main.command()
-@click.option('--anyway', is_flag=True, help='Train even when nothing says that it is due.')
+@click.option('--anyway', is_flag=True, help='Train even when nothing says that it is due; with --as and --because whatever stands against it.')
 @click.option('--as', 'by', default='', metavar='NAME', help='Who asks for a challenger.')
 @click.option('--because', default='', metavar='TEXT', help='Why one is asked for; with --as.')
 @as_json
@@ -349,7 +349,7 @@ def retrain(project: Project, anyway: bool, by: str, because: str, as_json: bool
     "Decide whether to retrain; if so, train, validate and compare a challenger."
     from mlcycle.loop import retrain as turn
     from mlcycle.retraining import request_challenger
-    if by or because: request_challenger(project, by=by, because=because)
+    if by or because: request_challenger(project, by=by, because=because, anyway=anyway)
     done = turn(project, anyway=anyway)
     text = f"{done.action}: {'; '.join(done.reasons)}"
     say(done.body(), as_json, text if done.action == 'nothing' else f'{text}\nversion {done.version}: test {done.validation}, '

@@ -37,18 +37,18 @@ def retrain(project: Project, *,
     with _one_retraining(project):
         decision = decide(project)
         if decision.action == 'nothing' and not anyway: return Turn(action='nothing', reasons=decision.reasons)
-        return _train_challenger(project, decision.reasons, trials=trials, seconds=seconds)
+        return _train_challenger(project, decision, trials=trials, seconds=seconds)
 
-def _train_challenger(project: Project, reasons: list[str], **budget) -> Turn:
+def _train_challenger(project: Project, decision, **budget) -> Turn: # decision: retraining's Decision
     from mlcycle.development import develop
     from mlcycle.ledger import champion, versions
     from mlcycle.retraining import challenger_rows, compare
     from mlcycle.validation import validate
-    develop(project, train=challenger_rows(project), **budget)
+    develop(project, train=challenger_rows(project, despite=decision.despite), **budget)
     version, current = versions(project.ledger)[-1], champion(project.ledger)
     validation, comparison = validate(project, version), compare(project, version)
     ready = comparison.promotable and validation.verdict == 'pass'
-    return Turn(action='retrained', reasons=reasons, version=version, champion=current, validation=validation.verdict, comparison=comparison.verdict,
+    return Turn(action='retrained', reasons=decision.reasons, version=version, champion=current, validation=validation.verdict, comparison=comparison.verdict,
                 next=f'mlcycle approve {version} --as NAME --because TEXT' if ready else f'version {current} stays champion')
 
 @contextmanager

@@ -18,7 +18,7 @@ from .scoring import event_times, labelled, logged, stored_name, training_rows
 from .tables import Snapshot, to_arrow
 
 # %% auto #0
-__all__ = ['UNSEEN', 'Recent', 'recent', 'ChallengerRows', 'shortage', 'challenger_rows', 'held_back', 'unseen']
+__all__ = ['UNSEEN', 'TAKE_ON', 'Recent', 'recent', 'ChallengerRows', 'shortage', 'challenger_rows', 'held_back', 'unseen']
 
 # %% ../nbs/07a_recent.ipynb #f5698576
 class Recent(NamedTuple):
@@ -52,7 +52,7 @@ def _counted_once(project: Project, known: pd.DataFrame) -> pd.DataFrame:
     known = known.drop(columns=_FIRST).sort_values(['at', 'prediction_id'], kind='stable')
     return known.reset_index(drop=True)
 
-_FIRST, _NO_KEYS = '__mlcycle_first', pd.DataFrame({'at': [], 'prediction_id': []})
+_FIRST, _NO_KEYS = '__mlcycle_first', pd.DataFrame({'at': [], 'prediction_id': []}, dtype='str')
 
 def recent(project: Project) -> Recent:
     "Production rows whose outcome is known, in the form of the training table."
@@ -89,7 +89,8 @@ class ChallengerRows(Result):
     production: int # production rows added to them
     unseen: int # newer ones left for the comparison
     known: int # production rows with an outcome at that time
-    until: list[str] # moment and prediction id of the newest production row used
+    until: list[str] # moment and prediction id of the newest production row used; empty: none was
+    despite: str = '' # what was lacking, and who took that on
     trained_until: str = '' # newest moment in the training table, where it has times
 
     @property
@@ -100,7 +101,7 @@ def shortage(project: Project, found: Recent) -> str: # '' when there is enough
     "What is lacking for a challenger to be trained."
     n, needed, target = len(found.rows), project.settings.retraining.min_rows, project.settings.problem.target
     if not n: return 'no outcome of any prediction is known yet'
-    if n < needed: return f'{n:,} outcomes are known, retraining.min_rows asks for {needed:,}'
+    if n < needed: return f'{n:,} outcomes are known, retraining.min_rows asks for {needed:,}, {needed-n:,} more'
     if found.rows[target].nunique() == 1: return f'all {n:,} outcomes are {str(found.rows[target].iloc[0])!r}'
     return ''
 
@@ -119,28 +120,39 @@ def _newest_moment(project: Project, rows: pd.DataFrame) -> str:
     time = project.settings.data.time
     return event_times(rows, time).max().isoformat() if time in rows and len(rows) else ''
 
-def challenger_rows(project: Project) -> pd.DataFrame: # in the order of time
+TAKE_ON = 'mlcycle retrain --anyway --as NAME --because TEXT'
+
+def challenger_rows(project: Project,
+                    *, despite: str='', # who takes it on that outcomes are too few, and why
+                    ) -> pd.DataFrame: # in the order of time
     "The training table with the older production rows added; the newest third is left for the comparison."
     project.must_write('challenger_rows')
     train = project.tables.read(project.require(Snapshot, subject='train'))
     everything = recent(project)
     found = _not_sealed(project, everything, train)
     why = shortage(project, found)
-    if why: raise DataError(f'No challenger can be trained: {why}. Bring more outcomes: mlcycle label FILE')
+    if why and not despite: raise DataError(f'No challenger can be trained: {why}. Bring more outcomes: mlcycle label FILE. '
+                                            f'Or take it on by name: {TAKE_ON}')
     used = len(found.rows)-math.ceil(len(found.rows)*UNSEEN)
-    both, time = pd.concat([train, found.rows.head(used)], ignore_index=True), project.settings.data.time
-    if time in both: both = both.iloc[np.argsort(event_times(both, time).to_numpy(), kind='stable')]
-    snapshot = project.tables.write('challenger', to_arrow(both.reset_index(drop=True)).to_pandas())
-    last = found.keys.iloc[used-1]
+    snapshot = project.tables.write('challenger', _together(project, train, found.rows.head(used)))
     facts = ChallengerRows(hash=snapshot.hash, train=len(train), production=used, unseen=len(found.rows)-used,
-                           known=len(everything.rows), until=[last['at'].isoformat(), last['prediction_id']],
-                           trained_until=_newest_moment(project, train))
+                           known=len(everything.rows), until=_until(found.keys.head(used)),
+                           trained_until=_newest_moment(project, train), despite=f'{why}; {despite}' if why else '')
     project.record(snapshot, subject='challenger')
     project.record(facts, subject=snapshot.hash)
     return project.tables.read(snapshot)
 
+def _together(project: Project, train: pd.DataFrame, newer: pd.DataFrame) -> pd.DataFrame:
+    both, time = pd.concat([train, newer], ignore_index=True) if len(newer) else train, project.settings.data.time
+    if time in both: both = both.iloc[np.argsort(event_times(both, time).to_numpy(), kind='stable')]
+    return to_arrow(both.reset_index(drop=True)).to_pandas()
+
+def _until(used: pd.DataFrame) -> list[str]: # [] where no production row is used
+    return [used['at'].iloc[-1].isoformat(), used['prediction_id'].iloc[-1]] if len(used) else []
+
 # %% ../nbs/07a_recent.ipynb #ab83f749
 def _newer(keys: pd.DataFrame, until: list[str]) -> pd.Series:
+    if not until: return pd.Series(True, index=keys.index)
     at, moment = pd.to_datetime(keys['at'], utc=True), pd.Timestamp(until[0])
     return (at > moment) | ((at == moment) & (keys['prediction_id'] > until[1]))
 

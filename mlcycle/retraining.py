@@ -16,13 +16,14 @@ from .features import FeaturePlan, encode_target
 from .gates import registered
 from .ledger import ROLES, retired, roles, versions
 from .metrics import by_group, default_metric, difference, disparity, evaluate
-from .recent import ChallengerRows, Recent, challenger_rows, recent, shortage, unseen
+from .recent import TAKE_ON, ChallengerRows, Recent, challenger_rows, recent, shortage, unseen
 from .registry import Model, ModelVersion
 from .scoring import labelled, logged, stored_name
 
 # %% auto #0
 __all__ = ['CAUSES', 'Verdict', 'newest_outcomes', 'realised', 'main_metric', 'Decision', 'Request', 'request_challenger',
-           'open_request', 'open_alarms', 'broken_promises', 'decide', 'Comparison', 'read_verdict', 'compare']
+           'open_request', 'open_alarms', 'broken_promises', 'held_back_by', 'decide', 'Comparison', 'read_verdict',
+           'compare']
 
 # %% ../nbs/07_retraining.ipynb #158ee201
 def newest_outcomes(project: Project, version: str) -> pd.DataFrame: # predictions with `label`, oldest first
@@ -84,6 +85,7 @@ class Decision(Result):
     outcomes: int = 0 # production rows to learn from
     alarms: list[str] = [] # ids of the open ones that count
     performance: dict[str, Estimate] = {} # the champion's, on its newest outcomes
+    despite: str = '' # who takes on what stands against it, and why
 
     @property
     def headline(self) -> str: return f'{self.action.capitalize()}: {"; ".join(self.reasons)}'
@@ -100,24 +102,31 @@ class Request(Result):
     by: str
     because: str
     at: str # UTC
+    anyway: bool = False # whatever stands against it
+    against: str = '' # what stood against it when it was asked for
 
     @property
-    def headline(self) -> str: return f'a challenger was asked for by {self.by} on {self.at[:10]}: {self.because}'
+    def headline(self) -> str:
+        despite = f', whatever stands against it ({self.against or "nothing did"})' if self.anyway else ''
+        return f'a challenger was asked for by {self.by} on {self.at[:10]}{despite}: {self.because}'
 
 def request_challenger(project: Project, *, by: str, # who wants it
                        because: str, # why
+                       anyway: bool=False, # also where a retraining would be held back
                        ) -> Request: # recorded; the next `decide` counts it
     "Ask for a challenger by name and with a reason; it stands until one is trained."
     project.must_write('request')
     if not by.strip() or not because.strip(): raise SettingsError('Asking for a challenger needs a name and a reason. Add --as NAME --because TEXT.')
-    asked = Request(by=by.strip(), because=because.strip(), at=datetime.now(timezone.utc).isoformat(timespec='seconds'))
+    asked = Request(by=by.strip(), because=because.strip(), at=datetime.now(timezone.utc).isoformat(timespec='seconds'),
+                    anyway=anyway, against=held_back_by(project) if anyway else '')
     project.record(asked)
     return asked
 
 def open_request(project: Project) -> Request | None:
-    "What was asked for since the last challenger was trained."
-    asked, trained = project.ledger.last('request'), project.ledger.last('challenger_rows')
-    return Request.from_body(asked.body) if asked and (trained is None or asked.seq > trained.seq) else None
+    "What was asked for since the last challenger was trained; of several the newest, one that takes on all that stands against it first."
+    trained = project.ledger.last('challenger_rows')
+    asked = [Request.from_body(e.body) for e in project.ledger.entries('request') if trained is None or e.seq > trained.seq]
+    return next((r for r in reversed(asked) if r.anyway), asked[-1] if asked else None)
 
 def open_alarms(project: Project, version: str) -> list[dict]: # their newest bodies
     "A version's alarms that nobody has answered and no window has ended."
@@ -155,6 +164,11 @@ def _waiting(project: Project, version: str) -> str:
             return f'version {v} already waits, and is {entry.body["verdict"]}: mlcycle promote {v} --to champion'
     return ''
 
+def held_back_by(project: Project) -> str: # '' when nothing is in the way
+    "What a challenger that is asked for now would wait for."
+    version = roles(project.ledger)['champion']
+    return _hindrance(project, version, recent(project)) if version else ''
+
 def _hindrance(project: Project, version: str, known: Recent) -> str: # '' when nothing stands against it
     "What stands against a retraining that is due."
     waiting, lack = _waiting(project, version), shortage(project, known)
@@ -180,15 +194,18 @@ def _weigh(project: Project, version: str, now: datetime) -> Decision:
     (days, old), alarms = _age(project, version, now), open_alarms(project, version)
     figures = realised(project, version, newest_outcomes(project, version))
     counting = [a for a in alarms if a['kind'] in CAUSES]
-    asked = [r.headline for r in (open_request(project),) if r]
-    causes = [old]*bool(old)+[_named(a) for a in counting]+broken_promises(project, version, figures)+asked
+    asked = open_request(project)
+    wish = [asked.headline] if asked else []
+    causes = [old]*bool(old)+[_named(a) for a in counting]+broken_promises(project, version, figures)+wish
     notes = [f'{_named(a)} (retraining would not cure it)' for a in alarms if a['kind'] not in CAUSES]
     main, known = figures[main_metric(project)], recent(project)
     if main.status != 'ok': notes.append(f'{main.metric} on production rows: {main.text}')
     against = _hindrance(project, version, known) if causes else ''
+    despite = f'{asked.by} takes it on: {asked.because}' if asked and asked.anyway and against else ''
     quiet = f'version {version} is {days:.0f} days old, no alarm that counts is open, no criterion is shown to fail, nobody asked for one'
-    return Decision(action='retrain' if causes and not against else 'nothing', notes=notes, version=version,
-                    reasons=causes+[f'but {against}']*bool(against) or [quiet], age_days=round(days, 2),
+    held = f'{against}; {despite}' if despite else f'but {against}. To take it on by name: {TAKE_ON}'
+    return Decision(action='retrain' if causes and (despite or not against) else 'nothing', notes=notes, version=version,
+                    despite=despite, reasons=causes+[held]*bool(against) or [quiet], age_days=round(days, 2),
                     outcomes=len(known.rows), alarms=[str(a['id']) for a in counting], performance=figures)
 
 # %% ../nbs/07_retraining.ipynb #e232ebcf

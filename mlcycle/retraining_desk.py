@@ -13,7 +13,7 @@ from .drawings import Level, intervals_svg
 from .forms import Form
 from .jobs import Job
 from .ledger import champion
-from .retraining import Comparison, Decision, compare, open_request, request_challenger
+from .retraining import Comparison, Decision, compare, held_back_by, open_request, request_challenger
 from .signing import release_act
 
 # %% auto #0
@@ -42,13 +42,17 @@ def request_page(project: Project) -> str: # trusted HTML
     now, asked = champion(project.ledger), open_request(project)
     if now is None: raise MissingEvidence('No version answers, so there is nothing to challenge. Next: mlcycle promote MODEL_VERSION')
     said = f'Already {escaped(asked.headline, 600)}.' if asked else 'Nobody has asked for a challenger since the last one was trained.'
-    return (f'<p>Version {escaped(now)} answers. {said}</p><p class="note">The challenger learns from history and the newest outcomes, is tested on the sealed rows and compared '
+    held = held_back_by(project)
+    wait = f'<p class="bad">One that is asked for now would wait: {escaped(held, 600)}.</p>' if held else ''
+    return (f'<p>Version {escaped(now)} answers. {said}</p>{wait}<p class="note">The challenger learns from history and the newest outcomes, is tested on the sealed rows and compared '
             'on rows that neither version has seen. It answers nobody until it is promoted.</p>')
 
 def request_act() -> Act:
-    "A challenger asked for."
-    return Act('Ask for a challenger', request_page, fields=WHO, deeds=(Deed(
-        'Ask for a challenger', request_challenger, 'request_challenger(project, by={by}, because={because})', 'mlcycle retrain --as {by} --because {because}'),))
+    "A challenger asked for; where it would wait, asked for whatever stands against it."
+    anyway = lambda project, by, because: request_challenger(project, by=by, because=because, anyway=True)
+    return Act('Ask for a challenger', request_page, fields=WHO, deeds=(
+        Deed('Ask for a challenger', request_challenger, 'request_challenger(project, by={by}, because={because})', 'mlcycle retrain --as {by} --because {because}'),
+        Deed('Train one anyway', anyway, 'request_challenger(project, by={by}, because={because}, anyway=True)', 'mlcycle retrain --anyway --as {by} --because {because}')))
 
 # %% ../nbs/12n_retraining_desk.ipynb #febf3527
 TOLD = {'better': 'The challenger is better.', 'worse': 'The challenger is worse.', 'not worse': 'The challenger is not worse than was allowed.',

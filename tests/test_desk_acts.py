@@ -97,6 +97,7 @@ def test_a_life_is_decided_by_buttons_and_every_decision_is_evidence(lender):
 
     desk = Person(lender, 'retraining')
     assert 'asked for by Hedy' in desk.press('Ask for a challenger', by='Hedy', because='a new law')
+    assert 'whatever stands against it' in desk.press('Train one anyway', by='Hedy', because='a new law')
     for name in ('Grace', 'Hedy'): here.press('Approve', version='2', by=name, because='read it')
     assert 'compared: missing' in here.why_not('Promote to champion')
     assert 'let version 2 pass gate compared' in here.press('Override the gate', version='2', gate='compared', by='Grace', because='the replay is enough')
@@ -110,7 +111,7 @@ def test_a_life_is_decided_by_buttons_and_every_decision_is_evidence(lender):
     end.act('Retire this version')[1].once_more.value = '2'
     assert 'Version 2 is retired; version 1 answers instead' in end.press('Retire this version')
     decided = [(e.kind, e.body['by']) for e in lender.ledger.entries(('approval', 'override', 'promotion', 'request', 'retirement'))]
-    assert decided == [('approval', 'Grace'), ('approval', 'Hedy'), ('promotion', 'Hedy'), ('request', 'Hedy'), ('approval', 'Grace'), ('approval', 'Hedy'),
+    assert decided == [('approval', 'Grace'), ('approval', 'Hedy'), ('promotion', 'Hedy'), ('request', 'Hedy'), ('request', 'Hedy'), ('approval', 'Grace'), ('approval', 'Hedy'),
                        ('override', 'Grace'), ('promotion', 'Hedy'), ('promotion', 'Grace'), ('retirement', 'Hedy')]
 
 

@@ -14,7 +14,7 @@ from mlcycle.features import build_pipeline, infer_plan, read_target
 from mlcycle.gates import check_all
 from mlcycle.recent import ChallengerRows, challenger_rows, held_back, recent, unseen
 from mlcycle.registry import promote
-from mlcycle.retraining import Comparison, Decision, compare, decide, read_verdict, realised, newest_outcomes
+from mlcycle.retraining import Comparison, Decision, compare, decide, newest_outcomes, open_request, read_verdict, realised, request_challenger
 from mlcycle.scoring import label, score
 
 TOML = '''
@@ -135,9 +135,41 @@ def test_without_outcomes_there_is_nothing_to_train_on(tmp_path):
     begin(project, world(200))
     with pytest.raises(DataError, match='no outcome of any prediction is known yet.*mlcycle label'): challenger_rows(project)
     produce(project, world(150, '2024-04-01', seed=1), labels=60)
-    with pytest.raises(DataError, match='60 outcomes are known, retraining.min_rows asks for 100'): challenger_rows(project)
+    with pytest.raises(DataError, match='60 outcomes are known, retraining.min_rows asks for 100, 40 more.*mlcycle retrain --anyway'): challenger_rows(project)
     decision = decide(project, now=datetime.now(timezone.utc)+timedelta(days=45))
     assert decision.action == 'nothing' and '45 days old' in decision.reasons[0] and decision.reasons[1].startswith('but 60 outcomes')
+
+
+def test_a_person_may_take_on_that_outcomes_are_too_few_and_it_is_evidence(tmp_path):
+    "Asking is held back and says by what; taking it on needs a name and a reason; no gate opens by it."
+    project = make(tmp_path/'p')
+    begin(project, world(200))
+    produce(project, world(150, '2024-04-01', seed=1), labels=30)
+    request_challenger(project, by='Bob', because='a new law')
+    held = decide(project)
+    assert held.action == 'nothing' and held.despite == '' and '70 more' in held.reasons[-1] and 'mlcycle retrain --anyway --as NAME' in held.reasons[-1]
+    with pytest.raises(SettingsError, match='a name and a reason'): request_challenger(project, by='Ada', because=' ', anyway=True)
+    assert decide(project).action == 'nothing'
+    asked = request_challenger(project, by='Ada', because='nothing better will come', anyway=True)
+    request_challenger(project, by='Bob', because='still that law')   # takes nothing back
+    assert '30 outcomes are known' in asked.against and open_request(project) == asked and project.ledger.entries('request')[-2].body['by'] == 'Ada'
+    taken_on = decide(project)
+    assert (taken_on.action, taken_on.despite) == ('retrain', 'Ada takes it on: nothing better will come')
+    rows, facts = challenger_rows(project, despite=taken_on.despite), project.latest(ChallengerRows)
+    assert len(rows) == 220 and (facts.production, facts.unseen) == (20, 10) and facts.despite.endswith('Ada takes it on: nothing better will come')
+    found = compare(project, train_on(project, rows, facts.hash))
+    assert found.verdict == 'undetermined' and check_all(project, found.challenger)[0].answer == 'fail'
+    assert open_request(project) is None and decide(project).action == 'nothing'
+
+
+def test_without_any_outcome_history_alone_is_learnt_from(tmp_path):
+    project = make(tmp_path/'p')
+    begin(project, world(200)); begin(project, world(80, '2024-03-10', seed=4), 'live')
+    rows, facts = challenger_rows(project, despite='Ada takes it on: other candidates'), project.latest(ChallengerRows)
+    assert len(rows) == 200 and (facts.production, facts.until) == (0, []) and facts.despite.startswith('no outcome of any prediction is known yet; Ada')
+    version = train_on(project, rows, facts.hash)
+    produce(project, world(90, '2024-04-01', seed=1))
+    assert len(unseen(project, project.registry.info(version))[0].rows) == 90   # none of them was learnt from
 
 
 def test_outcomes_of_one_kind_teach_nothing(tmp_path):
