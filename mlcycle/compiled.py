@@ -6,13 +6,15 @@
 from __future__ import annotations
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import ClassVar, NamedTuple
 import numpy as np
 import pandas as pd
 from .core import Result
-from .encoding import NAN, Input, NotCompiled, Unusual, bounds, column_setter, encoders, inputs_of, sentinels, setter
+from .encoding import NAN, Input, NotCompiled, Unusual, as_it_is, bounds, column_setter, encoders, inputs_of, sentinels, setter
 from .features import Calibrated, Clean, apply_curve
 from .inputs import InputColumn, column_values, to_records
+from .masks import Ensemble, masks_of
 
 # %% auto #0
 __all__ = ['HEADS', 'TOLERANCE', 'SINGLE', 'Head', 'head_of', 'sigmoid', 'softmax', 'nested', 'both_ways', 'walk', 'Compiled',
@@ -24,6 +26,7 @@ class Head(NamedTuple):
     how: str # in words
     one: Callable | None # one row, a list -> a number, or a list of them; None: as many
     many: Callable # rows -> (n,) of the positive class or amounts, (n, k) of classes
+    trees: Ensemble | None = None # of which masks can be made
 
 def head_of(estimator: object, task: str) -> Head:
     "How an estimator's scores are computed."
@@ -41,14 +44,11 @@ def _positive(found: np.ndarray, task: str) -> np.ndarray: return found[:, 1] if
 
 def _calibrated(head: Head, curve: dict | None, task: str) -> Head:
     if not curve: return head
-    def many(rows):
-        p = head.many(rows)
-        return _positive(apply_curve(np.column_stack([1-p, p]) if task == 'binary' else p, curve), task)
-    def one(row):
-        p = head.one(row)
-        moved = apply_curve(np.array([[1-p, p]] if task == 'binary' else [p]), curve)[0]
-        return float(moved[1]) if task == 'binary' else moved.tolist()
-    return Head(f'{head.how}, calibrated', one if head.one else None, many)
+    def moved(p): return _positive(apply_curve(np.column_stack([1-p, p]) if task == 'binary' else p, curve), task)
+    def one(row): return moved(np.array([head.one(row)])).tolist()[0]
+    def many(rows): return moved(head.many(rows))
+    trees = head.trees and head.trees._replace(finish=lambda sums: moved(head.trees.finish(sums)))
+    return Head(f'{head.how}, calibrated', one if head.one else None, many, trees)
 
 def sigmoid(z: float) -> float:
     "The logistic function, without overflow."
@@ -96,11 +96,18 @@ def _boosted(estimator: object, task: str) -> Head:
     if estimator.is_categorical_ is not None and np.any(estimator.is_categorical_): return _itself(estimator, task)
     if task == 'regression' and type(estimator._loss.link).__name__ != 'IdentityLink': return _itself(estimator, task)
     width, starts = estimator.n_features_in_, np.ravel(estimator._baseline_prediction).tolist()
-    outputs = [[nested(_histogram_tree(p[k].nodes), width) for p in estimator._predictors] for k in range(len(starts))]
-    if len(outputs) > 1: one = lambda row: softmax([walk(trees, row, s) for trees, s in zip(outputs, starts)])
+    trees = [[_histogram_tree(p[k].nodes) for p in estimator._predictors] for k in range(len(starts))]
+    outputs = [[nested(tree, width) for tree in output] for output in trees]
+    if len(outputs) > 1: one = lambda row: softmax([walk(part, row, s) for part, s in zip(outputs, starts)])
     elif task == 'binary': one = lambda row: sigmoid(walk(outputs[0], row, starts[0]))
     else: one = lambda row: walk(outputs[0], row, starts[0])
-    return Head(f'{sum(map(len, outputs))} boosted trees', lambda row: one(both_ways(row)), _itself(estimator, task).many)
+    return Head(f'{sum(map(len, outputs))} boosted trees', lambda row: one(both_ways(row)), _itself(estimator, task).many,
+                Ensemble(trees, starts, partial(_linked, task)))
+
+def _linked(task: str, sums: np.ndarray) -> np.ndarray: # (outputs, n) -> (n,) or (n, outputs)
+    from scipy.special import expit, softmax
+    if len(sums) > 1: return softmax(sums.T, axis=1)
+    return expit(sums[0]) if task == 'binary' else sums[0]
 
 def _histogram_tree(nodes: np.ndarray) -> dict[str, np.ndarray]:
     left = np.where(nodes['is_leaf'] == 1, -1, nodes['left'].astype(np.int64))
@@ -151,6 +158,7 @@ class Compiled:
         self.raw = list(dict.fromkeys(r for i in inputs if i.name in ways for r in i.raw))
         self.single = [(i.raw, i.read, [setter(i, w) for w in ways[i.name]]) for i in inputs if i.name in ways]
         self.columns = [(i, [column_setter(i, w, usual) for w in ways[i.name]]) for i in inputs if i.name in ways]
+        self.masks = masks_of(head.trees, [(i, ways[i.name]) for i in inputs if i.name in ways], usual)
 
     def encode(self, record: dict) -> list[float]:
         "One record as the row that the estimator sees; Unusual where only the pipeline can say what is wrong."
@@ -165,13 +173,18 @@ class Compiled:
         try: return bool(self.encode(record))
         except Unusual: return False
 
-    def encode_all(self, columns: dict[str, list]) -> np.ndarray: # n × encoded columns
-        "Records, given as columns of raw values, as rows."
+    def clean(self, columns: dict[str, list | np.ndarray], # raw values; numbers may come as an array, missing ones as NaN
+              ) -> dict[str, list | np.ndarray]:
+        "Records, given as columns, as clean columns."
         n = len(next(iter(columns.values())))
-        rows = np.tile(np.array(self.usual), (n, 1))
+        return {given.name: _read_all(given, [columns[r] if r in columns else [None]*n for r in given.raw]) for given, _ in self.columns}
+
+    def encode_all(self, columns: dict[str, list | np.ndarray]) -> np.ndarray: # n × encoded columns
+        "Records, given as columns of raw values, as rows."
+        clean = self.clean(columns)
+        rows = np.tile(np.array(self.usual), (len(next(iter(columns.values()))), 1))
         for given, setters in self.columns:
-            values = _read_all(given, [columns.get(r) or [None]*n for r in given.raw])
-            for put in setters: put(rows, values)
+            for put in setters: put(rows, clean[given.name])
         return rows
 
     def one(self, record: dict) -> float | list[float]:
@@ -179,13 +192,16 @@ class Compiled:
         if self.head.one: return self.head.one(self.encode(record))
         return self.head.many(np.array([self.encode(record)])).tolist()[0]
 
-    def many(self, columns: dict[str, list]) -> np.ndarray: # (n,) or (n, k)
+    def many(self, columns: dict[str, list | np.ndarray]) -> np.ndarray: # (n,) or (n, k)
         "The scores of records given as columns."
-        return self.head.many(self.encode_all(columns))
+        return self.masks.scores(self.clean(columns)) if self.masks else self.head.many(self.encode_all(columns))
 
-def _read_all(given: Input, raw: list[list]) -> list | np.ndarray:
-    "A clean column; plain numbers are read at once."
-    if given.column is None: return [given.read(*values) for values in zip(*raw)]
+def _read_all(given: Input, raw: list) -> list | np.ndarray:
+    "A clean column; plain numbers are read at once, everything else once for each value that differs."
+    if given.read is as_it_is: return raw[0]
+    if given.column is None:
+        read = {values: given.read(*values) for values in set(zip(*raw))}
+        return [*map(read.__getitem__, zip(*raw))]
     x, gone = np.array(raw[0], dtype=float), sentinels(given.column)
     if gone: x[np.isin(x, list(gone))] = NAN
     return np.clip(x, *bounds(given.column))

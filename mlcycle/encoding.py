@@ -16,8 +16,8 @@ from .values import FALSE, LARGEST, TRUE, plain
 
 # %% auto #0
 __all__ = ['NAN', 'TRUTHS', 'TIMES', 'EPOCH', 'DAY', 'LEVELS', 'SCALES', 'UNKNOWN', 'NotCompiled', 'Unusual', 'value_reader',
-           'bounds', 'sentinels', 'time_reader', 'date_number', 'Input', 'inputs_of', 'Lookup', 'Scale', 'steps_of',
-           'encoders', 'setter', 'column_setter']
+           'bounds', 'sentinels', 'time_reader', 'date_number', 'Input', 'inputs_of', 'as_it_is', 'Lookup', 'Scale',
+           'steps_of', 'encoders', 'setter', 'column_setter', 'touched', 'level_codes']
 
 # %% ../nbs/00hb_encoding.ipynb #ed021b18
 class NotCompiled(MlcycleError):
@@ -111,14 +111,16 @@ def inputs_of(clean: Clean | None, # the first step of a pipeline, where it is o
               names: list[str], # the raw columns
               ) -> list[Input]:
     "The clean columns that an encoder sees."
-    if clean is None: return [Input(n, (n,), _as_it_is, None) for n in names]
+    if clean is None: return [Input(n, (n,), as_it_is, None) for n in names]
     found, named = [], iter(clean_names(clean.columns))
     for column in clean.columns:
         parts = column['parts'] if column['type'] == 'date' else ('',)
         found += [_input(next(named)[0], column, part) for part in parts]
     return found
 
-def _as_it_is(value): return value
+def as_it_is(value: object) -> object:
+    "The reader of a column that nothing cleans."
+    return value
 
 def _input(name: str, column: dict, part: str) -> Input:
     if not part: return Input(name, (column['name'],), value_reader(column), column if column['type'] == 'number' else None)
@@ -245,14 +247,28 @@ def column_setter(given: Input, way: Lookup | Scale, usual: np.ndarray) -> Calla
     return scale
 
 def _column_look_up(name: str, way: Lookup, usual: np.ndarray) -> Callable:
-    codes, every = {v: i for i, v in enumerate(way.table)}, [*way.table.values(), way.other, way.missing]
-    places, other, missing = sorted({p for pairs in every for p, _ in pairs or ()}), len(codes), len(codes)+1
+    every, places, codes = [*way.table.values(), way.other, way.missing], touched(way), level_codes(name, way)
     numbers = np.tile(usual[places], (len(every), 1))
     for i, pairs in enumerate(every):
         for place, number in pairs or (): numbers[i, places.index(place)] = number
-    refused = {i for i, pairs in enumerate(every) if pairs is None}
-    def look(rows, values):
-        found = [codes[v] if v in codes else missing if v is None or v != v else other for v in values]
-        if refused and not refused.isdisjoint(found): raise Unusual(name)
-        rows[:, places] = numbers[found]
+    def look(rows, values): rows[:, places] = numbers[codes(values)]
     return look
+
+def touched(way: Lookup | Scale) -> list[int]:
+    "The places of the encoded row that a way may change, in order."
+    if isinstance(way, Scale): return [way.place, *(place for place, *_ in way.marks)]
+    return sorted({place for pairs in (*way.table.values(), way.other, way.missing) for place, _ in pairs or ()})
+
+def level_codes(name: str, way: Lookup) -> Callable: # clean values -> numbers, as an array
+    "Levels as their numbers in `way.table`, then the number of unseen ones, then of missing ones; Unusual where these are an error."
+    codes, other, missing = {v: i for i, v in enumerate(way.table)}, len(way.table), len(way.table)+1
+    def code(value):
+        gone = value is None or value != value
+        if not gone and value in codes: return codes[value]
+        if (way.missing if gone else way.other) is None: raise Unusual(name)
+        return missing if gone else other
+    def many(values):
+        values = values.tolist() if isinstance(values, np.ndarray) else values
+        known = {v: code(v) for v in set(values)}
+        return np.fromiter(map(known.__getitem__, values), np.intp, len(values))
+    return many

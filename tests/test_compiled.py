@@ -83,6 +83,24 @@ def test_every_pipeline_of_the_house_gives_its_own_scores(task, estimator, kind)
 def test_boosters_of_other_libraries(i): check(*boosters()[i])
 
 
+@pytest.mark.parametrize('leaves, masked', [(31, True), (60, True), (100, False)])
+def test_masks_and_the_estimator_agree_to_the_last_bit(leaves, masked):
+    "On values that are missing, never seen, or stand on a threshold; trees of too many leaves are left to the estimator."
+    rows = people(2000)
+    rows['member'] = rows['member'].mask(rows.index % 7 == 0)
+    model, columns, _ = model_of('binary', HistGradientBoostingClassifier(max_iter=20, max_leaf_nodes=leaves, min_samples_leaf=2), 'tree')
+    scorer = compile_pipeline(model.estimator, model.info.columns, 'binary')
+    assert (scorer.masks is not None) == masked
+    given = to_records(rows, columns)
+    for i, record in enumerate(given): record['town'] = ['nowhere', None, 'Hof', ' Ulm '][i % 4]
+    if masked:
+        cuts = [t for place in scorer.masks.places.values() for t in place.thresholds.tolist() if 500 < t < 20000]
+        for record, cut in zip(given, cuts): record['income'] = cut
+    sent = {c.name: [r[c.name] for r in given] for c in columns if c.required}
+    assert np.array_equal(scorer.many(sent), scorer.head.many(scorer.encode_all(sent)))
+    assert np.abs(scorer.many(sent)-np.array([scorer.one(r) for r in given])).max() < 1e-12
+
+
 def test_what_would_change_a_decision_is_refused():
     model, columns, rows = model_of('binary', LogisticRegression(max_iter=2000), 'linear')
     scorer = compile_pipeline(model.estimator, model.info.columns, 'binary')
