@@ -13,7 +13,8 @@ from .core import MlcycleError
 from .encoding import Unusual, time_reader
 from .inputs import InputColumn, RecordReader, frame_of
 from .registry import Model, ModelVersion
-from .scoring import BrokenAnswer, answers, event_times, new_ids, stored_name
+from .keeping import hashed_name, stored_name
+from .scoring import BrokenAnswer, answers, event_times, new_ids
 from .values import plain
 
 # %% auto #0
@@ -77,20 +78,23 @@ def broken(ready: Ready, what: str) -> BrokenAnswer:
     return BrokenAnswer(f'Version {ready.version} {what}. Roll back: mlcycle rollback')
 
 # %% ../nbs/00ibd_answering.ipynb #371771f8
-def kept_types(info: ModelVersion, kept: dict[str, str], # column → type, as `scoring.kept_columns` gives it
+def kept_types(info: ModelVersion, kept: dict[str, str], # column → type, as `keeping.kept_columns` gives it
+               marks: dict[str, Callable] | None=None, # column → how it is hashed
                ) -> dict[str, str]: # name in the log → number, whole, text or time
     "The columns of an answer in the log."
     decision = {'binary': 'whole', 'regression': 'number'}.get(info.task, 'text')
     scores = {f'score_{c}': 'number' for c in (info.classes if info.task == 'multiclass' else ())}
     ours = {'prediction_id': 'text', 'at': 'time', 'version': 'text', 'score': 'number', 'decision': decision, **scores, 'epoch': 'whole'}
-    return ours | {stored_name(c): 'number' if kind == 'number' else 'text' for c, kind in kept.items()}
+    hashed = marks or {}
+    return ours | {hashed_name(c) if c in hashed else stored_name(c): 'number' if kind == 'number' and c not in hashed else 'text'
+                   for c, kind in kept.items()}
 
 def kept_rows(told: list[dict], at: list[int], epoch: int, inputs: list[list]) -> list[list]:
     "Answers as rows of the log: `inputs` are the values that `keeper` makes of each record."
     return [[t['prediction_id'], when, t['version'], t['score'], t['decision'], *t.get('scores', {}).values(), epoch, *values]
             for t, when, values in zip(told, at, inputs)]
 
-def keeper(kept: dict[str, str], marks: dict[str, Callable] | None=None, # column → what is done to its text first
+def keeper(kept: dict[str, str], marks: dict[str, Callable] | None=None, # column → how its text is hashed
            ) -> Callable: # one record -> its values for the log
     "What makes a record's kept values."
     ways = [(c, _number if kind == 'number' else _text, (marks or {}).get(c)) for c, kind in kept.items()]
@@ -118,10 +122,10 @@ def moments(records: list[dict], column: str='') -> list[int]: # microseconds si
 # %% ../nbs/00ibd_answering.ipynb #ee54e530
 class LogForm:
     "How the answers of one version become rows of the log."
-    def __init__(self, info: ModelVersion, kept: dict[str, str], # column → type, as `scoring.kept_columns` gives it
+    def __init__(self, info: ModelVersion, kept: dict[str, str], # column → type, as `keeping.kept_columns` gives it
                  *, time: str='', # the column that says when a record happened
-                 marks: dict[str, Callable] | None=None): # column → what is done to its text first
-        self.types, self.keep, self.time, self.head = kept_types(info, kept), keeper(kept, marks), time, b''   # head: of a frame of rows
+                 marks: dict[str, Callable] | None=None): # column → how its text is hashed
+        self.types, self.keep, self.time, self.head = kept_types(info, kept, marks), keeper(kept, marks), time, b''   # head: of a frame of rows
 
     def rows(self, told: list[dict], records: list[dict], epoch: int=0) -> list[list]:
         "Rows of the log, in the order of `types`."

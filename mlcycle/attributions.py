@@ -13,7 +13,8 @@ from .core import DataError, Frame, Project, Result, digest
 from .explainability import Explanation, explain, leaves
 from .features import FeaturePlan
 from .metrics import grouped
-from .scoring import predictions, stored_name, training_rows
+from .keeping import stored_name, unlogged
+from .scoring import predictions, training_rows
 from .statistics import holm
 
 # %% auto #0
@@ -234,10 +235,11 @@ def _sampled(project: Project, model, version: str) -> _Rows:
     large = leaves(model.estimator) > LARGE
     most, trained = (FEW, FEW) if large else (ROWS, TRAINED)
     if train is not None: found.append(('', train.sample(min(len(train), trained), random_state=seed)))
-    for window in sorted(log['window'].unique())[-WINDOWS:]:
+    known = [] if unlogged(project.settings, columns) else sorted(log['window'].unique())   # rows that lack a column explain nothing
+    for window in known[-WINDOWS:]:
         mine = log[log['window'] == window]
         chosen = mine.sample(min(len(mine), most), random_state=seed)
-        found.append((window, chosen.rename(columns={stored_name(c): c for c in wide})))
+        found.append((window, chosen[[c for c in map(stored_name, wide) if c in chosen]].rename(columns={stored_name(c): c for c in wide})))
     if not found: raise DataError('Neither predictions nor training rows of it are left to look at.')
     rows = pd.concat([f.reindex(columns=wide) for _, f in found], ignore_index=True)
     return _Rows(rows, [w for w, f in found for _ in range(len(f))])

@@ -13,7 +13,8 @@ import pandas as pd
 from .core import MlcycleError, Project, digest
 from .estimates import FEWEST_KNOWN, Estimator, Terms, learn
 from .features import FeaturePlan, encode_target
-from .scoring import answers, stored_name
+from .keeping import stored_name, unlogged
+from .scoring import answers
 from .tables import Snapshot
 
 # %% auto #0
@@ -27,12 +28,12 @@ def terms_of(project: Project, model: dict, # body of the ledger's model entry
     return Terms(task=settings.problem.task, threshold=model.get('threshold'), costs=settings.problem.costs,
                  classes=model.get('classes') or [], level=settings.validation.level, seed=settings.project.seed)
 
-def plan_of_log(plan: FeaturePlan) -> FeaturePlan:
-    "A model's plan with its columns named as in the table `predictions`."
+def plan_of_log(plan: FeaturePlan, *, without: list[str]=()) -> FeaturePlan:
+    "A model's plan with its columns named as in the table `predictions`, those left out that the log lacks."
     def named(column):
         since = stored_name(column.since) if column.since else ''
         return column.model_copy(update={'name': stored_name(column.name), 'since': since})
-    return plan.model_copy(update={'columns': [named(c) for c in plan.columns]})
+    return plan.model_copy(update={'columns': [named(c) for c in plan.columns if not {c.name, c.since} & set(without)]})
 
 # %% ../nbs/06bd_basis.ipynb #7383bfb3
 class Basis(NamedTuple):
@@ -48,7 +49,7 @@ def _sealed(project: Project, version: str, test_hash: str) -> pd.DataFrame: # a
     rows, target = project.tables.read(Snapshot.from_body(entry.body)), project.settings.problem.target
     rows = rows[rows[target].notna()].reset_index(drop=True)
     said = answers(project.registry.load(version), rows)
-    mine = rows.drop(columns=target).rename(columns=stored_name)
+    mine = rows.drop(columns=[target, *unlogged(project.settings, [c for c in rows if c != target])]).rename(columns=stored_name)
     mine = mine.drop(columns=[c for c in said if c in mine])
     return pd.concat([mine, said], axis=1).assign(label=encode_target(rows[target], project.settings).to_numpy())
 

@@ -23,7 +23,8 @@ from .features import FeaturePlan
 from .formats import FORMATS
 from .log import log_event
 from .pieces import LargeTable, Part, file_hash, pieces, plain_frame, survey
-from .scoring import admit, answers, event_times, formula_safe, kept_columns, log_rows, read_rows, stored_name
+from .keeping import kept_columns, log_rows, stored_name
+from .scoring import admit, answers, event_times, formula_safe, read_rows
 
 # %% auto #0
 __all__ = ['MANIFEST', 'WRITERS', 'SMALL', 'Job', 'row_ids', 'part_files', 'score_part', 'Spread', 'mapper', 'output_kind',

@@ -14,7 +14,8 @@ from .features import FeaturePlan, clean_text
 from .gates import check
 from .ledger import champion as champion_of
 from .registry import ModelVersion, promote
-from .scoring import admit, logged, stored_name, training_rows
+from .keeping import id_in_log, stored_name
+from .scoring import admit, logged, training_rows
 from .sequential import gap, share_evidence
 from .tally import counted
 from .traffic import current_traffic, set_traffic
@@ -67,11 +68,12 @@ def epoch_rows(project: Project, canary: Canary) -> pd.DataFrame: # one row an i
     "What was answered in a canary's epochs."
     empty = pd.DataFrame(columns=['prediction_id', 'version', 'score', 'decision', 'epoch', 'label'])
     if not logged(project): return empty
-    kept = [stored_name(c) for c in (project.settings.data.id, *canary.groups) if c]
+    id = id_in_log(project)
+    kept = [c for c in (id, *map(stored_name, canary.groups)) if project.tables.has('predictions', c)]
     columns = list(dict.fromkeys(['prediction_id', 'version', 'score', 'decision', 'epoch', *kept]))
     try: rows = project.tables.read('predictions', columns=columns, where=[('epoch', 'in', canary.epochs)])
     except DataError: return empty   # nothing was ever answered in a split: the log has no such column
-    if id := stored_name(project.settings.data.id): rows = rows[~rows.duplicated(['epoch', id]) | rows[id].isna()]
+    if id in rows: rows = rows[~rows.duplicated(['epoch', id]) | rows[id].isna()]
     return rows.assign(label=_labels(project, rows['prediction_id']))
 
 def _labels(project: Project, ids: pd.Series) -> pd.Series: # of objects, index as that of the ids
@@ -124,6 +126,7 @@ def _counted(counts: dict, arm: tuple, names: tuple) -> tuple[int, int]: # how m
 def _parts(canary: Canary, rows: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]: # name, its rows
     yield '', rows
     for attribute, groups in canary.groups.items():
+        if stored_name(attribute) not in rows: continue   # the log does not keep it
         values = pd.Series(clean_text(rows[stored_name(attribute)]), index=rows.index) if len(rows) else pd.Series(dtype=object)
         for group in groups: yield f'{attribute} {group}', rows[values == group]
 

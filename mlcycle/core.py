@@ -20,10 +20,11 @@ __all__ = ['Frame', 'FACTS', 'TASK_METRICS', 'CHANNEL_KEYS', 'STAGES', 'Task', '
            'shown', 'escaped', 'html_pairs', 'html_table', 'Record', 'Result', 'label', 'Estimate', 'estimates_table',
            'Criterion', 'judge', 'Channel', 'AlarmsSection', 'ScheduleSection', 'ProjectSection', 'Costs',
            'ProblemSection', 'Source', 'Join', 'Treatment', 'Allowed', 'SplitSection', 'DataSection',
-           'DevelopmentSection', 'ValidationSection', 'CanarySection', 'DeploymentSection', 'false_alarms_per_day',
-           'MonitoringSection', 'RetrainingSection', 'GovernanceSection', 'RetentionSection', 'Gate', 'RunSection',
-           'StoreSection', 'Settings', 'check_settings', 'read_settings', 'find_project', 'who', 'Project',
-           'missing_evidence', 'Conflict', 'setting_value', 'changed_text', 'toml_value']
+           'DevelopmentSection', 'ValidationSection', 'CanarySection', 'LoggedColumn', 'LogSection',
+           'DeploymentSection', 'false_alarms_per_day', 'MonitoringSection', 'RetrainingSection', 'GovernanceSection',
+           'RetentionSection', 'Gate', 'RunSection', 'StoreSection', 'Settings', 'check_settings', 'read_settings',
+           'find_project', 'who', 'Project', 'missing_evidence', 'Conflict', 'setting_value', 'changed_text',
+           'toml_value']
 
 # %% ../nbs/00_core.ipynb #ae3d6690
 class MlcycleError(Exception):
@@ -498,6 +499,23 @@ class CanarySection(Record):
         if sorted(set(self.steps)) == self.steps: return self
         raise ValueError(f'deployment.canary: steps rise from one to the next, came {self.steps}')
 
+class LoggedColumn(Record):
+    "What the log makes of one column of a request."
+    name: Annotated[str, Field(min_length=1)]
+    stored: Literal['kept', 'hashed', 'dropped'] = 'hashed' # as it came, as a keyed hash, or not at all
+
+class LogSection(Record):
+    "What the log of predictions keeps of a request."
+    columns: list[LoggedColumn] = [] # columns of which it matters, such as what names a person
+    others: Literal['kept', 'dropped'] = 'kept' # every other feature; ids, groups, times and protected attributes are kept
+    key: Annotated[int, Field(ge=1)] = 1 # number of the key in MLCYCLE_HASH_KEY; another key has another number
+
+    @model_validator(mode='after')
+    def _once(self):
+        names = [c.name for c in self.columns]
+        if len(set(names)) < len(names): raise ValueError(f'deployment.log.columns: each column once, came {names}')
+        return self
+
 class DeploymentSection(Record):
     "How the model is served."
     name: str = '' # of image and service; empty: from the project's
@@ -506,6 +524,7 @@ class DeploymentSection(Record):
     pod_requests: Annotated[int, Field(ge=1)] = 100 # a second that one pod carries before another is added
     image: str = ''
     canary: CanarySection = CanarySection()
+    log: LogSection = LogSection()
 
 PERIODS = {'week': 7, 'month': 365.25/12, 'quarter': 365.25/4, 'year': 365.25}  # days
 
@@ -618,6 +637,8 @@ class Settings(Record):
         for name in self.data.allowed:
             fixed = next((k for k in ('immutable', 'protected') if name in getattr(self.data, k)), '')
             if fixed: raise ValueError(f'data.allowed: {name!r} is in data.{fixed}, so it is not to be changed. Take it out of one of the two')
+        if hashed := {c.name for c in self.deployment.log.columns if c.stored == 'hashed'} & {self.data.time}:
+            raise ValueError(f'deployment.log.columns: {hashed.pop()!r} is data.time, and a hash of a time says nothing. Allowed: kept, dropped')
         if self.problem.target in self.data.drop: raise ValueError(f'data.drop: the target {self.problem.target!r} cannot be dropped')
         return self
 

@@ -16,10 +16,11 @@ from .core import (Frame, IntegrityError, MissingEvidence, Project, Result, Sett
 from .features import FeaturePlan, clean_text
 from .gates import must_pass
 from .inputs import InputColumn, input_schema, read_records, to_records
+from .keeping import stored_as
 from .registry import Model, ModelVersion
 from .scoring import admit, answers, training_rows
 from .manifests import TEMPLATES, manifests, service_name
-from .service import check_bundle, check_golden
+from .bundle import check_bundle, check_golden
 from .standing import settled
 
 # %% auto #0
@@ -129,7 +130,8 @@ def bundle_files(project: Project, model: Model) -> dict[str, bytes]: # path →
     golden, requirements = golden_pairs(project, model, schema), pinned_requirements(model.estimator)
     pretty = lambda value: (json.dumps(jsonable(value), indent=1, ensure_ascii=True)+'\n').encode()
     path = settled(project, model, schema).path
-    texts = {'model.json': pretty(info.body()), 'scoring.json': pretty(path.body()), 'schema.json': pretty({'columns': [c.body() for c in schema]}), 'golden.json': pretty(golden),
+    stored = {c.name: how for c in schema if (how := stored_as(project.settings, c.name)) != 'kept'}
+    texts = {'model.json': pretty(info.body()), 'log.json': pretty(stored), 'scoring.json': pretty(path.body()), 'schema.json': pretty({'columns': [c.body() for c in schema]}), 'golden.json': pretty(golden),
              'requirements.txt': ('\n'.join(requirements)+'\n').encode()}
     return {**texts, 'model.skops': model_bytes(project, info), **serving_modules(),
             **manifests(project, info.version, requirements=requirements)}

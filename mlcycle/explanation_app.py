@@ -17,7 +17,8 @@ from .ledger import champion, retired, roles, versions
 from .pictures import plot_contributions, plot_dependence, plot_importance
 from .pages import Page, document, framed, publish_page, two
 from .registry import Model
-from .scoring import predictions, stored_name, training_rows
+from .keeping import stored_name, unlogged
+from .scoring import predictions, training_rows
 
 # %% auto #0
 __all__ = ['MOST_ROWS', 'FEWEST_ROWS', 'LARGE_FOREST', 'NO_MODEL', 'LOG_ODDS', 'Shown', 'shown_rows', 'inputs_of', 'header_html',
@@ -44,6 +45,9 @@ def shown_rows(project: Project, version: str, *,
     model, seed = project.registry.load(version), project.settings.project.seed
     most = FEWEST_ROWS if leaves(model.estimator) > LARGE_FOREST else MOST_ROWS
     log, train = _newest(project, version, most, also), training_rows(project, model.info)
+    if lacking := unlogged(project.settings, model.info.columns):
+        if also: raise DataError(f'deployment.log does not keep {", ".join(lacking[:20])} as it came, so no logged prediction can be explained.')
+        log = log.head(0)
     rows = inputs_of(log, model.info.columns)
     if len(log): source = f'the {len(log):,} newest logged predictions of this version'
     elif train is None: raise DataError('Neither predictions nor training rows of it are left to look at.')

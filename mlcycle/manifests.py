@@ -50,7 +50,7 @@ sys.path.insert(0, str(HERE))
 
 
 def check() -> None:
-    from mlcycle.service import check_golden
+    from mlcycle.bundle import check_golden
     print(check_golden(HERE), 'golden outputs reproduced')
 
 

@@ -14,7 +14,8 @@ from .core import DataError, MissingEvidence, Project, Result
 from .features import FeaturePlan, decode_target
 from .ledger import champion
 from .registry import ModelVersion
-from .scoring import event_times, labelled, logged, stored_name, training_rows
+from .keeping import id_in_log, marks_for, stored_name, unlogged
+from .scoring import event_times, labelled, logged, training_rows
 from .tables import Snapshot, to_arrow
 
 # %% auto #0
@@ -44,7 +45,7 @@ def _as_trained(values: pd.Series, template: pd.Series) -> pd.Series:
 
 def _counted_once(project: Project, known: pd.DataFrame) -> pd.DataFrame:
     "One row for one thing that happened."
-    id = stored_name(project.settings.data.id) if project.settings.data.id else ''
+    id = id_in_log(project)
     known = known.assign(**{_FIRST: known['version'].astype(str) != str(champion(project.ledger))})
     known = known.sort_values([_FIRST, 'version'], kind='stable')
     if id in known: known = known[~known[id].duplicated() | known[id].isna()]
@@ -60,7 +61,7 @@ def recent(project: Project) -> Recent:
     known = labelled(project) if project.tables.exists('labels') and logged(project) else template.head(0)
     if not len(known): return Recent(template.head(0), _NO_KEYS)
     known, plan = _counted_once(project, known), _newest_plan(project)
-    absent = [c for c in plan.inputs if stored_name(c) not in known]
+    absent = [c for c in plan.inputs if stored_name(c) not in known] or unlogged(project.settings, plan.inputs)
     if absent: raise DataError(f'The log lacks columns of the model: {", ".join(absent[:20])}. Score rows with them.')
     rows = {c: _column(project, plan, known, template[c]) for c in template}
     return Recent(pd.DataFrame(rows, index=known.index), known[['at', 'prediction_id']])
@@ -72,6 +73,7 @@ def _column(project: Project, plan: FeaturePlan, known: pd.DataFrame, template: 
     data, name = project.settings.data, template.name
     if name == plan.target: values = pd.Series(decode_target(known['label'], plan), index=known.index)
     elif name == data.label_time: values = known['label_at'].map(lambda t: t.isoformat(), na_action='ignore')
+    elif name == data.id and (kept := id_in_log(project)) in known: values = known[kept]   # a hash where ids are hashed
     elif stored_name(name) in known: values = known[stored_name(name)]
     elif name == data.time: values = known['at'].map(lambda t: t.isoformat())
     else: values = pd.Series([None]*len(known), index=known.index, dtype=object)
@@ -105,15 +107,19 @@ def shortage(project: Project, found: Recent) -> str: # '' when there is enough
     if found.rows[target].nunique() == 1: return f'all {n:,} outcomes are {str(found.rows[target].iloc[0])!r}'
     return ''
 
-def _ids(rows: pd.DataFrame, id: str) -> set[str]:
-    return set(rows[id].dropna().map(str)) if id in rows else set()
+def _ids(project: Project, rows: pd.DataFrame) -> set[str]:
+    "Ids of rows, as they are and as the log may have hashed them."
+    id = project.settings.data.id
+    found = set(rows[id].dropna().map(str)) if id in rows else set()
+    mark = marks_for(project, [id]).get(id)
+    return found | set(map(mark, found)) if mark else found
 
 def _not_sealed(project: Project, found: Recent, train: pd.DataFrame) -> Recent:
     "Rows that are not in the training table already, nor in the sealed test table, as far as ids can tell."
     id, entry = project.settings.data.id, project.ledger.last('snapshot', 'test')
     if id not in found.rows: return found
-    there = _ids(train, id)
-    if entry and id in entry.body['columns']: there |= _ids(project.tables.read('test', columns=[id]), id)
+    there = _ids(project, train)
+    if entry and id in entry.body['columns']: there |= _ids(project, project.tables.read('test', columns=[id]))
     return found.keep(~found.rows[id].map(str).isin(there))
 
 def _newest_moment(project: Project, rows: pd.DataFrame) -> str:
@@ -162,7 +168,7 @@ def _not_trained_on(project: Project, found: Recent, info: ModelVersion) -> np.n
     if seen is None: raise MissingEvidence(f'what version {info.version} learnt from is gone or changed')
     id, newest = project.settings.data.id, cut.trained_until if cut else _newest_moment(project, seen)
     mask = pd.Series(True, index=found.rows.index) if cut is None else _newer(found.keys, cut.until)
-    if id in found.rows and id in seen: mask &= ~found.rows[id].map(str).isin(_ids(seen, id))
+    if id in found.rows and id in seen: mask &= ~found.rows[id].map(str).isin(_ids(project, seen))
     elif newest: mask &= pd.to_datetime(found.keys['at'], utc=True) > pd.Timestamp(newest)
     return mask.to_numpy(dtype=bool)
 

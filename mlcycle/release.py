@@ -14,7 +14,8 @@ from .features import FeaturePlan, clean_text
 from .ledger import ROLES, roles
 from .metrics import default_metric, difference, grouped
 from .registry import Model, ModelVersion
-from .scoring import answers, holder, labelled, logged, stored_name, utc
+from .keeping import stored_name, unlogged
+from .scoring import answers, holder, labelled, logged, utc
 from .statistics import wilson
 
 # %% auto #0
@@ -106,6 +107,8 @@ def replay(project: Project, version: str, *, # a version number or a role
     champion, info = project.registry.info(holder(project, 'champion')), project.registry.info(str(version))
     if info.version == champion.version: raise Blocked(f'Version {info.version} is the champion: it would be compared with itself.')
     rows = _answered(project, champion.version, days).tail(REPLAYED).reset_index(drop=True)
+    if lacking := unlogged(project.settings, info.columns):
+        raise DataError(f'deployment.log does not keep {", ".join(lacking[:20])} as it came, so the log cannot be answered again. Try it as a shadow: mlcycle promote {info.version} --to shadow')
     both = pd.concat([rows, _again(project.registry.load(info.version), rows)], axis=1)
     attributes = {c: stored_name(c) for c in project.settings.data.protected}
     known = both.merge(_outcomes(project, rows), on='prediction_id') if project.tables.exists('labels') else both.head(0)

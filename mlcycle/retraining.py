@@ -18,7 +18,8 @@ from .ledger import ROLES, retired, roles, versions
 from .metrics import by_group, default_metric, difference, disparity, evaluate
 from .recent import TAKE_ON, ChallengerRows, Recent, challenger_rows, recent, shortage, unseen
 from .registry import Model, ModelVersion
-from .scoring import labelled, logged, stored_name
+from .keeping import stored_name
+from .scoring import labelled, logged
 
 # %% auto #0
 __all__ = ['CAUSES', 'Verdict', 'newest_outcomes', 'realised', 'main_metric', 'Decision', 'Request', 'request_challenger',

@@ -6,6 +6,7 @@
 from __future__ import annotations
 import os
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import ClassVar
 import numpy as np
@@ -13,13 +14,14 @@ import pandas as pd
 from .core import Blocked, DataError, IntegrityError, MlcycleError, Project, Result, shown
 from .features import FeaturePlan, clean_text
 from .gates import AGAINST_CHAMPION, check, check_all, registered
+from .keeping import PREFIX, hashed_name, log_rows, marks_for, stored_as, stored_name
 from .ledger import ROLES, Ledger, roles, versions
 
 # %% auto #0
-__all__ = ['OURS', 'FORMULA', 'Retired', 'BrokenAnswer', 'retirement_of', 'holder', 'admit', 'new_ids', 'answers', 'event_times',
-           'utc', 'stored_name', 'kept_columns', 'log_rows', 'score', 'score_with', 'formula_safe', 'read_rows',
-           'LabelReport', 'encode_labels', 'incoming', 'find_predictions', 'label', 'check_labels', 'known_ids',
-           'label_file', 'logged', 'predictions', 'labelled', 'training_rows']
+__all__ = ['FORMULA', 'Retired', 'BrokenAnswer', 'retirement_of', 'holder', 'admit', 'new_ids', 'answers', 'event_times', 'utc',
+           'score', 'score_with', 'formula_safe', 'read_rows', 'LabelReport', 'encode_labels', 'incoming',
+           'find_predictions', 'label', 'check_labels', 'known_ids', 'label_file', 'logged', 'predictions', 'labelled',
+           'training_rows']
 
 # %% ../nbs/00i_scoring.ipynb #887a9206
 class Retired(Blocked):
@@ -109,30 +111,6 @@ def utc(values: pd.Series, name: str) -> pd.Series: # datetime64[us, UTC]
                         'Allowed: 2024-05-31 or 2024-05-31T08:00:00Z. Mend it, or pass at=.')
     return found.dt.as_unit('us')
 
-# %% ../nbs/00i_scoring.ipynb #85113116
-OURS = ('prediction_id', 'at', 'version', 'score', 'decision', 'epoch', 'label', 'label_at')   # names that predictions and labels use
-
-def stored_name(column: str) -> str: # the name of an input column in the log
-    "An input column's name in the table `predictions`: its own, but for the names that the log itself uses."
-    return f'input {column}' if column in OURS or column.startswith(('score_', 'input ')) else column
-
-def kept_columns(project: Project, plan: FeaturePlan) -> dict[str, str]: # column → type
-    "The columns logged with a prediction: the model's inputs, and those that tell rows and groups apart."
-    data, types = project.settings.data, {c.name: c.type for c in plan.columns}
-    beside = [c for c in (data.id, data.group, data.time, *data.protected) if c and c != plan.target]
-    return {c: types.get(c, 'text') if c in plan.inputs else 'text' for c in dict.fromkeys([*plan.inputs, *beside])}
-
-def log_rows(project: Project, df: pd.DataFrame, plan: FeaturePlan, answered: pd.DataFrame) -> pd.DataFrame:
-    "Rows for the table `predictions`: the answers, and the columns that led to them."
-    kept = {}
-    for column, kind in kept_columns(project, plan).items():
-        if column not in df: continue
-        number = kind == 'number' and pd.api.types.is_numeric_dtype(df[column])
-        values = df[column].to_numpy(dtype=float, na_value=np.nan) if number else clean_text(df[column], strip=False)
-        if kind == 'number' and not number: values = pd.to_numeric(pd.Series(values, dtype=object), errors='coerce').to_numpy(dtype=float)
-        kept[stored_name(column)] = pd.Series(values, dtype=float if kind == 'number' else 'str')
-    return pd.concat([answered.reset_index(drop=True), pd.DataFrame(kept)], axis=1)
-
 # %% ../nbs/00i_scoring.ipynb #1cb178cd
 def score(project: Project, df: pd.DataFrame, *,
           version: str='champion', # a version number or a role
@@ -211,12 +189,13 @@ def encode_labels(values: pd.Series, plan: FeaturePlan) -> np.ndarray: # binary:
 def incoming(project: Project, df: pd.DataFrame) -> pd.DataFrame: # key, label, at, row; index from 0
     "A delivery of outcomes in the form it is stored: encoded, timed, empty rows left out."
     by = project.settings.data.id
-    if 'label' not in df or not {'prediction_id', by} & set(df):
+    if 'label' not in df or not {'prediction_id', by, hashed_name(by)} & set(df):
         raise DataError(f"Outcomes need the columns 'prediction_id'{f' or {by!r}' if by else ''} and 'label'; came: {', '.join(map(str, df.columns[:20]))}. Rename them.")
     entry = project.ledger.last('model')
     if entry is None: raise Blocked('No model was ever registered, so there is nothing to label. Next: mlcycle run development')
     text = lambda column: pd.Series(clean_text(df[column]) if column in df else None, index=range(len(df)), dtype=object)
-    given = pd.DataFrame({'prediction_id': text('prediction_id'), 'id': text(by).where(text('prediction_id').isna())})
+    ids = text(by).fillna(PREFIX+text(hashed_name(by)))   # a bundle hashes before it writes
+    given = pd.DataFrame({'prediction_id': text('prediction_id'), 'id': ids.where(text('prediction_id').isna())})
     full = (given.notna().any(axis=1) & text('label').notna()).to_numpy()
     rows, given = df[full].reset_index(drop=True), given[full].reset_index(drop=True)
     timed = rows['at'].dropna() if 'at' in df else rows.iloc[:0, 0]     # an outcome without a time counts from when it came
@@ -224,13 +203,23 @@ def incoming(project: Project, df: pd.DataFrame) -> pd.DataFrame: # key, label, 
     return given.assign(label=encode_labels(rows['label'], FeaturePlan.from_body(entry.body['plan'])), at=at)
 
 # %% ../nbs/00i_scoring.ipynb #c8772d39
+def _made_for(project: Project, ids: np.ndarray) -> pd.DataFrame: # prediction_id, id, made, version
+    "The predictions of some ids, in whichever form the log has them."
+    id, found = project.settings.data.id, []
+    mark = marks_for(project, [id]).get(id)
+    forms = [(stored_name(id), {i: i for i in ids}), *([(hashed_name(id), {_hash(mark, i): i for i in ids})] if mark else [])]
+    for column, names in forms:
+        if not project.tables.has('predictions', column): continue
+        rows = project.tables.read('predictions', columns=['prediction_id', column, 'at', 'version'], where=[(column, 'in', [*names])])
+        found.append(rows.assign(id=rows[column].map(names)).rename(columns={'at': 'made'})[['prediction_id', 'id', 'made', 'version']])
+    if not found: raise DataError(f'Outcomes are given by {id!r}, and the log does not keep it (deployment.log). Give them by prediction_id.')
+    return pd.concat(found, ignore_index=True)
+
 def find_predictions(project: Project, rows: pd.DataFrame) -> pd.DataFrame: # rows, prediction_id filled in where it is known
     "Outcomes given by id, each with the newest prediction of every version up to its time; those without one keep None."
     named, by_id = rows[rows['prediction_id'].notna()], rows[rows['prediction_id'].isna()]
     if not len(by_id) or not logged(project): return rows
-    column = stored_name(project.settings.data.id)
-    made = project.tables.read('predictions', columns=['prediction_id', column, 'at', 'version'], where=[(column, 'in', by_id['id'].unique().tolist())])
-    pairs = by_id.drop(columns='prediction_id').merge(made.rename(columns={column: 'id', 'at': 'made'}), on='id')
+    pairs = by_id.drop(columns='prediction_id').merge(_made_for(project, by_id['id'].unique()), on='id')
     pairs = pairs[pairs['at'].isna() | (pairs['made'] <= pairs['at'])]
     newest = pairs.sort_values('made', kind='stable').drop_duplicates(['row', 'version'], keep='last')
     unknown = by_id[~by_id['row'].isin(newest['row'])]     # no prediction of that id, or all of them after the outcome
@@ -257,11 +246,21 @@ def _weighed(project: Project, df: pd.DataFrame) -> tuple[pd.DataFrame, LabelRep
     given = incoming(project, df)
     rows = find_predictions(project, given.assign(row=range(len(given))))
     made = known_ids(project)
-    rows = rows.assign(known=rows['prediction_id'].isin(made), prediction_id=rows['prediction_id'].fillna(''), id=rows['id'].fillna(''))
+    rows = rows.assign(known=rows['prediction_id'].isin(made), prediction_id=rows['prediction_id'].fillna(''), id=_kept_ids(project, rows['id']))
     said = _compared(project, rows)
     matched = int(said['known'].sum())
     return rows, LabelReport(rows=len(df), matched=matched, unknown=len(given)-matched, doubled=int(said['doubled'].sum()),
                        contradictory=int(said['contradictory'].sum()), missing=len(df)-len(given))
+
+def _kept_ids(project: Project, ids: pd.Series) -> pd.Series:
+    "Ids as the log has them."
+    id = project.settings.data.id
+    how = stored_as(project.settings, id) if id else 'kept'
+    if how == 'dropped' or not ids.notna().any(): return pd.Series('', index=ids.index)
+    if how == 'hashed': ids = ids.map(partial(_hash, marks_for(project, [id])[id]), na_action='ignore')
+    return ids.fillna('')
+
+def _hash(mark, id: str) -> str: return id.removeprefix(PREFIX) if id.startswith(PREFIX) else mark(id)
 
 def known_ids(project: Project) -> set[str]:
     "The ids of every prediction that was logged."

@@ -4,48 +4,28 @@
 
 # %% ../nbs/00ic_service.ipynb #18055f14
 from __future__ import annotations
-import json, logging, math, os, threading, time
-from concurrent.futures import ThreadPoolExecutor
-from datetime import datetime, timezone
+import json, logging, math, threading, time
 from pathlib import Path
 import pandas as pd
-from .answering import LogForm, Ready, moments
-from .compiled import NotCompiled, ScoringPath, compare, compile_pipeline, verdict
-from .core import Blocked, DataError, IntegrityError, MlcycleError, Project, SettingsError, digest, jsonable
+from .answering import LogForm, Ready
+from .bundle import BundleService, finish
+from .core import Blocked, DataError, IntegrityError, Project
 from .features import FeaturePlan
 from .gates import registered
-from .inputs import InputColumn, dump, input_schema, to_records
+from .inputs import InputColumn, dump, input_schema
+from .keeping import kept_columns, log_rows, marks_for, stored_as
 from .ledger import roles
-from .registry import Model, ModelVersion, loads
-from .scoring import Retired, admit, answers, kept_columns, known_ids, label, log_rows, training_rows, utc
+from .scoring import Retired, admit, known_ids, label, training_rows, utc
 from .shadow import Shadow
-from .standing import Part, Standing, answered, in_order, settled, stand
+from .standing import Part, Standing, answered, settled, stand
 from .tally import Tally
 from .traffic import current_traffic
 
 # %% auto #0
-__all__ = ['log', 'KEPT', 'NotLogged', 'finish', 'ProjectService', 'check_bundle', 'BundleService', 'flat', 'check_golden',
-           'collect', 'open_service']
+__all__ = ['log', 'KEPT', 'ProjectService', 'collect', 'open_service']
 
 # %% ../nbs/00ic_service.ipynb #e583726d
 log = logging.getLogger('mlcycle.service')
-
-class NotLogged(MlcycleError):
-    "The predictions could not be kept, so they were not given."
-    exit_status = 1
-
-def finish(waiting: list[tuple], # (event loop, future)
-           error: Exception | None) -> None:
-    "Tell those who wait in event loops how their write went; one call for each loop."
-    loops: dict = {}
-    for loop, said in waiting: loops.setdefault(loop, []).append(said)
-    for loop, those in loops.items():
-        try: loop.call_soon_threadsafe(_resolve, those, error)
-        except RuntimeError: pass   # the loop has ended, and nobody waits in it
-
-def _resolve(those: list, error: Exception | None) -> None:
-    for said in those:
-        if not said.done(): said.set_result(error)
 
 class ProjectService:
     "A project's versions, as the ledger has them: `now` follows it, `predict` and `submit` answer and keep, `label` takes outcomes."
@@ -133,7 +113,8 @@ class ProjectService:
         model, settings = self.project.registry.load(version), self.project.settings
         plan = FeaturePlan.from_body(model.info.plan)
         columns = input_schema(plan, settings, sample=training_rows(self.project, model.info))
-        self.forms[version] = form = LogForm(model.info, kept_columns(self.project, plan), time=settings.data.time)
+        kept = kept_columns(self.project, plan)
+        self.forms[version] = form = LogForm(model.info, kept, time=settings.data.time, marks=marks_for(self.project, [*kept]))
         from mlcycle.spool import json_head   # it brings PyArrow, which a served bundle does without
         form.head = json_head(form.types)
         return settled(self.project, model, columns, wait=wait or self.standing is None)
@@ -154,6 +135,10 @@ class ProjectService:
     def schema(self) -> list[InputColumn]:
         "What the version takes that answers, or answered last."
         return self.ready[self.loaded.version].columns if self.loaded else []
+
+    def keeps(self, column: str) -> bool:
+        "Whether the log has a column, hashed or as it came."
+        return stored_as(self.project.settings, column) != 'dropped'
 
     def predict(self, standing: Standing, records: list[dict]) -> list[Part]:
         "Answers by what stands, not kept yet."
@@ -203,120 +188,6 @@ class ProjectService:
 
 KEPT = 3 # versions that stay loaded beside those that answer
 
-# %% ../nbs/00ic_service.ipynb #b2ebffd1
-def check_bundle(folder: str | Path) -> dict: # its manifest
-    "Compare every file of a bundle with the manifest; IntegrityError names the first that differs."
-    folder = Path(folder)
-    try: manifest = json.loads((folder/'manifest.json').read_text(encoding='utf-8'))
-    except (OSError, ValueError): raise SettingsError(f'{folder.name!r} is no bundle: it has no readable manifest.json. Build one: mlcycle run deployment') from None
-    for name, expected in manifest['files'].items():
-        file = (folder/name).resolve()
-        inside = file.is_relative_to(folder.resolve()) and file.is_file()
-        if not inside or digest(file.read_bytes()) != expected:
-            raise IntegrityError(f'{name} in bundle {folder.name!r} is not the file that was built. Build the bundle again: mlcycle run deployment')
-    return manifest
-
-class BundleService:
-    "A bundle's model, and a log of JSON lines: the same three verbs as a project's."
-    def __init__(self, folder: str | Path):
-        self.folder, self.lock = Path(folder), threading.Lock()
-        self.manifest = check_bundle(self.folder)
-        read = lambda name: json.loads((self.folder/name).read_text(encoding='utf-8'))
-        info, content = ModelVersion.from_body(read('model.json')), (self.folder/'model.skops').read_bytes()
-        if digest(content) != info.hash: raise IntegrityError(f'model.skops in bundle {self.folder.name!r} is not the model that was registered. Build the bundle again.')
-        self.name, self.loaded = self.manifest['name'], Model(info, loads(content))
-        self.columns = [InputColumn.from_body(c) for c in read('schema.json')['columns']]
-        self.time, self.notice = next((c.name for c in self.columns if c.role == 'time'), ''), self.folder/'retired.json'
-        self.standing, self.tally, self.writing = stand(self._settled()), Tally(), ThreadPoolExecutor(1, 'lines')
-        self.target = os.environ.get('MLCYCLE_LOG') or '-'
-        self.kept_in = ('lines of JSON on standard output, as durable as what collects them' if self.target == '-' else
-                        'nothing: MLCYCLE_LOG=off' if self.target == 'off' else 'a file of JSON lines, on disk before the answer')
-
-    def now(self) -> Standing:
-        "The version, or Retired where `retired.json` lies in the folder."
-        if os.path.exists(self.notice): raise Retired({'at': '', 'successor': None, 'because': ''} | json.loads(self.notice.read_text(encoding='utf-8')) | {'version': self.loaded.version})
-        return self.standing
-
-    def look(self) -> Standing: return self.now()
-
-    def schema(self) -> list[InputColumn]: return self.columns
-
-    def _settled(self) -> Ready:
-        "The version; compiled where it was so at home, and gives the golden answers here."
-        file = self.folder/'scoring.json'
-        if not file.exists(): return Ready(self.loaded, self.columns)
-        path, plainly = ScoringPath.from_body(json.loads(file.read_text(encoding='utf-8'))), Ready(self.loaded, self.columns)
-        if path.path != 'compiled' or path.model_hash != self.loaded.info.hash: return plainly
-        rows = pd.DataFrame(json.loads((self.folder/'golden.json').read_text(encoding='utf-8'))['inputs'])
-        try: scorer = compile_pipeline(self.loaded.estimator, self.loaded.info.columns, self.loaded.task)
-        except NotCompiled: return plainly
-        return plainly if verdict(compare(self.loaded, self.columns, rows, scorer=scorer)) else Ready(self.loaded, self.columns, scorer=scorer, path=path)
-
-    def predict(self, standing: Standing, records: list[dict]) -> list[Part]:
-        "Answers, not kept yet."
-        return answered(standing, records)
-
-    def submit(self, parts: list[Part], waiting: tuple) -> bool: # whether there is something to wait for
-        "Write answers as lines; (event loop, future) is told when they are written."
-        if self.target == 'off': return False
-        self.writing.submit(lambda: finish([waiting], self._failed([line for p in parts for line in self._lines(p)])))
-        return True
-
-    def told(self, parts: list[Part]) -> None: "Nobody else looks at it."
-
-    def _failed(self, lines: list[dict]) -> Exception | None:
-        try: self._write(lines)
-        except Exception as error: return error
-        return None
-
-    def _lines(self, part: Part) -> list[dict]:
-        whens = [datetime.fromtimestamp(at/1e6, timezone.utc).isoformat() for at in moments(part.records, self.time)]
-        return [{'kind': 'prediction', 'at': at, **flat(t), 'input': r} for at, t, r in zip(whens, part.told, part.records)]
-
-    def label(self, rows: pd.DataFrame) -> dict:
-        "Write outcomes as lines; a bundle cannot know whether their predictions were made."
-        known = rows.astype(object).where(rows.notna(), None)
-        try: self._write([{'kind': 'label', **r} for r in jsonable(known.to_dict('records'))])
-        except OSError as error: raise NotLogged('The outcomes could not be kept.') from error
-        return {'rows': len(rows), 'note': 'kept as lines; they are matched when the log is collected into the project'}
-
-    def settle(self) -> None: "Nothing waits: the lines are where they stay."
-
-    improve = settle
-
-    def close(self) -> None:
-        "Write what waits."
-        self.writing.shutdown()
-
-    def _write(self, lines: list[dict]) -> None:
-        text = ''.join(json.dumps(line, ensure_ascii=True)+'\n' for line in lines)
-        if self.target == 'off': return
-        with self.lock: print(text, end='', flush=True) if self.target == '-' else _append(Path(self.target), text)
-
-def flat(told: dict) -> dict:
-    "An answer with the scores of classes as columns of their own, as a DataFrame has them."
-    return {k: v for k, v in told.items() if k != 'scores'} | {f'score_{c}': v for c, v in told.get('scores', {}).items()}
-
-def _append(file: Path, text: str) -> None:
-    "Add whole lines to a file, on disk when this returns."
-    handle = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-    try:
-        rest = text.encode()
-        while rest: rest = rest[os.write(handle, rest):]
-        os.fsync(handle)
-    finally: os.close(handle)
-
-def check_golden(folder: str | Path, *, tolerance: float=1e-9) -> int: # how many pairs were reproduced
-    "Score a bundle's golden inputs again, through the same reader as a request; IntegrityError at the first that differs."
-    service, golden = BundleService(folder), json.loads((Path(folder)/'golden.json').read_text(encoding='utf-8'))
-    records = service.standing.reader.read(json.dumps(golden['inputs']).encode())
-    said = [flat(t) for t in in_order(service.predict(service.standing, records))]
-    for i, (found, wanted) in enumerate(zip(said, golden['outputs'], strict=True)):
-        for name, value in wanted.items():
-            same = abs(found[name]-value) <= tolerance if isinstance(value, float) else found[name] == value
-            if not same: raise IntegrityError(f'Golden pair {i}: {name} is {found[name]!r}, expected {value!r}. This environment is not the one that was approved.')
-    return len(golden['outputs'])
-
 # %% ../nbs/00ic_service.ipynb #5612cbdb
 def collect(project: Project, path: str | Path) -> int: # predictions that were new
     "Bring a bundle's JSON lines home: predictions into the log, outcomes to their predictions."
@@ -343,5 +214,8 @@ def _line(text: str, i: int, name: str) -> dict:
 # %% ../nbs/00ic_service.ipynb #92e52ae1
 def open_service(source: Project | str | Path, version: str='champion') -> ProjectService | BundleService:
     "What a project or a bundle's folder can be served by."
-    if not isinstance(source, Project) and (Path(source)/'manifest.json').is_file(): return BundleService(source)
+    if not isinstance(source, Project) and (Path(source)/'manifest.json').is_file():
+        found = BundleService(source)
+        found.may_keep()
+        return found
     return ProjectService(source if isinstance(source, Project) else Project(source), version)

@@ -16,7 +16,8 @@ from .core import Blocked, DataError, MlcycleError, Project, SettingsError, json
 from .inputs import BadRequest, Wrong, dump, is_date, json_schema, not_valid, read_list
 from .log import during
 from .scoring import BrokenAnswer, Retired, admit
-from .service import BundleService, NotLogged, ProjectService, open_service
+from .bundle import BundleService, NotLogged
+from .service import ProjectService, open_service
 from .standing import Standing, in_order
 
 try:
@@ -235,7 +236,7 @@ async def _asked(request: Request) -> Asked:
 
 def label_names(service) -> list[str]:
     "The columns by which an outcome can name its prediction."
-    return ['prediction_id', *(c.name for c in service.schema() if c.role == 'id')]
+    return ['prediction_id', *(c.name for c in service.schema() if c.role == 'id' and service.keeps(c.name))]
 
 PROBLEMS = {status: {'model': Problem, 'description': text} for status, text in {
     400: 'not JSON, or a host this server is not called by', 401: 'no valid token', 403: 'a page of another site', 408: 'too slow', 410: 'the version is retired',

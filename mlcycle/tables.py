@@ -216,6 +216,10 @@ class Tables:
         "The number of a writer's last move that is in the table, as `once` gave it."
         return int(self._open(name).transaction_version(writer) or 0) if self.exists(name) else 0
 
+    def has(self, name: str, column: str) -> bool:
+        "Whether a table is there and has a column."
+        return self.exists(name) and column in _names(self._open(name))
+
     def version(self, name: str) -> int:
         "The newest version of a table."
         return self._open(name).version()

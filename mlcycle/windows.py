@@ -26,7 +26,8 @@ from .features import FeaturePlan
 from .metrics import METRICS, by_group, default_metric, disparity, evaluate, metric_names
 from .profile import ColumnProfile, Profile, load_profile, profile, quantile, save_profile
 from .registry import ModelVersion
-from .scoring import event_times, stored_name, training_rows
+from .keeping import stored_name, unlogged
+from .scoring import event_times, training_rows
 from .slow import SLOW_FIELDS, follow
 from .statistics import square_and_add
 from .tables import Snapshot
@@ -34,10 +35,10 @@ from .values import clean_dates, clean_numbers, clean_text, clean_truths
 
 # %% auto #0
 __all__ = ['ORIGIN', 'RESAMPLES', 'GROUP_FIELDS', 'GROUP_METRICS', 'BLOCKS', 'SAMPLED', 'WORTH', 'WEAK', 'KOLMOGOROV',
-           'DRIFT_ANSWERS', 'window_number', 'window_bounds', 'Watch', 'as_read', 'watched_columns', 'profiles_folder',
-           'watch', 'with_scores', 'Window', 'days_of', 'data_quality', 'main_metric', 'realised', 'bands',
-           'realised_by_group', 'tolerance', 'training_apart', 'quiet', 'more_apart', 'look', 'hold', 'explained',
-           'trace', 'window_findings']
+           'DRIFT_ANSWERS', 'window_number', 'window_bounds', 'Watch', 'as_read', 'watched_columns', 'own_columns',
+           'profiles_folder', 'watch', 'with_scores', 'Window', 'days_of', 'data_quality', 'main_metric', 'realised',
+           'bands', 'realised_by_group', 'tolerance', 'training_apart', 'quiet', 'more_apart', 'with_unlogged', 'look',
+           'hold', 'explained', 'trace', 'window_findings']
 
 # %% ../nbs/06d_windows.ipynb #6f5d8280
 ORIGIN = pd.Timestamp('1970-01-05', tz='UTC')  # a Monday
@@ -90,10 +91,14 @@ def _as_read(values: pd.Series, plan) -> pd.Series:
 
 # %% ../nbs/06d_windows.ipynb #b4588fb5
 def watched_columns(project: Project, plan: FeaturePlan) -> list[str]:
-    "The model's inputs but for the time itself, and the protected attributes."
+    "The model's inputs but for the time itself, and the protected attributes; not what the log has only hashed or not at all."
     data = project.settings.data
-    return [c for c in dict.fromkeys([*plan.inputs, *data.protected])
-            if c not in (data.time, data.id, plan.target)]
+    names = [c for c in dict.fromkeys([*plan.inputs, *data.protected]) if c not in (data.time, data.id, plan.target)]
+    return [c for c in names if c not in unlogged(project.settings, names)]
+
+def own_columns(log: pd.DataFrame, names: dict[str, str]) -> pd.DataFrame: # name in the log → own name
+    "The logged columns that are there, under their own names; the log's own `score` or `version` is not taken for one of them."
+    return log[[c for c in names if c in log]].rename(columns=names)
 
 def profiles_folder(project: Project): return project.store/'profiles'
 
@@ -102,7 +107,8 @@ def _training_profile(project: Project, model: dict, plan: FeaturePlan) -> Profi
     for entry in reversed(project.ledger.entries('window', str(model['version']))):
         if entry.body['trained_on'] != model['data']: continue
         kept = load_profile(profiles_folder(project), entry.body['reference'])
-        if kept is not None: return Profile(rows=kept.rows, columns={k: v for k, v in kept.columns.items() if k != 'score'})
+        watched = watched_columns(project, plan)
+        if kept is not None: return Profile(rows=kept.rows, columns={k: v for k, v in kept.columns.items() if k in watched})
     rows = _reference_rows(project, model)
     return profile(as_read(rows, plan, watched_columns(project, plan)))
 
@@ -261,7 +267,7 @@ def realised_by_group(project: Project, watch: Watch, known: pd.DataFrame) -> pd
                                 *(c.metric for c in criteria if c.group_by)]))
     for attribute in settings.data.protected:
         if stored_name(attribute) not in known or len(known) < settings.monitoring.min_rows: continue
-        values = as_read(known.rename(columns={stored_name(attribute): attribute}), watch.plan, [attribute])[attribute]
+        values = as_read(own_columns(known, {stored_name(attribute): attribute}), watch.plan, [attribute])[attribute]
         groups = bands(values, watch.reference.columns.get(attribute))
         table = by_group(task, *_answers(task, known, watch), groups, names=names, **_how(project, watch),
                          min_group=settings.validation.min_group, min_positive=settings.validation.min_positive)
@@ -308,6 +314,12 @@ def more_apart(watch: Watch, past: list[tuple[Window, Profile]], # in order
             if column not in watch.apart: pairs.setdefault(column, []).append((then.columns[column], now.columns[column]))
     return watch._replace(apart=watch.apart | neighbours_apart(pairs))
 
+def with_unlogged(project: Project, watch: Watch, table: pd.DataFrame) -> pd.DataFrame:
+    "Drift with the inputs about which nothing can be said, because `deployment.log` keeps a hash of them or nothing."
+    names = unlogged(project.settings, watch.plan.inputs)
+    rows = pd.DataFrame({'column': names, 'status': 'undetermined', 'why': 'deployment.log does not keep it as it came'})
+    return pd.concat([table, rows], ignore_index=True).reindex(columns=table.columns) if names else table
+
 def _change(project: Project, watch: Watch, performance: dict[str, Estimate]) -> Estimate:
     "The main metric here minus where it was measured last, with an interval that allows for both."
     metric = main_metric(project)
@@ -323,10 +335,10 @@ def look(project: Project, watch: Watch,
     "A window, and the profile of its rows."
     days = (pd.Timestamp(facts['end'])-pd.Timestamp(facts['start']))/pd.Timedelta(days=1)
     names = {stored_name(c): c for c in watched_columns(project, watch.plan)}
-    seen = as_read(log.rename(columns=names), watch.plan, list(names.values()))
+    seen = as_read(own_columns(log, names), watch.plan, list(names.values()))
     current = profile(seen.assign(score=pd.to_numeric(log['score'])), like=watch.reference)
     known = log[log['label'].notna()]
-    table = drift(watch.reference, current, tolerance(project, watch, days))
+    table = with_unlogged(project, watch, drift(watch.reference, current, tolerance(project, watch, days)))
     performance, groups = realised(project, watch, known), realised_by_group(project, watch, known)
     least, folder = project.settings.monitoring.min_rows, profiles_folder(project)
     made, gap = _estimated(project, watch, log, pd.Timestamp(facts['start']))
@@ -360,12 +372,12 @@ def _why_moved(project: Project, watch: Watch, known: pd.DataFrame) -> tuple[dic
     metric, terms = main_metric(project), terms_of(project, watch.model)
     now = read_outcomes(metric, terms, known)
     names = {stored_name(c): c for c in watched_columns(project, watch.plan)}
-    masks = fault_masks(watch.reference, as_read(now.rows.rename(columns=names), watch.plan, list(names.values())))
+    masks = fault_masks(watch.reference, as_read(own_columns(now.rows, names), watch.plan, list(names.values())))
     faults = fault_parts(metric, now, masks, terms=terms)
     try: rows = None if watch.basis is None or watch.basis.rows is None else watch.basis.rows()
     except MlcycleError: rows = None   # gone, or not what was recorded: there is nothing to compare with
     if rows is None: return {}, faults
-    before, plan = read_outcomes(metric, terms, rows), plan_of_log(watch.plan)
+    before, plan = read_outcomes(metric, terms, rows), plan_of_log(watch.plan, without=unlogged(project.settings, watch.plan.inputs))
     return split_change(metric, before, now, plan=plan, terms=terms), faults
 
 def hold(windows: list[Window], # of one version, in order
@@ -384,7 +396,7 @@ def explained(project: Project, watch: Watch, window: Window,
     drifted = {r.column: r.threshold for r in window.drift.itertuples() if r.status == 'drift' and r.column in known}
     if not drifted or not window.complete: return window
     names = {stored_name(c): c for c in watched_columns(project, watch.plan)}
-    seen = as_read(log.rename(columns=names), watch.plan, list(names.values())).assign(score=pd.to_numeric(log['score']))
+    seen = as_read(own_columns(log, names), watch.plan, list(names.values())).assign(score=pd.to_numeric(log['score']))
     try: then = _reference_rows(project, watch.model)
     except MissingEvidence: then = seen.iloc[:0, :0]
     then = as_read(then.sample(min(len(then), SAMPLED), random_state=0), watch.plan, list(names.values()))

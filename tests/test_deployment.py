@@ -10,7 +10,8 @@ from mlcycle.deployment import Bundle, build_bundle, golden_inputs, pinned_requi
 from mlcycle.inputs import InputColumn
 from mlcycle.manifests import image_name, service_name
 from mlcycle.scoring import predictions
-from mlcycle.service import BundleService, check_bundle, check_golden, collect
+from mlcycle.bundle import BundleService, check_bundle, check_golden
+from mlcycle.service import collect
 from served import FORMULA, HTML, crown, new_project, register, retire, sign, strange_rows
 
 TOKEN = 'a-token-for-tests-0123456789'

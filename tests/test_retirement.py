@@ -143,7 +143,7 @@ def test_the_handover_is_whole_escaped_and_hashed(project):
 
 def test_bundles_in_the_project_get_the_notice(project):
     from mlcycle.deployment import build_bundle
-    from mlcycle.service import BundleService
+    from mlcycle.bundle import BundleService
     bundle = build_bundle(project, '1')
     outside = project.folder.parent/'elsewhere'
     shutil.copytree(project.folder/bundle.folder, outside)

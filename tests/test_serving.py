@@ -4,16 +4,19 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 import httpx
 import numpy as np
+import pandas as pd
 import pytest
 from fastapi.testclient import TestClient
 from sklearn.linear_model import LogisticRegression
 from mlcycle import service as service_module
 from mlcycle.access import find_token, may_listen
 from mlcycle.compiled import ScoringPath
-from mlcycle.core import Blocked, Project, SettingsError
+from mlcycle.core import Blocked, DataError, Project, SettingsError
+from mlcycle.deployment import build_bundle
 from mlcycle.inputs import input_schema, to_records
 from mlcycle.features import infer_plan
-from mlcycle.scoring import labelled, predictions
+from mlcycle.scoring import label as label_rows, labelled, predictions, score
+from mlcycle.service import collect
 from mlcycle.serving import create_app
 from mlcycle.spool import Writer, waiting
 from served import FORMULA, HTML, LONG, crown, new_project, register, retire, strange_rows
@@ -341,6 +344,62 @@ def test_places_are_limited(project, record):
             return [(a.status_code, a.headers.get('retry-after')) for a in await asyncio.gather(*waiting_ones)]
     answers = asyncio.run(all_at_once())
     assert answers.count((200, None)) == 4 and answers.count((503, '1')) == 6
+
+
+# --- what the log keeps of a person
+
+KEYS = {'MLCYCLE_HASH_KEY': 'f3b1c9d07e5a42d8b6', 'other': '0d9f8e7c6b5a4132aa'}
+DECLARED = '''[deployment.log]
+columns = [{name = "id", stored = "hashed"}, {name = "sex", stored = "dropped"}, {name = "=cmd|' /C calc'!A0", stored = "dropped"}]
+'''
+
+
+def raw_bytes(folder: Path) -> bytes: return b''.join(f.read_bytes() for f in sorted(folder.rglob('*')) if f.is_file())
+
+
+def test_ids_are_hashed_and_columns_dropped_wherever_rows_are_kept(tmp_path, record, monkeypatch):
+    "The server, batch and the outcomes that come later: joined by prediction id and by id, and the id itself is nowhere."
+    project = new_project(tmp_path/'project', data='id = "id"\nprotected = ["sex"]\ndrop = ["sex"]', more=DECLARED)
+    crown(project, register(project, strange_rows(), LogisticRegression()))
+    monkeypatch.delenv('MLCYCLE_HASH_KEY', raising=False)
+    with pytest.raises(SettingsError, match='there is no key.*MLCYCLE_HASH_KEY'): create_app(project, token=TOKEN)
+    monkeypatch.setenv('MLCYCLE_HASH_KEY', KEYS['MLCYCLE_HASH_KEY'])
+    client = TestClient(create_app(project, token=TOKEN), base_url='http://localhost', headers={'Authorization': f'Bearer {TOKEN}'})
+    person = record | {'id': 'customer-4711', 'sex': 'zzz'}
+    said = post(client, {'records': [person, person | {'id': 'customer-4712'}]}).json()['predictions']
+    score(project, strange_rows().head(1).assign(id='customer-4713', sex='zzz'))
+    kept = predictions(project)
+    assert len(kept) == 3 and not {'id', 'sex', FORMULA} & set(kept) and kept['hashed id'].str.fullmatch('[0-9a-f]{64}').all() and kept['hashed id'].is_unique
+    labels = [{'id': f'customer-{n}', 'label': 'yes', 'at': '2100-01-01'} for n in (4711, 4713)]+[{'prediction_id': said[1]['prediction_id'], 'label': 'no'}]
+    assert post(client, {'labels': labels}, '/label').json()['matched'] == 3 and labelled(project).sort_values('at')['label'].tolist() == [1, 0, 1]
+    assert set(project.tables.read('labels')['id']) <= {'', *kept['hashed id']}
+    assert b'customer-47' not in (written := raw_bytes(project.store)) and KEYS['MLCYCLE_HASH_KEY'].encode() not in written and b'zzz' not in written
+    build_bundle(project, out=tmp_path/'bundle')
+    monkeypatch.setenv('MLCYCLE_LOG', str(tmp_path/'lines'))
+    away = TestClient(create_app(tmp_path/'bundle', token=TOKEN), base_url='http://localhost', headers={'Authorization': f'Bearer {TOKEN}'})
+    far = post(away, {'records': [person | {'id': 'customer-4799'}]}).json()['predictions'][0]
+    assert post(away, {'labels': [{'id': 'customer-4799', 'label': 'no', 'at': '2100-01-01'}]}, '/label').status_code == 200
+    assert b'customer-47' not in (tmp_path/'lines').read_bytes() and collect(project, tmp_path/'lines') == 1
+    assert labelled(project).set_index('prediction_id').loc[far['prediction_id'], 'label'] == 0     # home again, and joined by the hash
+    monkeypatch.setenv('MLCYCLE_HASH_KEY', KEYS['other'])
+    with pytest.raises(SettingsError, match='not the one that key number 1 was'): create_app(project, token=TOKEN)
+
+
+def test_what_the_log_lacks_is_undetermined_and_never_answered_again(tmp_path, monkeypatch):
+    monkeypatch.setenv('MLCYCLE_HASH_KEY', KEYS['MLCYCLE_HASH_KEY'])
+    rules = '[deployment.log]\nothers = "dropped"\ncolumns = [{name = "version", stored = "kept"}, {name = "score", stored = "hashed"}, {name = "id", stored = "dropped"}]\n'
+    project = new_project(tmp_path/'project', data='id = "id"', more=rules)
+    for seed in (0, 1): register(project, strange_rows(seed=seed), LogisticRegression())
+    crown(project, '1')
+    score(project, strange_rows(seed=7), at='2026-03-01')
+    assert set(predictions(project)) >= {'input version', 'hashed score'} and not {'id', HTML, 'input score'} & set(predictions(project))
+    from mlcycle.monitoring import monitor
+    from mlcycle.release import replay
+    window = monitor(project).windows[0]
+    state = window.drift.set_index('column')['status']
+    assert state['version'] == 'no drift' and state[HTML] == state['score'] == 'undetermined' and not (state == 'missing column').any()
+    with pytest.raises(DataError, match='deployment.log does not keep'): replay(project, '2')
+    with pytest.raises(DataError, match='Give them by prediction_id'): label_rows(project, pd.DataFrame({'id': ['001'], 'label': ['yes']}))
 
 
 # --- versions come and go (last: they change the project)
