@@ -9,19 +9,22 @@ from typing import ClassVar, Literal
 
 import numpy as np
 import pandas as pd
+from pydantic import Field
 
 from .alarms import Alarm, acknowledge_alarm, current_alarms, episodes, ring_again, update_alarms
 from .arrivals import Arrivals, record_arrivals
 from .basis import find_basis
 from .budget import budget_text
 from .channels import deliver
-from .core import Estimate, Project, Record, Result, digest, escaped, html_table
+from .core import Estimate, Frame, Project, Record, Result, digest, escaped, html_table
 from .ledger import champion, retired, roles, versions
 from .expiry import forget, frozen
 from .log import log_event
 from .profile import Profile, load_profile
 from .scoring import event_times, label, labelled, predictions, score
 from .silence import end_silence
+from .targets import Targets, record_targets, targets_table, uses_over_time, uses_table
+from .together import Together, record_together
 from .tables import Snapshot
 from .windows import (Watch, Window, days_of, explained, hold, look, main_metric, more_apart, profiles_folder, trace, training_apart, watch, window_bounds,
                              window_findings, window_number,
@@ -56,6 +59,9 @@ class MonitoringReport(Result):
     alarms: list[Alarm] = [] # in the order they were raised
     note: str = ''
     arrivals: Arrivals | None = None # outcomes by the time at which they became known
+    targets: Targets | None = None # outcomes by window, beside those of the training rows
+    together: Together | None = None # the newest full window's rows beside training rows, all columns at once
+    uses: Frame = Field(default_factory=pd.DataFrame) # how much each column counted, see `uses_over_time`
     budget: str = '' # of false alarms, and what is spent of it, in words
 
     @property
@@ -71,7 +77,10 @@ class MonitoringReport(Result):
         parts = [f'<h4>{escaped(self.project)}: {escaped(state.verdict)}</h4>',
                  *(f'<p>{escaped(t, longest=2000)}</p>' for t in [*state.why, *state.next])]
         tables = [(windows_table(self), 'Windows, by the time of the prediction'), (alarms_table(self), 'Alarms'),
+                  (targets_table(self.targets), 'Outcomes, by the time of the prediction, beside the training rows; rings nobody'),
+                  (uses_table(self.uses), 'How much columns counted; * otherwise than in training; rings nobody'),
                   (arrivals_table(self), 'Outcomes, by the time at which they became known')]
+        parts += [f'<p>{escaped(self.together.headline, longest=2000)}</p>'] if self.together else []
         return ''.join([*parts, *(html_table(t, caption=c, limit=200) for t, c in tables if len(t)),
                         f'<p>{escaped(self.budget, longest=2000)}</p>'])
 
@@ -241,6 +250,14 @@ def _watch_version(project: Project, version: str, log: pd.DataFrame, *, days: f
     said = [(w.start, w.end, window_findings(project, against, w)) for w in windows]
     update_alarms(project, version, episodes(said), over=_over(project, version))
     record_arrivals(project, against, days)
+    _beside_training(project, against, windows, log)
+
+def _beside_training(project: Project, against: Watch, windows: list[Window], log: pd.DataFrame) -> None:
+    "What is recorded and rings nobody: outcomes of all windows, and the rows of the newest full one."
+    record_targets(project, against, windows, log[log['label'].notna()])
+    full = [w for w in windows if w.complete and w.status == 'ok']
+    here = log[(log['at'] >= pd.Timestamp(full[-1].start)) & (log['at'] < pd.Timestamp(full[-1].end))] if full else log.head(0)
+    if len(here): record_together(project, against, full[-1], here)
 
 def _basis(project: Project, version: str, log: pd.DataFrame, *, numbers: pd.Series, days: float, now: pd.Timestamp):
     "What the version's estimates are learnt from; windows that are still filling take no part."
@@ -312,7 +329,9 @@ def recorded(project: Project,
     about = champion(project.ledger) or (shown[-1].version if shown else '')
     return MonitoringReport(project=project.name, metric=main_metric(project),
                             champion=champion(project.ledger), windows=shown, budget=_budget(project, shown),
-                            arrivals=project.latest(Arrivals, subject=about), alarms=current_alarms(project), note=note)
+                            arrivals=project.latest(Arrivals, subject=about), targets=project.latest(Targets, subject=about),
+                            together=project.latest(Together, subject=about), uses=uses_over_time(project, about),
+                            alarms=current_alarms(project), note=note)
 
 def _budget(project: Project, windows: list[Window]) -> str:
     "The budget in words, with what the newest full window's columns spend of it."
@@ -389,7 +408,11 @@ def monitor_json(report: MonitoringReport) -> dict:
     "The report as plain JSON values: windows, alarms, and the verdict."
     return {'project': report.project, 'verdict': health(report).verdict, 'note': report.note,
             'windows': [_window_json(w) for w in report.windows],
+            'targets': _rows(report.targets.table.drop(columns='inputs')) if report.targets else [], 'uses': _rows(report.uses),
+            'together': report.together.body() if report.together else None,
             'alarms': [a.body() for a in report.alarms]}
+
+def _rows(table: pd.DataFrame) -> list[dict]: return table.astype(object).where(table.notna(), None).to_dict('records')
 
 def _window_json(window: Window) -> dict:
     body = window.body()
@@ -398,8 +421,7 @@ def _window_json(window: Window) -> dict:
     told = ('version', 'from', 'to', 'rows', 'labelled', 'complete', 'status', 'future', 'performance', 'change')
     body = {k: v for k, v in body.items() if k in told}
     fields = ['status', 'effect', 'threshold', 'p_value', 'psi', 'missing', 'why']
-    rows = window.drift.astype(object).where(window.drift.notna(), None)
-    return body | {'drift': {r['column']: {f: r[f] for f in fields} for r in rows.to_dict('records')}}
+    return body | {'drift': {r['column']: {f: r[f] for f in fields} for r in _rows(window.drift)}}
 
 def blocking(report: MonitoringReport) -> list[Alarm]:
     "The alarms that nobody has acknowledged."

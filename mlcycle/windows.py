@@ -36,9 +36,10 @@ from .values import clean_dates, clean_numbers, clean_text, clean_truths
 # %% auto #0
 __all__ = ['ORIGIN', 'RESAMPLES', 'GROUP_FIELDS', 'GROUP_METRICS', 'BLOCKS', 'SAMPLED', 'WORTH', 'WEAK', 'KOLMOGOROV',
            'DRIFT_ANSWERS', 'window_number', 'window_bounds', 'Watch', 'as_read', 'watched_columns', 'own_columns',
-           'profiles_folder', 'watch', 'with_scores', 'Window', 'days_of', 'data_quality', 'main_metric', 'realised',
-           'bands', 'realised_by_group', 'tolerance', 'training_apart', 'quiet', 'more_apart', 'with_unlogged', 'look',
-           'hold', 'explained', 'trace', 'window_findings']
+           'profiles_folder', 'reference_rows', 'watch', 'with_scores', 'Window', 'days_of', 'data_quality',
+           'main_metric', 'realised', 'bands', 'realised_by_group', 'tolerance', 'training_apart', 'read_apart',
+           'blocks_apart', 'quiet', 'more_apart', 'with_unlogged', 'look', 'hold', 'explained', 'trace',
+           'window_findings']
 
 # %% ../nbs/06d_windows.ipynb #6f5d8280
 ORIGIN = pd.Timestamp('1970-01-05', tz='UTC')  # a Monday
@@ -109,10 +110,10 @@ def _training_profile(project: Project, model: dict, plan: FeaturePlan) -> Profi
         kept = load_profile(profiles_folder(project), entry.body['reference'])
         watched = watched_columns(project, plan)
         if kept is not None: return Profile(rows=kept.rows, columns={k: v for k, v in kept.columns.items() if k in watched})
-    rows = _reference_rows(project, model)
+    rows = reference_rows(project, model)
     return profile(as_read(rows, plan, watched_columns(project, plan)))
 
-def _reference_rows(project: Project, model: dict) -> pd.DataFrame:
+def reference_rows(project: Project, model: dict) -> pd.DataFrame:
     "The rows that a version was trained on; the newest table where they are gone or another one is asked for."
     table = project.settings.monitoring.reference
     rows = training_rows(project, ModelVersion.from_body(model)) if table == 'train' else None
@@ -285,21 +286,28 @@ BLOCKS = 60  # blocks of training rows that are looked at
 def training_apart(project: Project, watch: Watch, days: float) -> dict[str, dict[str, Between]]:
     "How far the training rows of different windows lie apart; kept, because the rows may be gone one day."
     path = profiles_folder(project)/f'apart-{digest([digest(watch.reference.body()), days])[:32]}.json'
-    if path.exists():
-        kept = json.loads(path.read_text(encoding='utf-8'))
-        return {column: {about: Between(*b) for about, b in told.items()} for column, told in kept.items()}
+    if path.exists(): return read_apart(json.loads(path.read_text(encoding='utf-8')))
     time = project.settings.data.time
-    rows = _reference_rows(project, watch.model) if time else pd.DataFrame()
-    found = {}
-    if time in rows:
-        numbers = window_number(event_times(rows, time), days)
-        read = as_read(rows, watch.plan, watched_columns(project, watch.plan))
-        chosen = sorted(numbers.unique())
-        chosen = chosen[::-(-len(chosen)//BLOCKS)]
-        found = apart(watch.reference, [profile(read[numbers == n], like=watch.reference) for n in chosen],
-                      min_rows=project.settings.monitoring.min_rows)
+    rows = reference_rows(project, watch.model) if time else pd.DataFrame()
+    read = as_read(rows, watch.plan, watched_columns(project, watch.plan)) if time in rows else pd.DataFrame()
+    found = blocks_apart(project, watch.reference, read, event_times(rows, time) if time in rows else None, days=days)
     write_atomic(path, canonical_json(found))
     return found
+
+def read_apart(kept: dict) -> dict[str, dict[str, Between]]:
+    "What was kept as JSON."
+    return {column: {about: Between(*b) for about, b in told.items()} for column, told in kept.items()}
+
+def blocks_apart(project: Project, reference: Profile,
+                 rows: pd.DataFrame, # of the reference, as they are read
+                 times: pd.Series | None, # theirs; None: not known
+                 *, days: float) -> dict[str, dict[str, Between]]: # empty where there are no times
+    "How far a reference's rows of different windows lie apart."
+    if times is None: return {}
+    numbers = window_number(times, days)
+    chosen = sorted(numbers.unique())
+    chosen = chosen[::-(-len(chosen)//BLOCKS)]
+    return apart(reference, [profile(rows[numbers == n], like=reference) for n in chosen], min_rows=project.settings.monitoring.min_rows)
 
 def quiet(window: Window) -> list[str]: # columns
     "The columns of a full window that are as they were."
@@ -397,7 +405,7 @@ def explained(project: Project, watch: Watch, window: Window,
     if not drifted or not window.complete: return window
     names = {stored_name(c): c for c in watched_columns(project, watch.plan)}
     seen = as_read(own_columns(log, names), watch.plan, list(names.values())).assign(score=pd.to_numeric(log['score']))
-    try: then = _reference_rows(project, watch.model)
+    try: then = reference_rows(project, watch.model)
     except MissingEvidence: then = seen.iloc[:0, :0]
     then = as_read(then.sample(min(len(then), SAMPLED), random_state=0), watch.plan, list(names.values()))
     here = (log['at'] >= pd.Timestamp(window.start)).to_numpy()

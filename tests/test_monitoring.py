@@ -213,9 +213,25 @@ def test_other_tasks(tmp_path, task):
         for c in ('branch', 'online', 'phone'): made[f'score_{c}'] = np.where(df['channel'] == c, .6, .2)
         p.tables.write('predictions', made)
     label(p, pd.DataFrame({'prediction_id': ids, 'label': df['y'].to_numpy()}))
-    (window,) = monitor(p, now=NOW).windows
+    report = monitor(p, now=NOW)
+    (window,) = report.windows
+    (outcomes,) = report.targets.table.to_dict('records')
+    assert outcomes['status'] == {'regression': 'drift', 'multiclass': 'no drift'}[task] and outcomes['low'] < 0 < outcomes['high'] and outcomes['what'].split(' ')[0] == {'regression': 'mean', 'multiclass': 'share'}[task]   # amounts spread further, around the same mean
+    assert report.together.figures['auc'].low < .5 < report.together.figures['auc'].high and report.together.rows == 400
     assert window.labelled == 400 and window.change.status == 'ok' and set(window.by_group['attribute']) == {'sex', 'age'}
     assert [a.cause for a in recorded(p).alarms] == (['performance'] if task == 'regression' else [])   # error grew from .2 to .6
+
+
+def test_outcomes_that_changed_are_shown_and_ring_nobody(project):
+    calm, worse = rows(400), rows(400, seed=1)
+    log(project, calm, start(0))
+    log(project, worse.assign(y=np.where(np.random.default_rng(2).random(400) < .35, 'yes', worse['y'])), start(1))
+    late = log(project, rows(400, seed=3), start(2), labels=False)
+    label(project, pd.DataFrame({'prediction_id': late[:40], 'label': ['yes'] * 40}))
+    report = monitor(project, now=NOW)
+    assert report.targets.table['status'].tolist() == ['no drift', 'drift', 'outcomes not in'] and report.targets.table['low'][1] > 0
+    assert not {a.cause for a in report.alarms} & {'target', 'drift'} and 'rings nobody' in report._repr_html_()
+    assert MonitoringReport.from_body(json.loads(canonical_json(report.body()))) == report
 
 
 def test_criteria_of_the_problem_card_hold_in_production(tmp_path):
