@@ -18,9 +18,9 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder, StandardScaler
 from scipy import stats
 from .core import Estimate, Frame, MlcycleError, Project, Result, digest
-from .scoring import stored_name
+from .keeping import stored_name
 from .statistics import auc_shares
-from .windows import Watch, Window, as_read, reference_rows, watched_columns
+from .windows import Watch, Window, as_read, own_columns, reference_rows, watched_columns
 
 # %% auto #0
 __all__ = ['MOST', 'FOLDS', 'TREES', 'KEPT', 'LEVELS', 'FEWEST', 'as_numbers', 'Apart', 'told_apart', 'off_pattern', 'Together',
@@ -156,7 +156,7 @@ def record_together(project: Project, watch: Watch,
     before = project.latest(Together, subject=watch.version)
     if before is not None and before.inputs == inputs: return before
     columns = watched_columns(project, watch.plan)
-    now = as_read(log.rename(columns={stored_name(c): c for c in columns}), watch.plan, columns)
+    now = as_read(own_columns(log, {stored_name(c): c for c in columns}), watch.plan, columns)
     try: then = reference_rows(project, watch.model)
     except MlcycleError: then = pd.DataFrame()
     then = as_read(then.sample(min(len(then), MOST), random_state=seed), watch.plan, columns)
