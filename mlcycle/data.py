@@ -12,7 +12,7 @@ import pandas as pd
 from .core import DataError, Frame, Project, Result, Settings, html_table
 from .features import FeaturePlan, class_names, infer_plan, read_target
 from .folds import near_duplicates
-from .leakage import leakage_suspects
+from .leakage import has_more_than, leakage_suspects
 from .profile import profile, save_profile
 from .reading import Finding, Reading, findings_table
 from .sources import check_columns, load
@@ -50,18 +50,19 @@ def _about_columns(df: pd.DataFrame, settings: Settings) -> list[Finding]:
 def _about_column(x: pd.Series, text: bool): # (kind, text, count) …
     "What is odd about one column."
     number = pd.api.types.is_numeric_dtype(x) and not pd.api.types.is_bool_dtype(x)
-    distinct, missing, negative = x.nunique(), int(x.isna().sum()), int((x < 0).sum()) if number else 0
+    counts, missing, negative = x.value_counts(sort=False), int(x.isna().sum()), int((x < 0).sum()) if number else 0
+    distinct, most = len(counts), max(counts.max() if len(counts) else 0, missing)
     if 0.5 < missing/len(x) < 1: yield 'missing', f'{missing/len(x):.0%} of the rows have no value', missing
     if distinct > 20 and distinct == len(x)-missing and (text or pd.api.types.is_integer_dtype(x)):
         yield 'id-like', 'different in every row: nothing about new ones. Set data.id, or drop it', distinct
-    elif distinct > 1 and x.value_counts(normalize=True, dropna=False).iloc[0] > 0.995:
+    elif distinct > 1 and most > 0.995*len(x):
         yield 'nearly constant', 'one value in more than 99.5% of the rows', 0
     if 0 < negative <= 0.001*len(x): yield 'negative', 'a few values are below zero', negative
 
 def _about_pairs(df: pd.DataFrame, settings: Settings) -> list[Finding]:
     "Columns that say the same under other names."
     codes = {c: pd.factorize(df[c], use_na_sentinel=False)[0].astype(np.int64)
-             for c in feature_columns(df, settings)}
+             for c in feature_columns(df, settings) if not has_more_than(df[c], 200)}
     sizes = {c: int(k.max())+1 for c, k in codes.items()}
     few = [c for c in codes if 2 < sizes[c] <= 200][:200]
     alike = [(a, b) for i, a in enumerate(few) for b in few[i+1:] if sizes[a] == sizes[b]]
