@@ -677,10 +677,14 @@ def check_settings(values: dict, # nested plain values, as a TOML file gives the
         count = '1 mistake' if len(lines) == 1 else f'{len(lines)} mistakes'
         raise SettingsError(f'{count} in {name}. Mend each key:\n  '+'\n  '.join(lines)) from None
 
+def _gone(path: Path) -> SettingsError:
+    return SettingsError(f'No {path.name} in {path.parent}. If the project was moved or renamed, open it where it is now.')
+
 def read_settings(path: str | Path) -> Settings:
     "The settings in a TOML file, or one SettingsError that names every mistake."
     import tomllib
     try: values = tomllib.loads(Path(path).read_text(encoding='utf-8'))
+    except FileNotFoundError: raise _gone(Path(path)) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SettingsError(f'{Path(path).name} is not valid TOML: {error}. Mend that line.') from None
     return check_settings(values, Path(path).name)
@@ -752,7 +756,8 @@ class Project:
         return self.ledger.append(stage=result.stage, kind=result.kind, subject=subject, body=result.body(), actor=self.actor)
 
     def must_write(self, what: str) -> None:
-        "Raise when the project was opened to be read only."
+        "Raise when the project was opened to be read only, or is not where it was opened."
+        if not (self.folder/'mlcycle.toml').is_file(): raise _gone(self.folder/'mlcycle.toml')
         if self.read_only: raise Blocked(f'Cannot write {what!r}: {self.name!r} was opened read-only. Run the stage from its notebook or by `mlcycle run`.')
 
     def latest(self, result: type[Result], *, subject: str | None=None) -> Result | None:

@@ -39,12 +39,17 @@ def _whole(line: str) -> dict | None: # None: empty, or torn when the disk was f
 
 def write(project: Project, after: dict, *, seen: dict | None=None, undoes: bool=False) -> Change:
     "Change settings, and note what was there before."
-    text = (project.folder/'mlcycle.toml').read_text(encoding='utf-8')
+    text = _text(project)
     before = {key: _in_file(tomllib.loads(text), key.split('.')) for key in after}
     project.update_settings(after, seen=seen)
     done = Change(at=datetime.now(timezone.utc).isoformat(), by=project.actor, before=before, after=jsonable(after), undoes=undoes)
     with _journal(project).open('a') as file: file.write('\n'+json.dumps(done.body()))   # after whatever a full disk has left
     return done
+
+def _text(project: Project) -> str: # of mlcycle.toml
+    file = project.folder/'mlcycle.toml'
+    if not file.is_file(): read_settings(file)   # says so
+    return file.read_text(encoding='utf-8')
 
 def _in_file(values: object, keys: list[str]) -> object:
     for key in keys: values = values.get(key) if isinstance(values, dict) else None
@@ -60,6 +65,7 @@ def undoable(project: Project) -> Change | None:
 
 def undo(project: Project) -> Change:
     "Take the last change back; a Conflict when somebody has changed the same keys since."
+    project.must_write('settings')
     last = undoable(project)
     if last is None: raise SettingsError('There is nothing to undo: no form has changed mlcycle.toml.')
     known = {k: v for k, v in last.after.items() if v is not None}
@@ -80,8 +86,7 @@ def stale_after(before: Settings, after: Settings) -> list[str]: # stages, in or
 
 def checked(project: Project, after: dict) -> Settings:
     "The settings as they would be, or a SettingsError that names every mistake."
-    text = (project.folder/'mlcycle.toml').read_text(encoding='utf-8')
-    return check_settings(tomllib.loads(changed_text(text, after)))
+    return check_settings(tomllib.loads(changed_text(_text(project), after)))
 
 # %% ../nbs/12e_forms.ipynb #2670bd96
 class Control(NamedTuple):

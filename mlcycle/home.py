@@ -4,7 +4,7 @@
 
 # %% ../nbs/12g_home.ipynb #07606b7b
 from __future__ import annotations
-import csv, math, os
+import csv, io, math, os
 from pathlib import Path
 from .core import MlcycleError, Project, Record, SettingsError, escaped, find_project, html_pairs, html_table, label
 from .desk import BLUE, GREY, ORANGE, RED, STYLE, Desk, View, html_box, inside, is_live, part_html, result_html
@@ -172,15 +172,15 @@ def columns_in(file: Path) -> list[str]:
         return pyarrow.parquet.read_schema(file).names
     if file.suffix not in ('.csv', '.tsv', '.txt'): return [str(c) for c in read_file(file)[0].columns]
     with file.open('rb') as opened: start = opened.read(1 << 17).decode('utf-8-sig', 'replace')
-    return next(csv.reader(start.splitlines(), delimiter=sniff_separator(start)), [])
+    return next(csv.reader(io.StringIO(start, newline=''), delimiter=sniff_separator(start)), [])
 
 def levels_in(file: Path, column: str, most: int=12) -> list[str]:
     "The first few different values of a column, for choosing the one that counts as 1."
     from mlcycle.reading import sniff_separator
     if file.suffix not in ('.csv', '.tsv', '.txt'): return []
     with file.open('rb') as opened: start = opened.read(1 << 20).decode('utf-8-sig', 'replace')
-    lines = start.splitlines()[:-1] or start.splitlines()
-    found = dict.fromkeys(r.get(column) for r in csv.DictReader(lines, delimiter=sniff_separator(start[:1 << 17])))
+    whole = io.StringIO(start[:start.rfind('\n')+1] or start, newline='')
+    found = dict.fromkeys(r.get(column) for r in csv.DictReader(whole, delimiter=sniff_separator(start[:1 << 17])))
     return [v.strip() for v in found if v and v.strip()][:most]
 
 class Beginning:
@@ -216,7 +216,7 @@ class Beginning:
     def _offer(self) -> None:
         "Offer the columns of the file that is named."
         try: columns = columns_in(self.folder/self.data.read()) if self.data.read() else []
-        except (OSError, MlcycleError): columns = []
+        except (OSError, csv.Error, MlcycleError): columns = []
         last = columns[-1] if columns else ''
         self.asked = {'target': choice(last, columns) if columns else text(''), 'positive': text(''),
                       **{k: choice('', ['', *columns]) for k in ('time', 'id', 'label_time')},

@@ -6,13 +6,14 @@
 from __future__ import annotations
 import os, signal, subprocess, sys, threading, time
 from typing import Callable, NamedTuple
-from .core import Blocked, Project, Record, escaped, shown
+from .core import Blocked, MlcycleError, Project, Record, escaped, shown
 from .desk import BLUE, GREY, Desk, html_box, inside, part_html
 from .pipeline import last_end
 from .progress import Progress, ask_to_stop, progress_of
 
 # %% auto #0
-__all__ = ['Standing', 'running', 'standing', 'progress_html', 'board_svg', 'step_command', 'start', 'stop', 'printed', 'Job']
+__all__ = ['Standing', 'running', 'standing', 'progress_html', 'board_svg', 'step_command', 'start', 'stop', 'stopped_html',
+           'printed', 'Job']
 
 # %% ../nbs/12f_jobs.ipynb #2fc9761d
 class Standing(Record):
@@ -89,6 +90,11 @@ def stop(project: Project, stage: str) -> str: # what will happen
     os.kill(pid, signal.SIGINT)
     return 'It was told to end. What is recorded stays.'
 
+def stopped_html(project: Project, stage: str) -> str: # trusted HTML
+    "What asking to stop has led to, also where it could not be asked."
+    try: return f'<p>{escaped(stop(project, stage))}</p>'
+    except OSError as error: return f'<p class="bad">It could not be told to end: {escaped(error)}</p>'
+
 def printed(project: Project, stage: str) -> str:
     "What the work last printed, when it ended before its step had begun."
     log = project.store/'progress'/f'{stage}.log'
@@ -112,7 +118,7 @@ class Job:
         self.agreed.add_class('mlcycle-agreed')
         self.agreed.observe(lambda _: self._free(), 'value')
         self.go.on_click(lambda _: self.begin(desk))
-        self.end.on_click(lambda _: self._say(f'<p>{escaped(stop(desk.project, self.stage))}</p>'))
+        self.end.on_click(lambda _: self._say(stopped_html(desk.project, self.stage)))
         if running(desk.project, self.stage): self._follow(desk)
         else: self.refresh(desk)
         return ipywidgets.VBox([*[self.agreed]*bool(self.confirm), ipywidgets.HBox([self.go, self.end]), self.box])
@@ -123,7 +129,7 @@ class Job:
     def begin(self, desk: Desk) -> None:
         "Start, and watch from beside."
         try: self.process = start(desk.project, self.stage, self.parameters())
-        except (Blocked, OSError) as error: return self._say(f'<p class="bad">{escaped(error)}</p>')
+        except (MlcycleError, OSError) as error: return self._say(f'<p class="bad">{escaped(error)}</p>')
         self._follow(desk)
 
     def _follow(self, desk: Desk) -> None:
