@@ -61,20 +61,18 @@ def estimated(window: Window, metric: str): # an Estimate, or None where none wa
     return (getattr(window, 'estimated', None) or {}).get(metric)
 
 def _estimates(axes, windows: list[Window], metric: str) -> None:
-    "The estimate made without outcomes as a pale band with its middle; where it is not valid, words instead."
+    "The estimate made without outcomes as a pale band with its middle; where it is not valid, a cross at the foot."
+    made = [(w, e) for w in windows if (e := estimated(w, metric)) is not None]
     half = pd.Timedelta(days=1)*.42
-    named = False
-    for w in windows:
-        e = estimated(w, metric)
-        if e is None: continue
+    for i, (w, e) in enumerate(m for m in made if m[1].status == 'ok'):
         wide = (pd.Timestamp(w.end)-pd.Timestamp(w.start))*.42
         span = [_middle(w)-max(wide, half), _middle(w)+max(wide, half)]
-        if e.status == 'ok':
-            axes.fill_between(span, e.low, e.high, color=AMBER, alpha=.3, lw=0, label=None if named else 'estimated without outcomes')
-            axes.plot(span, [e.value]*2, color=AMBER, lw=2, ls=(0, (4, 2)))
-            named = True
-        else: axes.annotate(short(f'estimate {e.status}', 28), (_middle(w), .02), xycoords=('data', 'axes fraction'), fontsize=7,
-                            color=GREY, ha='center', va='bottom')
+        axes.fill_between(span, e.low, e.high, color=AMBER, alpha=.3, lw=0, label=None if i else 'estimated without outcomes')
+        axes.plot(span, [e.value]*2, color=AMBER, lw=2, ls=(0, (4, 2)))
+    held = [_middle(w) for w, e in made if e.status != 'ok']
+    if not held: return
+    axes.margins(y=.15)
+    axes.plot(held, [.03]*len(held), 'x', color=GREY, ms=5, transform=axes.get_xaxis_transform(), label='no valid estimate')
 
 def _performance(axes, windows: list[Window], metric: str) -> None:
     "The main metric with its intervals, what was estimated before outcomes were known, and what was promised."
@@ -90,8 +88,12 @@ def _performance(axes, windows: list[Window], metric: str) -> None:
     if not known: axes.text(.5, .5, 'too few outcomes are known to measure it', transform=axes.transAxes,
                             ha='center', va='center', color=GREY)
     if promised is not None: axes.axhline(promised, color=GREEN, lw=1.5, ls='--', label=f'{known[-1][0].compared_with}: {promised:.3f}')
-    if axes.get_legend_handles_labels()[0]: axes.legend(loc='best', frameon=False, fontsize=8)
-    axes.set_title(f'{metric} where the outcome is known, with its interval (■ fallen)', loc='left', fontsize=9, color=GREY)
+    if axes.get_legend_handles_labels()[0]: axes.legend(loc='upper center', bbox_to_anchor=(.5, -.02), frameon=False, fontsize=8, ncols=3)
+    _headed(axes, f'{metric} where the outcome is known, with its interval (■ fallen)', f'{metric} with its interval (■ fallen)')
+
+def _headed(axes, title: str, brief: str) -> None:
+    "A row's title, or a brief one where the figure is as narrow as a phone."
+    axes.set_title(title if axes.figure.get_figwidth() > 7 else brief, loc='left', fontsize=9, color=GREY)
 
 def _fell(window: Window) -> bool:
     "Whether the whole interval of the change lies on the bad side."
@@ -113,7 +115,7 @@ def effects(windows: list[Window],
     return grid('effect'), grid('called').fillna(False).astype(bool)
 
 def _columns(axes, windows: list[Window]) -> None:
-    "Columns by time: the darker the more different, a mark where it was called drift."
+    "Columns by time: the stronger the more different, a mark where it was called drift."
     size, called = effects(windows)
     from matplotlib.dates import date2num
     edges = [date2num(pd.Timestamp(t).tz_localize(None)) for t in [*(w.start for w in windows), windows[-1].end]]
@@ -124,8 +126,7 @@ def _columns(axes, windows: list[Window]) -> None:
         axes.plot(marks, [i+.5]*len(marks), 'D', color=RED, ms=5, mec='white', mew=.8)
     axes.set_yticks(np.arange(len(size))+.5, [short(c, 18) for c in size.index])
     axes.invert_yaxis()
-    axes.set_title('columns: the darker the more different from training; ◆ called drift', loc='left',
-                   fontsize=9, color=GREY)
+    _headed(axes, 'columns: the stronger the more different from training; ◆ called drift', 'stronger: more different; ◆ drift')
 
 def _traffic(axes, windows: list[Window]) -> None:
     "Rows by window, and those whose outcome is known."

@@ -14,14 +14,14 @@ from .core import Project, escaped, html_table
 from .drift import distributions
 from .monitoring import (MonitoringReport, arrivals_table, groups_over_time, health, moved_text, recorded,
                                 watched_version)
-from .pages import Page, document, framed, last_page, publish_page, two
+from .pages import Page, cards, document, framed, last_page, publish_page, two
 from .profile import load_profile
 from .windows import Window, profiles_folder
 
 # %% auto #0
-__all__ = ['MARKS', 'OPEN', 'NO_PARTS', 'PANELS', 'DEPENDS', 'header_html', 'alarms_html', 'quality_html', 'distribution_html',
-           'weights', 'ranked', 'ranking_html', 'performance_html', 'moved_html', 'arrivals_html', 'Choice',
-           'first_choice', 'panel', 'monitoring_page', 'drawn_panels', 'publish_monitoring', 'monitoring_app']
+__all__ = ['MARKS', 'OPEN', 'SAID', 'STATES', 'NO_PARTS', 'PANELS', 'DEPENDS', 'header_html', 'alarms_html', 'quality_html',
+           'distribution_html', 'weights', 'ranked', 'ranking_html', 'performance_html', 'moved_html', 'arrivals_html',
+           'Choice', 'first_choice', 'panel', 'monitoring_page', 'drawn_panels', 'publish_monitoring', 'monitoring_app']
 
 # %% ../nbs/06f_dashboard.ipynb #615389e1
 MARKS = {'well': ('✔', 'good'), 'not well': ('▲', 'bad'), 'cannot tell': ('?', 'unsure')}  # sign and tone
@@ -47,7 +47,7 @@ def _facts(project: Project, report: MonitoringReport, version: str | None) -> l
     facts = [f'version {version} ({model.body["algorithm"] if model else "not registered"}), {role}',
              f'owner: {project.settings.project.owner or "not named"}',
              f'as of {last.at[:16].replace("T", " ")} UTC' if last else 'never monitored']
-    if project.ledger.last('replay'): facts.append('includes a replay of held-back rows, not production')
+    if project.ledger.last('replay'): facts.append('held-back rows replayed, not production')
     return [*facts, 'read-only']
 
 # %% ../nbs/06f_dashboard.ipynb #e88d3d4e
@@ -60,9 +60,19 @@ def alarms_html(project: Project, report: MonitoringReport, version: str | None)
     if not mine: return f'<p class="note">No alarm was ever raised.</p>{budget}'
     told = {}
     for entry in project.ledger.entries('alarm'): told.setdefault(entry.subject, []).append(_step(entry))
-    rows = [{'state': a.state, 'what': a.cause+(f' of {a.column!r}' if a.column else ''), 'since': a.since[:10], 'until': a.until[:10], 'why': a.why,
-             'history': '; '.join(told.get(a.id, [a.state])), 'id': a.id} for a in mine]
-    return f'<div class="scroll">{html_table(pd.DataFrame(rows, dtype=object), limit=100)}</div>{budget}'
+    return f'{cards(SAID, [_alarm_row(a, told.get(a.id, [])) for a in mine[:100]], name="alarms")}{budget}'
+
+SAID = ('state', 'what', 'since', 'until', 'why', 'what to do', 'history', 'id')
+STATES = {'raised': '▲', 'notified': '▲', 'acknowledged': '◐', 'muted': '◌', 'resolved': '✔'}   # told by shape and by word
+
+def _alarm_row(alarm, steps: list[str]) -> list[str]: # HTML
+    tone = 'bad' if OPEN.get(alarm.state, 0) < 2 else 'unsure' if alarm.state != 'resolved' else 'good'
+    about = alarm.cause+(f' of {alarm.column!r}' if alarm.column else '')
+    told = (about, alarm.since[:10], alarm.until[:10], alarm.why, '' if alarm.state == 'resolved' else alarm.advice, '; '.join(steps), alarm.id)
+    return [f'<b class="{tone}" style="white-space:nowrap">{STATES.get(alarm.state, "▲")} {escaped(alarm.state)}</b>', *(_cell(t) for t in told)]
+
+def _cell(text: str) -> str: # HTML; a date stays on one line
+    return f'<span style="white-space:nowrap">{escaped(text)}</span>' if re.fullmatch(r'\d{4}-\d\d-\d\d', text) else escaped(text, longest=600)
 
 def _step(entry) -> str:
     "One step in the life of an alarm, in words."
@@ -95,7 +105,7 @@ def distribution_html(project: Project, window: Window, column: str | None) -> s
     if None in pair or pair[0].kind != pair[1].kind:
         return f'{note}<p class="note">There is nothing to lay side by side for this column and window.</p>'
     parts = distributions(*pair)
-    return note+picture(lambda figure: draw_distribution(figure, parts), (6.3, 3.6),
+    return note+picture(lambda figure: draw_distribution(figure, parts), (5.4, 3.1),
                         f'{column}: shares in training and in this window')
 
 # %% ../nbs/06f_dashboard.ipynb #93cec0f5
@@ -120,17 +130,16 @@ def ranking_html(window: Window, weight: dict[str, float], *, most: int=12) -> s
     "The columns of a window in that order, each with bars that can be read as numbers too."
     table = ranked(window, weight)
     if not len(table): return '<p class="note">Nothing can be compared in this window.</p>'
-    rows = ''.join(_ranking_row(r, bool(weight)) for r in table.head(most).itertuples())
+    rows = [_ranking_row(r, bool(weight)) for r in table.head(most).itertuples()]
     more = f' {most} of {len(table)} columns.' if len(table) > most else ''
     by = 'weight in the model × difference' if weight else 'difference; no weights were recorded by validation'
-    head = '<tr><th scope="col">column</th><th scope="col">differs</th><th scope="col">weighs</th><th scope="col">how</th></tr>'
     return (f'<p class="note">Called drift first, then by {by}. Differs: share of rows that would have to be different.{more}</p>'
-            f'<div class="scroll"><table><thead>{head}</thead><tbody>{rows}</tbody></table></div>')
+            f'{cards(("column", "differs", "weighs", "how"), rows, name="ranking")}')
 
-def _ranking_row(row, weighed: bool) -> str:
+def _ranking_row(row, weighed: bool) -> list[str]: # HTML
     mark = {'drift': '<b class="bad">◆ drift</b> ', 'no drift': ''}.get(row.status, f'<b class="unsure">{escaped(row.status)}</b> ')
     weight = _bar(row.weight, '#6b7280') if weighed else '–'
-    return f'<tr><th scope="row">{escaped(short(row.column, 40))}</th><td>{_bar(row.effect, "#0072B2")}</td><td>{weight}</td><td>{mark}{escaped(row.why)}</td></tr>'
+    return [f'<b>{escaped(short(row.column, 40))}</b>', _bar(row.effect, '#0072B2'), weight, f'{mark}{escaped(row.why)}']
 
 def _bar(value: object, color: str) -> str:
     "A share as a bar with its number."
@@ -177,7 +186,7 @@ def arrivals_html(report: MonitoringReport) -> str:
     table = arrivals_table(report)
     if not len(table): return '<p class="note">No outcome is known yet. Bring them: mlcycle label FILE</p>'
     note = 'Sorted by when outcomes became known. Those that come first are not like the others, so these figures differ from those by prediction time.'
-    return f'<p class="note">{note}</p><div class="scroll">{html_table(table[::-1], limit=24)}</div>'
+    return f'<p class="note">{note}</p><div class="scroll dates">{html_table(table[::-1], limit=24)}</div>'
 
 # %% ../nbs/06f_dashboard.ipynb #13309188
 class Choice(NamedTuple):
@@ -212,19 +221,20 @@ def _first_window(report: MonitoringReport, options: list[tuple[str, int]]) -> i
 
 # %% ../nbs/06f_dashboard.ipynb #11fa8648
 def _timeline(project: Project, report: MonitoringReport, c: Choice) -> str:
-    drawn = picture(lambda f: draw_timeline(f, report, c.version), (13, 5.4), f'{report.metric}, drift by column, alarms and traffic over time')
-    return f'<div class="scroll"><div class="wide">{drawn}</div></div>{performance_html(report, c.version)}'
+    sizes, alt = {'broad': (13, 5.4), 'narrow': (4.7, 6.2)}, f'{report.metric}, drift by column, alarms and traffic over time'
+    drawn = ''.join(f'<div class="{name}">{picture(lambda f: draw_timeline(f, report, c.version), size, alt)}</div>' for name, size in sizes.items())
+    return f'{drawn}{performance_html(report, c.version)}'
 
 def _groups(project: Project, report: MonitoringReport, c: Choice) -> str:
     window, table = report.windows[c.window], groups_over_time(report, c.attribute, c.metric, version=c.version)
-    now = picture(lambda f: draw_groups(f, window, c.attribute, c.metric), (6.3, 2.8), f'{c.metric} by group')
-    then = picture(lambda f: draw_groups_over_time(f, table, c.metric), (6.3, 2.8), f'{c.metric} by group and window')
+    now = picture(lambda f: draw_groups(f, window, c.attribute, c.metric), (5.4, 2.6), f'{c.metric} by group')
+    then = picture(lambda f: draw_groups_over_time(f, table, c.metric), (5.4, 2.6), f'{c.metric} by group and window')
     return f'<p class="note">In this window</p>{now}<p class="note">Over time</p>{then}'
 
 def _traffic_panel(project: Project, report: MonitoringReport, c: Choice) -> str:
     window = report.windows[c.window]
     note = f'<p class="note">{window.rows:,} predictions, {window.labelled:,} with a known outcome'+(f', {window.future} dated in the future' if window.future else '')+'.</p>'
-    return note+picture(lambda f: draw_traffic(f, window), (6.3, 1.9), 'predictions by day in this window') if len(window.traffic) else note
+    return note+picture(lambda f: draw_traffic(f, window), (5.4, 1.7), 'predictions by day in this window') if len(window.traffic) else note
 
 PANELS = {   # name → title, and what draws it
     'timeline': ('Over time', _timeline),

@@ -8,7 +8,7 @@ from typing import ClassVar
 from .core import Project, Result, digest, escaped, write_atomic
 
 # %% auto #0
-__all__ = ['STYLE', 'Page', 'pages_folder', 'publish_page', 'last_page', 'framed', 'two', 'document']
+__all__ = ['ARROW', 'STYLE', 'Page', 'pages_folder', 'publish_page', 'last_page', 'framed', 'cards', 'two', 'document']
 
 # %% ../nbs/00q_pages.ipynb #1064ecfd
 class Page(Result):
@@ -56,6 +56,9 @@ def last_page(project: Project, name: str) -> tuple[Page, str] | None: # the pag
     return None
 
 # %% ../nbs/00q_pages.ipynb #9500ae4d
+ARROW = ('data:image/svg+xml;base64,PHN2ZyB4bWxucz0naHR0cDovL3d3dy53My5vcmcvMjAwMC9zdmcnIHZpZXdCb3g9JzAgMCAxOCAxOCc+'
+         'PHBhdGggc3Ryb2tlPScjZTVlN2ViJyBzdHJva2Utd2lkdGg9JzInIGZpbGw9J25vbmUnIGQ9J001IDdsNCA0IDQtNCcvPjwvc3ZnPg==')   # of a selector, in the dark
+
 STYLE = '''<style>
 .mlc {--ink: #1f2937; --soft: #4b5563; --line: #d1d5db; --ground: #ffffff; --tint: #f3f4f6; --good: #00735a; --bad: #b84300;
       --unsure: #7a5000; --link: #00568a}
@@ -65,14 +68,16 @@ STYLE = '''<style>
   html, body, body.jp-Notebook {background: #111827; --jp-ui-font-color1: #e5e7eb; --jp-widgets-label-color: #e5e7eb;
         --jp-widgets-color: #e5e7eb; --jp-widgets-input-color: #e5e7eb; --jp-widgets-input-background-color: #1c2534;
         --jp-widgets-input-border-color: #6b7280; --jp-layout-color0: #111827; --jp-layout-color1: #111827; color-scheme: dark}
-  .mlc img {background: #fff; border-radius: 4px}
+  html, body, .jupyter-widgets {--jp-widgets-dropdown-arrow: url(ARROW)}
+  .mlc img {filter: invert(.93) hue-rotate(180deg) brightness(1.35); border-radius: 4px}
+  :root {--focus: #7cc4f5}
   input::placeholder {color: #9aa4b2}
 }
 .mlc {font: 400 15px/1.4 system-ui, sans-serif; color: var(--ink); background: var(--ground); max-width: 1320px; margin: 0 auto}
-.mlc h1 {font-size: 1.1rem; font-weight: 600; margin: 0; overflow-wrap: anywhere}
+.mlc h1 {font-size: 1.1rem; font-weight: 600; margin: 0; overflow-wrap: anywhere} .mlc .top h1 {margin-right: auto}
 .mlc h2 {font-size: 1rem; font-weight: 600; margin: .9rem 0 .25rem}
 .mlc a {color: var(--link)}
-.mlc .top {display: flex; flex-wrap: wrap; gap: .2rem 1.6rem; justify-content: space-between; border-bottom: 1px solid var(--line);
+.mlc .top {display: flex; flex-wrap: wrap; gap: .2rem 1.3rem; border-bottom: 1px solid var(--line);
            padding: .4rem 0}
 .mlc .top span, .mlc .note {color: var(--soft); font-size: .87rem; overflow-wrap: anywhere}
 .mlc .verdict, .mlc .said {border-left: 10px solid var(--line); padding: .5rem .9rem; margin: .6rem 0; background: var(--tint)}
@@ -86,14 +91,34 @@ STYLE = '''<style>
 .mlc td {overflow-wrap: break-word; max-width: 34rem}
 .mlc .scroll {overflow-x: auto} .mlc .wide {min-width: 680px}
 .mlc .two {display: flex; flex-wrap: wrap; gap: .5rem 1.5rem} .mlc .two > * {flex: 1 1 min(460px, 100%); min-width: 0}
-.mlc img {max-width: 100%} .mlc :focus-visible {outline: 3px solid #0072b2; outline-offset: 2px}
+.mlc img {max-width: 100%} .mlc .narrow {display: none}
+.mlc :focus-visible, .jupyter-widgets.jupyter-widgets :focus-visible {outline: 3px solid var(--focus, #0072b2) !important; outline-offset: 2px}
 .jupyter-widgets.widget-html, .widget-html-content, .jupyter-widget-html-content {min-width: 0; max-width: 100%}
+@media (max-width: 720px) {
+  .mlc .broad {display: none} .mlc .narrow {display: block}
+  .mlc .cards thead {position: absolute; left: -9999px}
+  .mlc .cards, .mlc .cards tbody, .mlc .cards tr, .mlc .cards td, .mlc .cards th {display: block; width: auto; max-width: none}
+  .mlc .cards tr {border: 1px solid var(--line); border-radius: 6px; margin: .5rem 0; padding: .3rem .5rem}
+  .mlc .cards td, .mlc .cards th {border: 0; padding: .1rem 0} .mlc .cards td::before {content: attr(data-label) ": "; color: var(--soft)}
+  .mlc .cards td:empty {display: none}
+  .mlc .ranking td:nth-child(2), .mlc .ranking td:nth-child(3) {display: inline-block; margin-right: 1.2rem}
+  .mlc .dates td:nth-child(-n+2) {white-space: nowrap}
+}
 @media (max-width: 480px) {.mlc .scroll td:last-child:not([style*=right]) {min-width: 11em} .mlc {font-size: 14px} .mlc .verdict b {font-size: 1.25rem}}
-</style>'''
+</style>'''.replace('ARROW', ARROW)
 
 def framed(content: str) -> str: # HTML
     "A part of a page in its style."
     return f'{STYLE}<div class="mlc">{content}</div>'
+
+def cards(head: tuple[str, ...], # names of the columns
+          rows: list[list[str]], # trusted HTML of the cells
+          *, name: str='', # of the table's class
+          ) -> str: # HTML
+    "A table whose rows turn into cards on a phone, each cell with its column's name."
+    top = ''.join(f'<th scope="col">{escaped(c)}</th>' for c in head)
+    body = ''.join(f'<tr>{"".join(f"""<td data-label="{escaped(c)}">{v}</td>""" for c, v in zip(head, row))}</tr>' for row in rows)
+    return f'<table class="{name} cards"><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>'
 
 def two(*parts: str) -> str: # HTML
     "Parts side by side where there is room, one below the other where there is none."

@@ -8,10 +8,10 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from .core import MlcycleError, Project, Record, SettingsError, digest, escaped
 from .ledger import champion, retired, versions
-from .pages import document, framed, last_page
+from .pages import cards, document, framed, last_page
 
 # %% auto #0
-__all__ = ['ORDER', 'MARKS', 'SORTS', 'COLUMNS', 'CARDS', 'Standing', 'place_of', 'project_folders', 'project_at', 'standing',
+__all__ = ['ORDER', 'MARKS', 'SORTS', 'COLUMNS', 'Standing', 'place_of', 'project_folders', 'project_at', 'standing',
            'next_deadline', 'portfolio', 'table_html', 'header_html', 'portfolio_page', 'portfolio_app']
 
 # %% ../nbs/12ba_portfolio.ipynb #0e3ac29a
@@ -103,9 +103,7 @@ COLUMNS = ('Project', 'Health', 'Open alarms', 'Version', 'Owner', 'Risk', 'Stag
 def table_html(rows: list[Standing], *, today: str='') -> str: # ISO date; default: today
     "Projects as a table whose rows turn into cards on a phone."
     today = today or datetime.now(timezone.utc).date().isoformat()
-    head = ''.join(f'<th scope="col">{c}</th>' for c in COLUMNS)
-    body = ''.join(f'<tr>{"".join(f"""<td data-label="{c}">{v}</td>""" for c, v in zip(COLUMNS, _cells(r, today)))}</tr>' for r in rows)
-    return f'{CARDS}<table class="portfolio"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
+    return cards(COLUMNS, [_cells(r, today) for r in rows], name='portfolio')
 
 def _cells(row: Standing, today: str) -> list[str]: # HTML
     mark, tone = MARKS[row.health]
@@ -117,11 +115,6 @@ def _cells(row: Standing, today: str) -> list[str]: # HTML
     return [f'<b>{escaped(row.name)}</b><br>{links or "no page drawn yet"}', f'<b class="{tone}">{mark} {row.health.capitalize()}{since}</b><br>{escaped(row.why)}',
             alarms, version, escaped(row.owner or 'not named'), escaped(row.tier or 'not assessed'), escaped(', '.join(row.open_stages) or 'none'),
             f'{escaped(row.due)}{late}<br>{escaped(row.due_for)}' if row.due else 'none']
-
-CARDS = '''<style>@media (max-width: 720px) {.mlc .portfolio thead {position: absolute; left: -9999px}
-.mlc .portfolio, .mlc .portfolio tbody, .mlc .portfolio tr, .mlc .portfolio td {display: block; width: auto; max-width: none}
-.mlc .portfolio tr {border: 1px solid var(--line); border-radius: 6px; margin: .6rem 0; padding: .3rem .5rem}
-.mlc .portfolio td {border: 0; padding: .15rem 0} .mlc .portfolio td::before {content: attr(data-label) ": "; color: var(--soft)}}</style>'''
 
 def header_html(rows: list[Standing], at: str='') -> str:
     "How many are well, and what stands out."

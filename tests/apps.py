@@ -9,6 +9,13 @@ ARGUMENTS = ('--no-sandbox --disable-gpu --disable-quic --disable-background-net
 needs_chromium = pytest.mark.skipif(not Path('/usr/bin/chromium').exists(), reason='no Chromium on this machine')
 
 
+FOCUSED = """() => { let view = window, at = document.activeElement
+  while (at && at.tagName === 'IFRAME') { view = at.contentWindow; at = at.contentDocument.activeElement }
+  if (!at || at.tagName === 'BODY') return ['', false]
+  const style = view.getComputedStyle(at), label = at.labels && at.labels.length ? at.labels[0].innerText : at.innerText
+  return [label.trim(), style.outlineStyle === 'solid' && parseFloat(style.outlineWidth) >= 2] }"""
+
+
 def free_port() -> int:
     with socket.socket() as s:
         s.bind(('127.0.0.1', 0))
@@ -61,6 +68,24 @@ class Looking:
         "The frame of the live page, once it has taken the drawn one's place."
         self.page.wait_for_selector('body[data-live=yes]', state='attached', timeout=120_000)
         return next(f for f in self.page.frames if '/live/' in f.url)
+
+    def walk(self, stops: int=30) -> list[str]:
+        "What the Tab key reaches, in order, until it leaves the page: labels of selectors, words of the rest; each must have a ring around it."
+        reached = []
+        for _ in range(stops):
+            self.page.keyboard.press('Tab')
+            name, ringed = self.page.evaluate(FOCUSED)
+            if not name: return reached
+            assert ringed, f'nothing shows that the keyboard stands on {name!r}'
+            reached.append(name)
+        raise AssertionError(f'the keyboard does not leave the page: {reached}')
+
+    def tab_to(self, name: str) -> None:
+        "Press Tab until the keyboard stands on something."
+        for _ in range(40):
+            self.page.keyboard.press('Tab')
+            if self.page.evaluate(FOCUSED)[0] == name: return
+        raise AssertionError(f'the keyboard does not reach {name!r}')
 
     def strangers(self) -> set[str]:
         "What was asked of anybody but the app."
