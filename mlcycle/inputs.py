@@ -5,8 +5,10 @@
 # %% ../nbs/00ib_inputs.ipynb #91b87893
 from __future__ import annotations
 import json, math
+from collections import Counter
 from datetime import datetime
 from typing import Literal
+import numpy as np
 import pandas as pd
 from .core import Record, Settings
 from .features import FALSE, TRUE, FeaturePlan, clean_text
@@ -15,9 +17,9 @@ try: import orjson
 except ImportError: orjson = None   # it comes with mlcycle[serve]; without it requests are read more slowly, and no differently
 
 # %% auto #0
-__all__ = ['JSON_TYPES', 'EXACT', 'InputColumn', 'input_schema', 'json_schema', 'BadRequest', 'Wrong', 'strict_json',
-           'read_records', 'valid_records', 'fitting', 'frame_of', 'read_list', 'not_valid', 'mistake', 'is_date',
-           'column_values', 'dump', 'RecordReader', 'to_records']
+__all__ = ['JSON_TYPES', 'EXACT', 'FEW', 'KINDS', 'InputColumn', 'input_schema', 'json_schema', 'BadRequest', 'Wrong',
+           'strict_json', 'read_records', 'valid_records', 'fitting', 'frame_of', 'Records', 'columns_of', 'read_list',
+           'not_valid', 'mistake', 'is_date', 'column_values', 'dump', 'RecordReader', 'to_records']
 
 # %% ../nbs/00ib_inputs.ipynb #625a4bde
 class InputColumn(Record):
@@ -124,7 +126,20 @@ def fitting(records: list[dict], columns: list[InputColumn]) -> list[dict]:
 def frame_of(records: list[dict], columns: list[InputColumn]) -> pd.DataFrame:
     "Valid records as rows."
     sent = set().union(*records)
-    return pd.DataFrame({c.name: column_values([r.get(c.name) for r in records], c) for c in columns if c.name in sent}, index=range(len(records)))
+    known = [c for c in columns if c.name in sent]
+    values = columns_of(records, [c.name for c in known])
+    return pd.DataFrame({c.name: column_values(values[c.name], c) for c in known}, index=range(len(records)))
+
+class Records(list):
+    "Valid records that were looked at column by column, and still have their columns."
+    columns: dict[str, list | np.ndarray] = {}
+
+def columns_of(records: list[dict], # valid ones
+               names: list[str], # of columns
+               ) -> dict[str, list | np.ndarray]: # numbers may be an array of floats, with NaN for missing ones
+    "Records as columns; what a record lacks is None."
+    known = getattr(records, 'columns', {})
+    return {n: known[n] if n in known else [r.get(n) for r in records] for n in names}
 
 def read_list(body: bytes, key: str, most: int) -> list[dict]:
     "The list inside a body; it must be there, not be empty, and hold objects only."
@@ -177,7 +192,8 @@ def column_values(values: list, column: InputColumn) -> pd.Series: # floats, or 
     return pd.Series(values, dtype=float if column.type == 'number' else object)
 
 # %% ../nbs/00ib_inputs.ipynb #c0273fcd
-EXACT = 2.0**53   # beyond it whole numbers are not exact
+EXACT, FEW = 2.0**53, 16   # beyond it whole numbers are not exact; records up to which each is looked at by itself
+KINDS = {'number': {int, float}, 'string': {str}, 'boolean': {bool}}
 
 def dump(value: object) -> bytes:
     "JSON, quickly where that is at hand."
@@ -188,10 +204,11 @@ class RecordReader:
     def __init__(self, columns: list[InputColumn]):
         self.columns, self.required = columns, frozenset(c.name for c in columns if c.required)
         self.known = {c.name: (c.accepts, c.nullable, None if c.type in ('number', 'category', 'text') else c) for c in columns}
+        self.numbers = {c.name for c in columns if c.type == c.accepts == 'number'}
         self.colons = {c.name: 1+c.name.count(':') for c in columns}
         self.usual = sum(self.colons[n] for n in self.required)
 
-    def read(self, body: bytes) -> list[dict]: # as they came
+    def read(self, body: bytes) -> list[dict]: # as they came; `Records` where there are many
         "Valid records, or a BadRequest."
         return self._quick(body) or valid_records(body, self.columns)
 
@@ -202,6 +219,7 @@ class RecordReader:
         colons = body.count(b':')
         if type(value) is dict: value, colons = value.get('records') if len(value) == 1 else None, colons-1
         if type(value) is not list or not 0 < len(value) <= most: return None
+        if len(value) > FEW: return self._by_columns(value, colons)
         for record in value:
             if (found := self._colons(record)) is None: return None
             colons -= found
@@ -225,6 +243,31 @@ class RecordReader:
                 if not nullable: return None
             elif kind is not bool or accepts != 'boolean': return None
         return count
+
+    def _by_columns(self, value: list, colons: int) -> Records | None:
+        if {*map(type, value)} != {dict}: return None
+        shapes = Counter(map(tuple, value))
+        if not all(self.required <= {*shape} <= self.known.keys() for shape in shapes): return None
+        colons -= sum(n*sum(self.colons[name] for name in shape) for shape, n in shapes.items())
+        names, records = [*dict.fromkeys(name for shape in shapes for name in shape)], Records(value)
+        columns = zip(*map(dict.values, value)) if len(shapes) == 1 else columns_of(value, names).values()
+        records.columns = {}
+        for name, values in zip(names, columns):
+            if (found := self._column(name, values)) is None: return None
+            records.columns[name] = found[1]
+            colons -= found[0]
+        return records if colons == 0 else None
+
+    def _column(self, name: str, values: tuple | list) -> tuple[int, list | np.ndarray] | None: # colons in its texts, its values
+        accepts, nullable, column = self.known[name]
+        kinds = {*map(type, values)}
+        if type(None) in kinds and not nullable or not kinds <= KINDS[accepts] | {type(None)}: return None
+        if accepts == 'number':
+            x = np.array(values, dtype=float)
+            return None if (np.abs(x) >= EXACT).any() else (0, x if name in self.numbers else values)
+        if accepts == 'boolean': return 0, values
+        if column is not None and any(mistake(v, column) for v in {*values}-{None}): return None
+        return ''.join(filter(None, values)).count(':'), values
 
 # %% ../nbs/00ib_inputs.ipynb #f1d77563
 def to_records(df: pd.DataFrame, columns: list[InputColumn]) -> list[dict]: # as `read_records` takes them

@@ -13,7 +13,7 @@ from mlcycle.access import find_token, may_listen
 from mlcycle.compiled import ScoringPath
 from mlcycle.core import Blocked, DataError, Project, SettingsError
 from mlcycle.deployment import build_bundle
-from mlcycle.inputs import input_schema, to_records
+from mlcycle.inputs import FEW, BadRequest, InputColumn, RecordReader, frame_of, input_schema, to_records, valid_records
 from mlcycle.features import infer_plan
 from mlcycle.scoring import label as label_rows, labelled, predictions, score
 from mlcycle.service import collect
@@ -146,6 +146,33 @@ def test_a_value_that_is_no_number_is_named(client, record, value, why):
     assert answer.status_code == 422, answer.text
     error = answer.json()['errors'][0]
     assert error['record'] == 1 and error['column'] == HTML and why in error['message'] and answer.json()['request_id']
+
+
+def test_the_quick_way_takes_nothing_that_the_slow_way_refuses():
+    "A few hundred bodies, each with one thing changed in one record, few and many records: the same values or the same refusal."
+    takes = [InputColumn(name='n', type='number', accepts='number', nullable=False), InputColumn(name='m:x', type='number', accepts='number'),
+             InputColumn(name='code', type='category', accepts='number'), InputColumn(name='word', type='category', accepts='string'),
+             InputColumn(name='flag', type='boolean', accepts='boolean'), InputColumn(name='yes', type='boolean', accepts='string'),
+             InputColumn(name='day', type='date', accepts='string', nullable=False), InputColumn(name='id', type='text', accepts='string', required=False)]
+    usual = {'n': '1.5', 'm:x': '-2', 'code': '7', 'word': '"a: é"', 'flag': 'true', 'yes': '"no"', 'day': '"2024-05-31T08:00:00Z"'}
+    values = ['null', 'true', '1', '1.0', '-0.0', '1e308', '1e309', '9007199254740991', '9007199254740992', '9007199254740993', '18446744073709551616', 'NaN', '-Infinity', '01',
+              '""', '":"', '"x\\ny"', '"\\ud800"', '"2024-05-31"', '"2024-02-30"', '"YES"', '[]', '{}', '[1]', '{"n": 1}']
+    reader, text = RecordReader(takes), lambda record: '{'+', '.join(f'"{k}": {v}' for k, v in record)+'}'
+    def said(read) -> object:
+        try: return [{k: (type(v), v) for k, v in r.items()} for r in read()]
+        except BadRequest as error: return error.message
+    changed = [[*usual.items()], [*usual.items()][::-1], [*usual.items(), ('id', '"x"')], [*usual.items(), ('id', 'null')], [*usual.items(), ('other', '1')]]
+    changed += [[(k, value if k == name else v) for k, v in usual.items()] for name in usual for value in values]
+    changed += [[(k, v) for k, v in usual.items() if k != name] for name in usual] + [[*usual.items(), (name, v)] for name, v in usual.items()]
+    quick = 0
+    for record in changed:
+        for n in (1, FEW+5):
+            body = ('{"records": ['+', '.join([text(usual.items())]*(n-1)+[text(record)])+']}').encode()
+            assert said(lambda: reader.read(body)) == said(lambda: valid_records(body, takes)), body
+            found = reader._quick(body)
+            quick += found is not None
+            if n > FEW and found: assert frame_of(found, takes).equals(frame_of([*found], takes))
+    assert quick > 50
 
 
 def test_names_that_are_wrong(client, record):
