@@ -8,6 +8,7 @@ import functools, os, uuid
 from pathlib import Path
 from jupyter_server.services.kernels.kernelmanager import ServerKernelManager
 from .kernels import Limits, WarmKernel, WarmKernels
+from .nursery import Nursery
 
 # %% auto #0
 __all__ = ['MEMORY_MB', 'SHARED', 'MODULES', 'app_nursery', 'AppKernel']
@@ -22,7 +23,7 @@ MODULES = {'monitoring': ['mlcycle.dashboard', 'matplotlib.figure', 'matplotlib.
 @functools.cache
 def app_nursery() -> WarmKernels:
     "The process that the kernels of this app come from; it ends with the one that asked for it."
-    return WarmKernels(Path.cwd(), Limits(memory_mb=MEMORY_MB), modules=SHARED+MODULES.get(os.environ.get('MLCYCLE_APP', ''), []))
+    return WarmKernels(Path.cwd(), Limits(memory_mb=MEMORY_MB), nursery=Nursery(SHARED+MODULES.get(os.environ.get('MLCYCLE_APP', ''), [])))
 
 class AppKernel(WarmKernel, ServerKernelManager):
     "A kernel for one live page."

@@ -88,17 +88,15 @@ def run_notebook(source: Path, # the notebook
     working = output.with_name(f'.{output.stem}.running.ipynb')
     output.parent.mkdir(parents=True, exist_ok=True)
     with _deadline(kernels, mark, seconds) as expired: failure = _papermill(source, working, parameters, kernels.manager(mark))
-    left_behind = kernels.end(mark)
-    execution = _judged(working, failure, seconds if expired.is_set() else None)
-    if 'MemoryError' in execution.why: execution = execution.model_copy(update={'why': f'{execution.why} (run.memory_mb is {kernels.limits.memory_mb})'})
-    _publish_notebook(working, output, execution)
+    try: execution = _kept(working, output, _judged(working, failure, seconds if expired.is_set() else None), kernels.limits)
+    finally: left_behind = kernels.end(mark)   # the kernel ends while its notebook is saved
     return execution.model_copy(update={'seconds': round(time.monotonic()-started, 3), 'left_behind': left_behind})
 
 def _papermill(source: Path, working: Path, parameters: dict, manager: type) -> BaseException | None:
     from mlcycle.report import import_nbformat
     import_nbformat()
     import logging, papermill
-    logging.getLogger('papermill').setLevel(logging.ERROR)
+    logging.getLogger('papermill').setLevel(logging.CRITICAL)   # what went wrong is judged below, and said once
     try: papermill.execute_notebook(str(source), str(working), parameters=parameters, progress_bar=False, kernel_name='python3',
                                     language='python', log_output=False, start_timeout=120, kernel_manager_class=manager)
     except Exception as error: return error
@@ -158,6 +156,12 @@ def _last_cell(working: Path) -> str:
     cells = _code_cells(saved)
     at = next((i for i, c in enumerate(cells, 1) if not c.get('execution_count')), len(cells))
     return f'It stopped in code cell {at} of {len(cells)}. The saved notebook has the outputs so far.'
+
+def _kept(working: Path, output: Path, execution: Execution, limits) -> Execution:
+    "The execution, once its copy is in its place; an error about memory names the setting."
+    if 'MemoryError' in execution.why: execution = execution.model_copy(update={'why': f'{execution.why} (run.memory_mb is {limits.memory_mb})'})
+    _publish_notebook(working, output, execution)
+    return execution
 
 def _publish_notebook(working: Path, output: Path, execution: Execution) -> None:
     "Put the executed copy in its place, whole; after a failure its metadata tell what never ran."

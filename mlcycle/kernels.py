@@ -4,31 +4,18 @@
 
 # %% ../nbs/10b_kernels.ipynb #48f4195e
 from __future__ import annotations
-import ast, asyncio, fcntl, json, os, resource, select, shutil, signal, socket, subprocess, sys, tempfile, threading, time
+import asyncio, fcntl, json, os, resource, select, shutil, signal, socket, subprocess, sys, tempfile, threading, time
 from pathlib import Path
 from queue import Empty
 from jupyter_client.asynchronous import AsyncKernelClient
 from jupyter_client.manager import AsyncKernelManager
 from jupyter_client.provisioning import LocalProvisioner
 from .core import MlcycleError, Record
-from .nursery import nursery_code
+from .nursery import QUIET, Nursery
 
 # %% auto #0
-__all__ = ['ROOM', 'QUIET', 'MARK', 'imports_of', 'Room', 'Limits', 'PlainKernels', 'PlainKernel', 'end_marked', 'Forked',
-           'WarmKernels', 'NoWarmKernel', 'ForkProvisioner', 'QuickClient', 'WarmKernel']
-
-# %% ../nbs/10b_kernels.ipynb #5ad3818f
-def imports_of(sources: list[str], # the code of cells
-               ) -> list[str]: # module names, in the order of their first import
-    "The modules that code imports outside of functions; a cell that is no plain Python adds nothing."
-    found = {}
-    for source in sources:
-        try: body = ast.parse(source).body
-        except SyntaxError: continue
-        for node in body:
-            if isinstance(node, ast.Import): found |= {a.name: None for a in node.names}
-            elif isinstance(node, ast.ImportFrom) and node.module and not node.level: found[node.module] = None
-    return list(found)
+__all__ = ['ROOM', 'MARK', 'Room', 'Limits', 'PlainKernels', 'PlainKernel', 'end_marked', 'Forked', 'WarmKernels', 'NoWarmKernel',
+           'ForkProvisioner', 'QuickClient', 'WarmKernel']
 
 # %% ../nbs/10b_kernels.ipynb #c9cdafd8
 class Room:
@@ -61,8 +48,6 @@ def _remove_abandoned(folder: Path) -> None:
     finally: os.close(held)
 
 # %% ../nbs/10b_kernels.ipynb #977a7b51
-QUIET = {'MLFLOW_DISABLE_TELEMETRY': 'true', 'DO_NOT_TRACK': '1', 'PYDEVD_DISABLE_FILE_VALIDATION': '1',
-         'OMP_WAIT_POLICY': 'PASSIVE'}   # telemetry of what is imported is off; a thread that waits leaves the core to others
 MARK = 'MLCYCLE_EXECUTION'
 
 class Limits(Record):
@@ -83,19 +68,23 @@ class PlainKernels:
                  limits: Limits=Limits(),
                  *, environment: dict[str, str] | None=None, # more variables
                  ):
-        self.folder, self.limits, self.environment = Path(folder), limits, QUIET | (environment or {})
+        self.folder, self.limits, self.environment, self.given = Path(folder), limits, QUIET | (environment or {}), set()
 
     def manager(self, mark: str) -> type: # for nbclient's kernel_manager_class
         "The class of the kernel's manager for one notebook, whose processes carry a mark."
+        self.given.add(mark)
         return type('MarkedKernel', (PlainKernel,), {'kernels': self, 'mark': mark})
 
     def end(self, mark: str) -> list[str]: # command lines of what was left behind, shortened
         "Kill every process that carries the mark."
+        self.given.discard(mark)
         return end_marked(mark)
 
     def __enter__(self): return self
     def __exit__(self, *exception): self.close()
-    def close(self) -> None: "Nothing stays open."
+    def close(self) -> None:
+        "End what still runs, as when a run is broken off."
+        for mark in list(self.given): self.end(mark)
 
 class PlainKernel(AsyncKernelManager):
     "A kernel in a process of its own, reached by files instead of ports, within limits."
@@ -133,7 +122,7 @@ class Forked:
     stdout = stderr = stdin = None
 
     def __init__(self, pid: int):
-        self.pid, self.handle, self.returncode = pid, os.pidfd_open(pid), None
+        self.pid, self.handle, self.returncode, self.leaving = pid, os.pidfd_open(pid), None, False
 
     def poll(self) -> int | None: # None while it lives
         "0 once it has ended; how, only its parent knows."
@@ -159,19 +148,20 @@ class Forked:
         "Ask it to end."
         self.send_signal(signal.SIGTERM)
 
+    def finish(self) -> None:
+        "See that it ends; one that was asked to is given time."
+        if self.leaving: self.wait(5)
+        self.kill()
+        self.wait(10)
+
 class WarmKernels(PlainKernels):
     "Kernels forked from one process that has imported what notebooks import."
     def __init__(self, folder: Path, limits: Limits=Limits(), *,
-                 environment: dict[str, str] | None=None, # more variables
-                 modules: list[str]=(), # imported once
+                 nursery: Nursery | None=None, # it ends with these kernels; none: one that has imported nothing of the notebooks'
                  ):
-        super().__init__(folder, limits, environment=environment)
+        self.nursery = nursery or Nursery()
+        super().__init__(folder, limits, environment=self.nursery.environment)
         self.room, self.lock, self.running, self.made = Room(), threading.Lock(), {}, 0
-        self.channel, theirs = socket.socketpair()
-        self.process = subprocess.Popen([sys.executable, '-P', '-c', nursery_code(theirs.fileno(), modules)], pass_fds=[theirs.fileno()],
-            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, **self.environment}, start_new_session=True)
-        theirs.close()
-        self.answers = self.channel.makefile('r', encoding='utf-8')
         self._order()
 
     def manager(self, mark: str) -> type: # for nbclient's kernel_manager_class
@@ -191,15 +181,12 @@ class WarmKernels(PlainKernels):
         "Kill the notebook's kernel and everything that came out of it."
         process = self.running.pop(mark, None)
         if process is None: return end_marked(mark)
-        process.kill()
-        process.wait(10)
+        process.finish()
         with self.lock: return self._swept()+end_marked(mark)
 
     def close(self) -> None:
         "End the nursery and every process that came out of it."
-        self.channel.shutdown(socket.SHUT_RDWR)
-        self.process.wait()
-        self.answers.close(); self.channel.close()
+        self.nursery.close()
         self.room.close()
 
     def _order(self) -> None:
@@ -210,19 +197,19 @@ class WarmKernels(PlainKernels):
         connection = ports | {'transport': 'ipc', 'ip': str(base), 'key': os.urandom(16).hex(), 'signature_scheme': 'hmac-sha256'}
         Path(f'{base}.json').write_text(json.dumps(connection))
         self.ordered, self.answer = (base, connection), None
-        self.channel.sendall(f'fork {base}\n'.encode())
+        self.nursery.ask(f'fork {base}')
 
     def _answer(self) -> dict: # {'pid': …}
         "What became of the kernel that was ordered."
-        if self.answer is None: self.answer = json.loads(self.answers.readline() or '{"why": "the nursery has ended"}')
+        if self.answer is None: self.answer = self.nursery.answer()
         if 'why' in self.answer: raise NoWarmKernel(self.answer['why'])
         return self.answer
 
     def _swept(self) -> list[str]:
         try: self._answer()
         except NoWarmKernel: return []
-        self.channel.sendall(b'sweep\n')
-        return json.loads(self.answers.readline() or '{"ended": []}')['ended']
+        self.nursery.ask('sweep')
+        return self.nursery.answer()['ended']
 
 class NoWarmKernel(MlcycleError):
     "The nursery cannot fork: plain kernels serve instead."
@@ -274,8 +261,8 @@ class WarmKernel(PlainKernel):
         await super().start_kernel(**options)
 
     async def shutdown_kernel(self, now: bool=False, restart: bool=False) -> None:
-        "Ask it to end, give it time, end it."
-        if not now and self.has_kernel:
-            await self.request_shutdown()
-            await asyncio.to_thread(self.provisioner.process.wait, 5)
-        await super().shutdown_kernel(now=True)
+        "Ask it to end, and go on: `end` sees that it does."
+        process = self.provisioner.process if self.has_kernel else None
+        if now or not isinstance(process, Forked): return await super().shutdown_kernel(now=now, restart=restart)
+        process.leaving = True
+        await self.request_shutdown()

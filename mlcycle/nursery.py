@@ -4,11 +4,25 @@
 
 # %% ../nbs/10a_nursery.ipynb #dbd17d4c
 from __future__ import annotations
-import ctypes, gc, json, os, signal, socket, sys, threading, types
+import ast, ctypes, gc, json, os, signal, socket, subprocess, sys, threading, types
 from pathlib import Path
 
 # %% auto #0
-__all__ = ['PR_SET_PDEATHSIG', 'PR_SET_CHILD_SUBREAPER', 'nursery_code', 'import_kernel', 'nurse', 'end_with_parent']
+__all__ = ['PR_SET_PDEATHSIG', 'PR_SET_CHILD_SUBREAPER', 'QUIET', 'imports_of', 'nursery_code', 'import_kernel', 'nurse',
+           'end_with_parent', 'Nursery']
+
+# %% ../nbs/10a_nursery.ipynb #5ad3818f
+def imports_of(sources: list[str], # the code of cells
+               ) -> list[str]: # module names, in the order of their first import
+    "The modules that code imports outside of functions; a cell that is no plain Python adds nothing."
+    found = {}
+    for source in sources:
+        try: body = ast.parse(source).body
+        except SyntaxError: continue
+        for node in body:
+            if isinstance(node, ast.Import): found |= {a.name: None for a in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level: found[node.module] = None
+    return list(found)
 
 # %% ../nbs/10a_nursery.ipynb #cb57fdee
 def nursery_code(handle: int, # the file descriptor of its channel
@@ -17,7 +31,7 @@ def nursery_code(handle: int, # the file descriptor of its channel
     "The program of a nursery: imports, each of which may fail, then `nurse`."
     names = [m for m in modules if all(part.isidentifier() for part in m.split('.'))]
     tries = ''.join(f'try: import {name}\nexcept Exception: pass\n' for name in names)
-    return f'from mlcycle.nursery import import_kernel, nurse\nimport_kernel()\n{tries}nurse({handle})'
+    return f'import gc\ngc.disable()\nfrom mlcycle.nursery import import_kernel, nurse\nimport_kernel()\n{tries}nurse({handle})'
 
 def import_kernel() -> None:
     "What every kernel needs; without the debugger, which costs 0.2 s and serves nobody where nobody is."
@@ -34,6 +48,7 @@ def nurse(handle: int) -> None:
     "Answer each line of the channel; when nobody listens any more, end everything that came out of this process."
     _prctl(PR_SET_CHILD_SUBREAPER, 1)
     gc.freeze()   # the collector leaves shared memory alone, so that it stays shared
+    gc.enable()
     channel, kernels = socket.socket(fileno=handle), set()
     try:
         for line in channel.makefile('r', encoding='utf-8'):
@@ -41,7 +56,9 @@ def nurse(handle: int) -> None:
             answer = _fork(rest, kernels, channel) if word == 'fork' else {'ended': _sweep(kernels)}
             channel.sendall(json.dumps(answer).encode()+b'\n')
     except ConnectionError: pass   # the other side was killed before it had read an answer
-    finally: _sweep(set())
+    finally:
+        _sweep(set())
+        os._exit(0)   # nothing here wants to be taken apart module by module
 
 def end_with_parent() -> None:
     "Let the system kill this process when the thread that started it is gone."
@@ -106,3 +123,34 @@ def _settle(claim: dict) -> None:
     os.chdir(claim['folder'])
     os.environ.update(claim['environment'])
     if 'numpy' in sys.modules: sys.modules['numpy'].random.seed()
+
+# %% ../nbs/10a_nursery.ipynb #7c5e4105
+QUIET = {'MLFLOW_DISABLE_TELEMETRY': 'true', 'DO_NOT_TRACK': '1', 'PYDEVD_DISABLE_FILE_VALIDATION': '1',
+         'OMP_WAIT_POLICY': 'PASSIVE'}   # telemetry of what is imported is off; a thread that waits leaves the core to others
+
+class Nursery:
+    "A nursery's process, and the channel to it."
+    def __init__(self,
+                 modules: list[str]=(), # imported once
+                 environment: dict[str, str] | None=None, # more variables, for it and its kernels
+                 ):
+        self.environment = QUIET | (environment or {})
+        self.channel, theirs = socket.socketpair()
+        self.process = subprocess.Popen([sys.executable, '-P', '-c', nursery_code(theirs.fileno(), modules)], pass_fds=[theirs.fileno()],
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, **self.environment}, start_new_session=True)
+        theirs.close()
+        self.answers = self.channel.makefile('r', encoding='utf-8')
+
+    def ask(self, line: str) -> None: # 'fork PATH' or 'sweep'
+        "Say what is wanted; `answer` waits for it."
+        self.channel.sendall(f'{line}\n'.encode())
+
+    def answer(self) -> dict: # with 'why' when it is a refusal
+        "The next answer; a nursery that is gone refuses too."
+        return json.loads(self.answers.readline() or '{"why": "the nursery has ended", "ended": []}')
+
+    def close(self) -> None:
+        "End it and every process that came out of it."
+        self.channel.shutdown(socket.SHUT_RDWR)
+        self.process.wait()
+        self.answers.close(); self.channel.close()

@@ -12,6 +12,7 @@ from typing import Callable, Iterator
 from .core import DataError, Project, Record, write_atomic
 from .execution import Execution, run_notebook
 from .fingerprints import STEPS, Step, code_of, step_file
+from .nursery import Nursery, imports_of
 from .summary import Summary, summarise
 
 # %% auto #0
@@ -49,13 +50,16 @@ def _publish_page(output: Path, done: Execution, summary: Summary) -> Path:
 
 def kernels_for(project: Project, steps: list[Step], *, run: str='', until: float | None=None): # PlainKernels or WarmKernels
     "The kernels that the settings ask for; warm ones have imported what the steps import."
-    from mlcycle.kernels import Limits, PlainKernels, WarmKernels, imports_of
     how, environment = project.settings.run, {RUN: run}
+    nursery = Nursery(_modules_of(project, steps), environment) if how.kernels == 'warm' else None   # it imports while this process does
+    from mlcycle.kernels import Limits, PlainKernels, WarmKernels
     limits = Limits(seconds=how.step_seconds, memory_mb=how.memory_mb, until=until)
-    if how.kernels == 'papermill': return PlainKernels(project.folder, limits, environment=environment)
-    modules = imports_of([source for step in steps for source in code_of(step_file(project, step))])
+    return WarmKernels(project.folder, limits, nursery=nursery) if nursery else PlainKernels(project.folder, limits, environment=environment)
+
+def _modules_of(project: Project, steps: list[Step]) -> list[str]:
+    "What the steps import, without the project's own modules, which may change while it runs."
     own = {p.stem for p in project.folder.glob('*.py')} | {p.name for p in project.folder.iterdir() if p.is_dir()}
-    return WarmKernels(project.folder, limits, environment=environment, modules=[m for m in modules if m.split('.')[0] not in own])
+    return [m for m in imports_of([source for step in steps for source in code_of(step_file(project, step))]) if m.split('.')[0] not in own]
 
 RUN = 'MLCYCLE_RUN'   # the variable by which a kernel's processes know their run
 
@@ -77,7 +81,15 @@ def _threads(project: Project, steps: list[Step], *, stack: ExitStack, run: str,
     "Threads of this process that share kernels."
     pool = stack.enter_context(ThreadPoolExecutor(project.settings.run.side_by_side))
     kernels = stack.enter_context(kernels_for(project, steps, run=run, until=until))
+    drawing = threading.Thread(target=_get_ready_to_draw)
+    drawing.start()
+    stack.callback(drawing.join)
     return lambda order: pool.submit(carry_out, order, kernels)
+
+def _get_ready_to_draw() -> None:
+    "The kernels import what notebooks need; this process what pages need, at the same time."
+    from mlcycle.report import get_ready
+    get_ready()
 
 # %% ../nbs/10e_orders.ipynb #939c8da3
 def _workers(project: Project, steps: list[Step], *, stack: ExitStack, run: str, until: float | None) -> Callable[[Order], Future]:

@@ -19,7 +19,7 @@ from .orders import Order, hands
 from .summary import StepLine, run_page, summarise
 
 # %% auto #0
-__all__ = ['StepOutcome', 'Run', 'run', 'with_run', 'Shift', 'last_end', 'one_at_a_time', 'clean_up', 'status']
+__all__ = ['UNDER_WAY', 'StepOutcome', 'Run', 'run', 'with_run', 'Shift', 'last_end', 'one_at_a_time', 'clean_up', 'status']
 
 # %% ../nbs/11_pipeline.ipynb #a928cfbb
 class StepOutcome(Record):
@@ -81,7 +81,7 @@ def _with_page(project: Project, done: Run) -> Run:
 
 def _line(project: Project, done: Run, step: StepOutcome) -> StepLine:
     ran = step.report.startswith(f'reports/{done.run}/')
-    begun = [e.seq for e in project.ledger.entries('run', step.stage) if e.body['run'] == done.run and e.body['state'] in ('started', 'retried')]
+    begun = [e.seq for e in project.ledger.entries('run', step.stage) if e.body['run'] == done.run and e.body['state'] in UNDER_WAY]
     why = step.why if step.state in ('blocked', 'failed') else ''
     found = summarise(project, step.stage, project.folder/Path(step.report).with_suffix('.ipynb'), since=max(begun, default=0), why=why) if ran else None
     page = os.path.relpath(project.folder/step.report, project.reports/done.run) if step.report else ''
@@ -191,8 +191,12 @@ def _end(shift: Shift, order: Order, future: Future) -> Order | StepOutcome: # a
 # %% ../nbs/11_pipeline.ipynb #5cecac08
 def last_end(project: Project, stage: str) -> dict | None: # the body of its last 'run' entry that is an end
     "How a step last ended; None when it never did."
-    ends = [e.body | {'at': e.at} for e in project.ledger.entries('run', stage) if e.body['state'] not in ('started', 'retried')]
-    return ends[-1] if ends else None
+    last = project.ledger.last('run', stage)
+    if last and last.body['state'] in UNDER_WAY:   # rare, so the long way back is only then gone
+        last = next((e for e in reversed(project.ledger.entries('run', stage)) if e.body['state'] not in UNDER_WAY), None)
+    return last and last.body | {'at': last.at}
+
+UNDER_WAY = ('started', 'retried')   # states of a step that has not ended
 
 def _note(project: Project, step: Step, body: dict) -> None:
     project.ledger.append(stage=step.stage, kind='run', subject=step.stage, body=body, actor=project.actor)
@@ -217,7 +221,7 @@ def clean_up(project: Project) -> list[str]: # stages that were interrupted
 
 def _open_start(project: Project, stage: str) -> dict | None:
     last = project.ledger.last('run', stage)
-    return last.body if last and last.body['state'] in ('started', 'retried') else None
+    return last.body if last and last.body['state'] in UNDER_WAY else None
 
 def _born(pid: int) -> float:
     import psutil

@@ -10,8 +10,8 @@ from types import SimpleNamespace
 from .core import DataError, write_atomic
 
 # %% auto #0
-__all__ = ['POLICY', 'STYLE', 'PAGE', 'page', 'to_html', 'import_nbformat', 'read_notebook', 'read_sources', 'title_of', 'readme',
-           'write_readme']
+__all__ = ['POLICY', 'STYLE', 'PAGE', 'page', 'to_html', 'get_ready', 'import_nbformat', 'read_notebook', 'read_sources',
+           'title_of', 'readme', 'write_readme']
 
 # %% ../nbs/10_report.ipynb #a2e331ef
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; font-src data:"
@@ -56,6 +56,11 @@ def _exporter(): # nbconvert's
     "One for all pages: its templates take longer to compile than a page to draw."
     from nbconvert import HTMLExporter
     return HTMLExporter(template_name='basic', exclude_input=True, exclude_output_prompt=True, exclude_anchor_links=True)
+
+def get_ready() -> None:
+    "Load what drawing a page needs, so that the first is no slower than the next."
+    import_nbformat()
+    with _one_page_at_a_time: _exporter().from_notebook_node(import_nbformat().v4.new_notebook())
 
 def import_nbformat(): # the module
     "nbformat, without the grammar of international addresses that it would build for a second and that no notebook needs."

@@ -85,6 +85,25 @@ def test_a_project_that_is_moved_goes_on_where_it_was(project, tmp_path):
     assert [s.state for s in run(again, ['data'], force=True).steps] == ['done'] and str(tmp_path) not in ''.join(p.read_text() for p in moved.rglob('*.html'))
 
 
+MLCYCLE = Path(sys.executable).parent/'mlcycle'
+
+
+@pytest.mark.parametrize('kind, moment', [('warm', 'in a cell'), ('papermill', 'in a cell'), ('warm', 'before the first kernel')])
+def test_control_c_says_one_paragraph_and_leaves_no_process(project, kind, moment):
+    "As a terminal sends it, to the whole group: nothing of papermill's is said, the step is open to be run again, all processes are gone."
+    rewrite(project, 'data', 'import os\nopen("pid", "w").write(str(os.getpid()))', 'import time; time.sleep(100)')
+    process = subprocess.Popen([MLCYCLE, 'run', 'data', '--kernels', kind, '--project', str(project.folder)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    if moment == 'in a cell': until(lambda: (project.folder/'pid').exists() and (project.folder/'pid').read_text())
+    else: until(lambda: psutil.Process(process.pid).children())
+    kin = psutil.Process(process.pid).children(recursive=True)
+    os.killpg(process.pid, signal.SIGINT)
+    out, said = process.communicate(timeout=60)
+    assert process.returncode == 1 and said == 'mlcycle: stopped. What was done is kept; mlcycle run goes on from there.\n', (out, said)
+    assert kin and psutil.wait_procs(kin, timeout=15)[1] == []
+    rewrite(project, 'data', 'print(n)')
+    assert run(project, ['data']).steps[0].state == 'done'
+
+
 @pytest.fixture
 def small_disk(tmp_path):
     "A disk of six megabytes."
@@ -103,7 +122,7 @@ def test_a_full_disk_is_said_and_nothing_that_was_there_is_lost(small_disk):
     project = Project(small_disk, actor='Ada')
     assert run(project, ['problem']).exit_status == 0
     make(small_disk/'notebooks'/'02_data.ipynb', 'open("filler", "wb").write(bytes(20_000_000))')
-    done = subprocess.run([Path(sys.executable).parent/'mlcycle', 'run', 'problem', 'data', '--project', str(small_disk)], capture_output=True, text=True)
+    done = subprocess.run([MLCYCLE, 'run', 'problem', 'data', '--project', str(small_disk)], capture_output=True, text=True)
     assert done.returncode == 1 and ('No space left' in done.stderr or 'Make room' in done.stderr) and 'Traceback' not in done.stderr, done.stderr
     (small_disk/'filler').unlink()
     make(small_disk/'notebooks'/'02_data.ipynb', 'print("there is room")')
