@@ -39,6 +39,7 @@ class Ready:
                  path: ScoringPath | None=None): # why
         self.model, self.columns, self.scorer, self.path = model, columns, scorer, path
         self.version, self.tell, self.reader = str(model.version), teller(model.info), RecordReader(columns)
+        self.takes, self.treat = columns, None   # what callers may send, and what is done to it first
 
     @property
     def how(self) -> dict: # path, how, why
@@ -126,6 +127,7 @@ class LogForm:
                  *, time: str='', # the column that says when a record happened
                  marks: dict[str, Callable] | None=None): # column → how its text is hashed
         self.types, self.keep, self.time, self.head = kept_types(info, kept, marks), keeper(kept, marks), time, b''   # head: of a frame of rows
+        self.marked = b'' # head of one whose rows have a mark at their end
 
     def rows(self, told: list[dict], records: list[dict], epoch: int=0) -> list[list]:
         "Rows of the log, in the order of `types`."

@@ -12,13 +12,14 @@ from pathlib import Path
 import pandas as pd
 from .answering import Ready, moments
 from .compiled import NotCompiled, ScoringPath, compare, compile_pipeline, verdict
-from .core import IntegrityError, MlcycleError, SettingsError, digest, jsonable
+from .core import InputsSection, IntegrityError, MlcycleError, SettingsError, digest, jsonable
 from .inputs import InputColumn
 from .keeping import hash_key, hashed_name, mark
 from .registry import Model, ModelVersion, loads
 from .scoring import Retired
 from .standing import Part, Standing, answered, in_order, stand
 from .tally import Tally
+from .treating import with_rules
 from .values import plain
 
 # %% auto #0
@@ -67,7 +68,8 @@ class BundleService:
         self.columns = [InputColumn.from_body(c) for c in read('schema.json')['columns']]
         self.stored = read('log.json') if (self.folder/'log.json').exists() else {}   # column → hashed or dropped
         self.time, self.notice = next((c.name for c in self.columns if c.role == 'time'), ''), self.folder/'retired.json'
-        self.standing, self.tally, self.writing = stand(self._settled()), Tally(), ThreadPoolExecutor(1, 'lines')
+        rules = InputsSection.from_body(read('inputs.json')) if (self.folder/'inputs.json').exists() else InputsSection()
+        self.standing, self.tally, self.writing = stand(with_rules(self._settled(), rules)), Tally(), ThreadPoolExecutor(1, 'lines')
         self.target = os.environ.get('MLCYCLE_LOG') or '-'
         self.kept_in = ('lines of JSON on standard output, as durable as what collects them' if self.target == '-' else
                         'nothing: MLCYCLE_LOG=off' if self.target == 'off' else 'a file of JSON lines, on disk before the answer')
@@ -79,7 +81,7 @@ class BundleService:
 
     def look(self) -> Standing: return self.now()
 
-    def schema(self) -> list[InputColumn]: return self.columns
+    def schema(self) -> list[InputColumn]: return self.standing.main.takes
 
     def keeps(self, column: str) -> bool:
         "Whether lines have a column, hashed or as it came."
@@ -131,7 +133,8 @@ class BundleService:
 
     def _lines(self, part: Part) -> list[dict]:
         whens = [datetime.fromtimestamp(at/1e6, timezone.utc).isoformat() for at in moments(part.records, self.time)]
-        return [{'kind': 'prediction', 'at': at, **flat(t), 'input': self.kept(r)} for at, t, r in zip(whens, part.told, part.records)]
+        marks = [{}]*len(whens) if part.marks is None else [{'treated': m} if m else {} for m in part.marks]
+        return [{'kind': 'prediction', 'at': at, **flat(t), **m, 'input': self.kept(r)} for at, t, m, r in zip(whens, part.told, marks, part.records)]
 
     def label(self, rows: pd.DataFrame) -> dict:
         "Write outcomes as lines; a bundle cannot know whether their predictions were made."

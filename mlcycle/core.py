@@ -20,11 +20,11 @@ __all__ = ['Frame', 'FACTS', 'TASK_METRICS', 'CHANNEL_KEYS', 'STAGES', 'Task', '
            'shown', 'escaped', 'html_pairs', 'html_table', 'Record', 'Result', 'label', 'Estimate', 'estimates_table',
            'Criterion', 'judge', 'Channel', 'AlarmsSection', 'ScheduleSection', 'ProjectSection', 'Costs',
            'ProblemSection', 'Source', 'Join', 'Treatment', 'Allowed', 'SplitSection', 'DataSection',
-           'DevelopmentSection', 'ValidationSection', 'CanarySection', 'LoggedColumn', 'LogSection',
-           'DeploymentSection', 'false_alarms_per_day', 'MonitoringSection', 'RetrainingSection', 'GovernanceSection',
-           'RetentionSection', 'Gate', 'RunSection', 'StoreSection', 'Settings', 'check_settings', 'read_settings',
-           'find_project', 'who', 'Project', 'missing_evidence', 'Conflict', 'setting_value', 'changed_text',
-           'toml_value']
+           'DevelopmentSection', 'ValidationSection', 'CanarySection', 'LoggedColumn', 'LogSection', 'TreatedColumn',
+           'InputsSection', 'DeploymentSection', 'false_alarms_per_day', 'MonitoringSection', 'RetrainingSection',
+           'GovernanceSection', 'RetentionSection', 'Gate', 'RunSection', 'StoreSection', 'Settings', 'check_settings',
+           'read_settings', 'find_project', 'who', 'Project', 'missing_evidence', 'Conflict', 'setting_value',
+           'changed_text', 'toml_value']
 
 # %% ../nbs/00_core.ipynb #ae3d6690
 class MlcycleError(Exception):
@@ -516,6 +516,35 @@ class LogSection(Record):
         if len(set(names)) < len(names): raise ValueError(f'deployment.log.columns: each column once, came {names}')
         return self
 
+class TreatedColumn(Record):
+    "What one column's unusual values are taken for."
+    name: Annotated[str, Field(min_length=1)]
+    unseen: Literal['', 'other', 'refuse'] = '' # a level that training did not see; empty: as for all columns
+    missing: Literal['', 'refuse', 'missing', 'value'] = '' # none where training always had one; empty: as for all columns
+    value: Scalar = None # for missing = "value": what is put in its place
+
+    @model_validator(mode='after')
+    def _value_or_not(self):
+        if (self.missing == 'value') == (self.value is not None): return self
+        raise ValueError(f'deployment.inputs, column {self.name}: value goes with missing = "value", and only with it')
+
+class InputsSection(Record):
+    "What a server does with values that training never saw: a 4xx, or a treatment that is counted and logged."
+    unseen: Literal['other', 'refuse'] = 'other' # levels: as the model takes all it does not know, or a 4xx
+    missing: Literal['refuse', 'missing'] = 'refuse' # no value where training always had one: a 4xx, or as the model takes a missing one
+    columns: list[TreatedColumn] = [] # for which another rule holds
+
+    def rule(self, column: str) -> TreatedColumn:
+        "What holds for a column."
+        own = next((c for c in self.columns if c.name == column), TreatedColumn(name=column))
+        return own.model_copy(update={'unseen': own.unseen or self.unseen, 'missing': own.missing or self.missing})
+
+    @model_validator(mode='after')
+    def _once(self):
+        names = [c.name for c in self.columns]
+        if len(set(names)) < len(names): raise ValueError(f'deployment.inputs.columns: each column once, came {names}')
+        return self
+
 class DeploymentSection(Record):
     "How the model is served."
     name: str = '' # of image and service; empty: from the project's
@@ -525,6 +554,7 @@ class DeploymentSection(Record):
     image: str = ''
     canary: CanarySection = CanarySection()
     log: LogSection = LogSection()
+    inputs: InputsSection = InputsSection()
 
 PERIODS = {'week': 7, 'month': 365.25/12, 'quarter': 365.25/4, 'year': 365.25}  # days
 

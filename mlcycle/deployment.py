@@ -131,7 +131,7 @@ def bundle_files(project: Project, model: Model) -> dict[str, bytes]: # path →
     pretty = lambda value: (json.dumps(jsonable(value), indent=1, ensure_ascii=True)+'\n').encode()
     path = settled(project, model, schema).path
     stored = {c.name: how for c in schema if (how := stored_as(project.settings, c.name)) != 'kept'}
-    texts = {'model.json': pretty(info.body()), 'log.json': pretty(stored), 'scoring.json': pretty(path.body()), 'schema.json': pretty({'columns': [c.body() for c in schema]}), 'golden.json': pretty(golden),
+    texts = {'model.json': pretty(info.body()), 'log.json': pretty(stored), 'inputs.json': pretty(project.settings.deployment.inputs.body()), 'scoring.json': pretty(path.body()), 'schema.json': pretty({'columns': [c.body() for c in schema]}), 'golden.json': pretty(golden),
              'requirements.txt': ('\n'.join(requirements)+'\n').encode()}
     return {**texts, 'model.skops': model_bytes(project, info), **serving_modules(),
             **manifests(project, info.version, requirements=requirements)}

@@ -6,7 +6,7 @@
 from __future__ import annotations
 from .acts import WHO, Act, Deed, Field, acting
 from .canary import Canary, begin, look, may_begin, running, stop
-from .core import Blocked, CanarySection, LogSection, Project, SettingsError, escaped, html_table, label
+from .core import Blocked, CanarySection, InputsSection, LogSection, Project, SettingsError, escaped, html_table, label
 from .deployment import Bundle
 from .desk import RED, Desk, Folded, View
 from .drawings import Level, bars_svg, intervals_svg
@@ -20,10 +20,10 @@ from .signing import candidates, facts_html, gates_html, override_act, release_a
 from .traffic import current_traffic, set_traffic, wanted_shares
 
 # %% auto #0
-__all__ = ['OTHER', 'SHOWN', 'SERVED', 'LOGGED', 'LET_IN', 'standing_html', 'traffic_svg', 'others', 'another', 'replay_page',
-           'number_of', 'replay_act', 'canary_page', 'readings_svg', 'must_run', 'canary_act', 'traffic_page',
-           'shares_with', 'traffic_act', 'rollback_page', 'rollback_act', 'rolled_back', 'gate_options', 'bundle_html',
-           'deployment_desk']
+__all__ = ['OTHER', 'SHOWN', 'SERVED', 'LOGGED', 'UNUSUAL', 'LET_IN', 'standing_html', 'traffic_svg', 'others', 'another',
+           'replay_page', 'number_of', 'replay_act', 'canary_page', 'readings_svg', 'must_run', 'canary_act',
+           'traffic_page', 'shares_with', 'traffic_act', 'rollback_page', 'rollback_act', 'rolled_back', 'gate_options',
+           'bundle_html', 'deployment_desk']
 
 # %% ../nbs/12l_deployment_desk.ipynb #b3c6ecce
 def standing_html(project: Project) -> str:
@@ -162,6 +162,7 @@ def gate_options(project: Project) -> dict:
 
 SERVED = [f'deployment.{k}' for k in ('name', 'port', 'replicas', 'image')]
 LOGGED = [f'deployment.log.{k}' for k in LogSection.model_fields]
+UNUSUAL = [f'deployment.inputs.{k}' for k in InputsSection.model_fields]
 LET_IN = [f'deployment.canary.{k}' for k in CanarySection.model_fields]
 
 def bundle_html(project: Project) -> str:
@@ -174,4 +175,4 @@ def deployment_desk(project: Project) -> Desk:
         View('Where it stands', standing_html), release_act('champion', 'challenger', 'shadow'), Job('deployment', 'Build the bundle'),
         *(Folded(title, parts) for title, parts in (
             ('Gates', [Form('What has to be shown before a version moves on', ['gates'], options=gate_options), override_act()]), ('Replay the log', [replay_act()]), ('Canary', [canary_act(), Form('How a candidate is let in', LET_IN)]),
-            ('Traffic', [traffic_act()]), ('Roll back', [rollback_act()]), ('Serving and the bundle', [Form('Serving', SERVED), Form('What the log keeps of a request', LOGGED), View('The bundle', bundle_html)])))])
+            ('Traffic', [traffic_act()]), ('Roll back', [rollback_act()]), ('Serving and the bundle', [Form('Serving', SERVED), Form('What training never saw', UNUSUAL), Form('What the log keeps of a request', LOGGED), View('The bundle', bundle_html)])))])

@@ -38,7 +38,7 @@ STEPS = {s.stage: s for s in (
          evidence=('unvalidated', 'feasibility', 'snapshot:test'), after=('problem', 'development')),
     Step(stage='deployment', notebook='05_deployment.ipynb', settings=('deployment', 'gates', 'governance'),
          evidence=('standing',), after=('validation',)),
-    Step(stage='monitoring', notebook='06_monitoring.ipynb', settings=('monitoring', 'validation', 'data.protected'),
+    Step(stage='monitoring', notebook='06_monitoring.ipynb', settings=('monitoring', 'validation', 'data.protected', 'deployment.log'),
          evidence=('promotion', 'retirement', 'snapshot:train', 'snapshot:live'), tables=('predictions', 'labels'), after=('validation',)),
     Step(stage='retraining', notebook='07_retraining.ipynb', settings=('retraining', 'problem'),
          evidence=('model', 'promotion', 'retirement', 'window', 'alarm', 'request'), tables=('labels',), daily=True, after=('deployment', 'monitoring')),

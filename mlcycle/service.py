@@ -116,7 +116,7 @@ class ProjectService:
         kept = kept_columns(self.project, plan)
         self.forms[version] = form = LogForm(model.info, kept, time=settings.data.time, marks=marks_for(self.project, [*kept]))
         from mlcycle.spool import json_head   # it brings PyArrow, which a served bundle does without
-        form.head = json_head(form.types)
+        form.head, form.marked = json_head(form.types), json_head({**form.types, 'treated': 'text'})
         return settled(self.project, model, columns, wait=wait or self.standing is None)
 
     def improve(self) -> None:
@@ -134,7 +134,7 @@ class ProjectService:
 
     def schema(self) -> list[InputColumn]:
         "What the version takes that answers, or answered last."
-        return self.ready[self.loaded.version].columns if self.loaded else []
+        return self.ready[self.loaded.version].takes if self.loaded else []
 
     def keeps(self, column: str) -> bool:
         "Whether the log has a column, hashed or as it came."
@@ -155,7 +155,9 @@ class ProjectService:
 
     def _content(self, part: Part) -> bytes:
         form = self.forms[part.ready.version]
-        return form.head+dump(form.rows(part.told, part.records, part.epoch))+b'}'
+        rows = form.rows(part.told, part.records, part.epoch)
+        if part.marks is None: return form.head+dump(rows)+b'}'
+        return form.marked+dump([[*row, mark] for row, mark in zip(rows, part.marks)])+b'}'
 
     def _open(self):
         "The writer of this process."

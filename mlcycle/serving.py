@@ -67,6 +67,7 @@ class Counters:
         self.seconds = make(prometheus.Histogram, 'request_seconds', 'Time to an answer', ['path'])
         self.predictions = make(prometheus.Counter, 'predictions', 'Predictions given', ['version'])
         self.problems = make(prometheus.Counter, 'problems', 'Errors told to callers', ['code'])
+        self.treated = make(prometheus.Counter, 'treated', 'Values taken as declared, that training never saw', ['column', 'treatment'])
         self.given = cache(self.predictions.labels)
         self.counted = cache(lambda path, status: (self.requests.labels(path, str(status)), self.seconds.labels(path)))
 
@@ -75,6 +76,13 @@ class Counters:
         answered, took = self.counted(path if path in self.paths else 'other', status)
         answered.inc()
         took.observe(seconds)
+
+    def told(self, parts: list) -> None:
+        "Count what was predicted, and what was treated for it."
+        for part in parts:
+            self.given(part.ready.version).inc(len(part.told))
+            for mark in filter(None, part.marks or ()):
+                for column, treatment in json.loads(mark).items(): self.treated.labels(column[:200], treatment).inc()
 
     def figures(self) -> bytes:
         "All figures, those of other workers included."
@@ -194,7 +202,7 @@ async def _predicted(service, asked: Asked, counters: Counters) -> bytes:
     waits = service.submit(parts, (loop, kept))
     content = dump({'version': standing.main.version, 'predictions': in_order(parts)})
     if waits and (error := await kept): raise NotLogged('The prediction could not be kept, so it is not given.') from error
-    for part in parts: counters.given(part.ready.version).inc(len(part.told))
+    counters.told(parts)
     service.told(parts)
     return content
 
@@ -274,7 +282,7 @@ def model_facts(service) -> dict:
     plan, shares = info.plan, standing.traffic.shares if standing.traffic else {info.version: 1.0}
     return {'name': service.name, 'version': info.version, 'algorithm': info.algorithm, 'hash': info.hash, 'created': info.created,
             'task': plan['task'], 'target': plan['target'], 'classes': plan.get('classes', []), 'threshold': info.threshold,
-            'columns': [c.body() for c in main.columns], 'kept_in': service.kept_in, 'scoring': main.how,
+            'columns': [c.body() for c in main.takes], 'kept_in': service.kept_in, 'scoring': main.how,
             'traffic': {'epoch': standing.epoch, 'shares': shares}}
 
 # %% ../nbs/05a_serving.ipynb #218b02a4

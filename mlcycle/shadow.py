@@ -9,8 +9,7 @@ from collections.abc import Callable
 import pandas as pd
 from .answering import Ready, answer
 from .core import Project
-from .inputs import fitting
-from .standing import Part, nobody
+from .standing import Part, nobody, shown_to
 
 # %% auto #0
 __all__ = ['log', 'WAITING', 'KEPT', 'Shadow']
@@ -38,7 +37,7 @@ class Shadow:
     def _work(self) -> None:
         while (part := self.queue.get()) is not None:
             n = len(part.told)
-            try: told = answer(self.ready, fitting(part.records, self.ready.columns))
+            try: told = answer(self.ready, shown_to(self.ready, part.records, ())[0])
             except Exception as error:   # whatever it fails with, the caller has the answer of another version
                 log.debug('shadow %s: %s', self.ready.version, error)
                 self.seen('failed', self.ready.version, count=n)

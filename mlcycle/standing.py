@@ -15,10 +15,11 @@ from .inputs import BadRequest, InputColumn, RecordReader, fitting
 from .registry import Model, ModelVersion
 from .scoring import BrokenAnswer, new_ids, training_rows
 from .traffic import Traffic, arms
+from .treating import with_rules
 from .values import plain
 
 # %% auto #0
-__all__ = ['inputs_to_compare', 'settled', 'Standing', 'stand', 'merged', 'Part', 'nobody', 'answered', 'in_order']
+__all__ = ['inputs_to_compare', 'settled', 'Standing', 'stand', 'merged', 'Part', 'nobody', 'answered', 'shown_to', 'in_order']
 
 # %% ../nbs/00ibe_standing.ipynb #18bb1a96
 def inputs_to_compare(project: Project, info: ModelVersion, *, most: int=20_000,
@@ -42,13 +43,15 @@ def settled(project: Project, model: Model, columns: list[InputColumn], # what i
     "A version that can answer; how it computes is looked up in the ledger, or found out and recorded."
     known = project.latest(ScoringPath, subject=model.version)
     if known is not None and known.model_hash == model.info.hash:
-        if known.path != 'compiled': return Ready(model, columns, path=known)
+        if known.path != 'compiled': return _ruled(project, Ready(model, columns, path=known))
         if found := _compiled_again(project, model, columns, known=known): return found
-    if not wait: return Ready(model, columns)
+    if not wait: return _ruled(project, Ready(model, columns))
     rows, of = inputs_to_compare(project, model.info)
     scorer, path = choose(model, columns, rows, of=of)
     if not project.read_only: project.record(path, subject=model.version)
-    return Ready(model, columns, scorer=scorer, path=path)
+    return _ruled(project, Ready(model, columns, scorer=scorer, path=path))
+
+def _ruled(project: Project, ready: Ready) -> Ready: return with_rules(ready, project.settings.deployment.inputs)
 
 def _compiled_again(project: Project, model: Model, columns: list[InputColumn], *, known: ScoringPath,
                     n: int=200) -> Ready | None:
@@ -57,7 +60,7 @@ def _compiled_again(project: Project, model: Model, columns: list[InputColumn], 
     try: scorer = compile_pipeline(model.estimator, model.info.columns, model.task)
     except NotCompiled: return None
     if verdict(compare(model, columns, rows[model.info.columns].head(n), scorer=scorer)): return None
-    return Ready(model, columns, scorer=scorer, path=known)
+    return _ruled(project, Ready(model, columns, scorer=scorer, path=known))
 
 # %% ../nbs/00ibe_standing.ipynb #e525c08a
 class Standing(NamedTuple):
@@ -81,8 +84,8 @@ def stand(main: Ready, others: list[Ready]=(), *, traffic: Traffic | None=None, 
           ) -> Standing:
     "A standing, with a reader of what all of its versions take."
     ready = [main, *others]
-    takes = [r.columns for r in [*ready, *filter(None, [shadow])]]
-    columns = main.columns if all(c == main.columns for c in takes) else merged(takes)
+    takes = [r.takes for r in [*ready, *filter(None, [shadow])]]
+    columns = main.takes if all(c == main.takes for c in takes) else merged(takes)
     return Standing(main, {r.version: r for r in ready}, RecordReader(columns), traffic, key)
 
 def merged(takes: list[list[InputColumn]]) -> list[InputColumn]:
@@ -102,8 +105,9 @@ class Part(NamedTuple):
     ready: Ready
     epoch: int
     places: list[int] # of its records in the request
-    records: list[dict]
+    records: list[dict] # as the version was shown them
     told: list[dict]
+    marks: list[str | None] | None = None # of records that were treated; None: none was
 
 def nobody(what: str, version: str, *, count: int=1, epoch: int=0) -> None: "Counts nothing."
 
@@ -134,15 +138,21 @@ def _part(standing: Standing, ready: Ready | None, places: list[int], records: l
     main, epoch = standing.main, standing.epoch
     if ready is not None and ready is not main:
         try:
-            fit = records if ready.columns == standing.reader.columns else fitting(records, ready.columns)
-            return Part(ready, epoch, places, fit, answer(ready, fit))
+            fit, marks = shown_to(ready, records, standing.reader.columns)
+            return Part(ready, epoch, places, fit, answer(ready, fit), marks)
         except (BrokenAnswer, BadRequest): seen('failed', ready.version, count=len(records), epoch=epoch)
     if ready is not main: epoch = 0
-    fit = records if main.columns == standing.reader.columns else fitting(records, main.columns)
-    try: return Part(main, epoch, places, fit, answer(main, fit))
+    fit, marks = shown_to(main, records, standing.reader.columns)
+    try: return Part(main, epoch, places, fit, answer(main, fit), marks)
     except BrokenAnswer:
         seen('failed', main.version, count=len(records), epoch=epoch)
         raise
+
+def shown_to(ready: Ready, records: list[dict], read: list[InputColumn], # columns by which they were read
+             ) -> tuple[list[dict], list | None]: # records, marks
+    "Records as a version is shown them, and the marks of what was treated; BadRequest where they do not fit."
+    fit = records if ready.takes == read else fitting(records, ready.takes)
+    return ready.treat(fit) if ready.treat else (fit, None)
 
 def in_order(parts: list[Part]) -> list[dict]: # one a record of the request
     "What is told, in the order of the request."

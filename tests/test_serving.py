@@ -429,6 +429,34 @@ def test_what_the_log_lacks_is_undetermined_and_never_answered_again(tmp_path, m
     with pytest.raises(DataError, match='Give them by prediction_id'): label_rows(project, pd.DataFrame({'id': ['001'], 'label': ['yes']}))
 
 
+def test_what_training_never_saw_is_treated_as_declared_counted_and_marked(tmp_path, record):
+    "A new level as other by default, a missing value refused by default; both otherwise where the settings say so; here and in a bundle."
+    project = new_project(tmp_path/'project', data='id = "id"\nprotected = ["sex"]\ndrop = ["sex"]')
+    crown(project, register(project, strange_rows(), LogisticRegression()))
+    make = lambda source: TestClient(create_app(source, token=TOKEN), base_url='http://localhost', headers={'Authorization': f'Bearer {TOKEN}'})
+    person = {k: v for k, v in record.items() if k != 'sex'}
+    client, new, gap = make(project), person | {FORMULA: 'never "seen"'}, person | {HTML: None}
+    assert post(client, {'records': [person, new]}).status_code == 200 and post(client, {'records': [gap]}).json()['errors'][0]['column'] == HTML
+    figures = client.get('/metrics').text
+    assert f'mlcycle_treated_total{{column="{FORMULA}",treatment="other"}} 1.0' in figures
+    assert predictions(project)['treated'].map(lambda m: m if isinstance(m, str) else '').tolist() == ['', json.dumps({FORMULA: 'other'})]
+    rules = {'unseen': 'refuse', 'missing': 'missing', 'columns': [{'name': 'version', 'missing': 'value', 'value': 'y'}, {'name': 'prediction_id', 'unseen': 'other'}]}
+    project.update_settings({'deployment.inputs': rules})
+    build_bundle(project, out=tmp_path/'bundle')
+    for client in (make(project), make(tmp_path/'bundle')):
+        refused = post(client, {'records': [person, new]})
+        assert refused.status_code == 422 and refused.json()['errors'] == [{'record': 1, 'column': FORMULA, 'message': 'is a level that training never saw'}]
+        without = {k: v for k, v in gap.items() if k not in (HTML, 'version')}
+        one, same, other = post(client, {'records': [without, person | {HTML: None, 'version': 'y'}, person | {'prediction_id': 'new'}]}).json()['predictions']
+        assert one['score'] == same['score']
+        figures = client.get('/metrics').text
+        for column, treatment, n in ((HTML, 'missing', 2), ('version', 'missing', 1), ('prediction_id', 'other', 1)):
+            assert f'mlcycle_treated_total{{column="{column}",treatment="{treatment}"}} {n}.0' in figures
+        item = client.get('/openapi.json').json()['paths']['/predict']['post']['requestBody']['content']['application/json']['schema']['properties']['records']['items']
+        assert not {HTML, 'version'} & set(item['required'])
+    assert json.loads(predictions(project)['treated'].iloc[2]) == {HTML: 'missing', 'version': 'missing'} and predictions(project)['input version'].iloc[2] == 'y'
+
+
 # --- versions come and go (last: they change the project)
 
 def test_the_server_follows_the_ledger_and_a_retired_version_says_who_comes_next(project, record, monkeypatch):
