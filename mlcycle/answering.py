@@ -11,14 +11,15 @@ import pandas as pd
 from .compiled import Compiled, ScoringPath
 from .core import MlcycleError
 from .encoding import Unusual, time_reader
-from .inputs import InputColumn, RecordReader, frame_of
+from .inputs import InputColumn, RecordReader, columns_of, frame_of
 from .registry import Model, ModelVersion
 from .keeping import hashed_name, stored_name
 from .scoring import BrokenAnswer, answers, event_times, new_ids
 from .values import plain
 
 # %% auto #0
-__all__ = ['FEW', 'teller', 'Ready', 'answer', 'broken', 'kept_types', 'kept_rows', 'keeper', 'moments', 'LogForm']
+__all__ = ['SINGLY', 'teller', 'Ready', 'answer', 'broken', 'kept_types', 'kept_rows', 'keepers', 'kept_column', 'moments',
+           'LogForm']
 
 # %% ../nbs/00ibd_answering.ipynb #83ee3d91
 def teller(info: ModelVersion) -> Callable: # score, or list of them -> score, decision [, scores]
@@ -55,13 +56,13 @@ def answer(ready: Ready, records: list[dict], # valid ones
     ids, version, tell = new_ids(len(records)), ready.version, ready.tell
     return [{'prediction_id': i, 'version': version, **tell(s)} for i, s in zip(ids, scores)]
 
-FEW = 4   # records up to which each is scored by itself
+SINGLY = 4   # records up to which each is scored by itself
 
 def _compiled(ready: Ready, records: list[dict]) -> list:
     scorer = ready.scorer
     try:
-        if len(records) <= FEW: scores = [scorer.one(r) for r in records]
-        else: scores = scorer.many({n: [r.get(n) for r in records] for n in scorer.raw}).tolist()
+        if len(records) <= SINGLY: scores = [scorer.one(r) for r in records]
+        else: scores = scorer.many(columns_of(records, scorer.raw)).tolist()
         flat = scores if type(scores[0]) is float else [s for row in scores for s in row]
         whole = len(scores) == len(records) and all(map(math.isfinite, flat))
     except Unusual: raise
@@ -91,17 +92,23 @@ def kept_types(info: ModelVersion, kept: dict[str, str], # column → type, as `
                    for c, kind in kept.items()}
 
 def kept_rows(told: list[dict], at: list[int], epoch: int, inputs: list[list]) -> list[list]:
-    "Answers as rows of the log: `inputs` are the values that `keeper` makes of each record."
+    "Answers as rows of the log: `inputs` are the kept values of each record."
     return [[t['prediction_id'], when, t['version'], t['score'], t['decision'], *t.get('scores', {}).values(), epoch, *values]
             for t, when, values in zip(told, at, inputs)]
 
-def keeper(kept: dict[str, str], marks: dict[str, Callable] | None=None, # column → how its text is hashed
-           ) -> Callable: # one record -> its values for the log
-    "What makes a record's kept values."
-    ways = [(c, _number if kind == 'number' else _text, (marks or {}).get(c)) for c, kind in kept.items()]
-    def keep(record):
-        return [way(record.get(c)) if mark is None else mark(_text(record.get(c))) for c, way, mark in ways]
-    return keep
+def keepers(kept: dict[str, str], marks: dict[str, Callable] | None=None, # column → how its text is hashed
+            ) -> dict[str, Callable]: # column → a value as the log has it
+    "What is kept of the values of each column."
+    def hashed(mark): return lambda value: mark(_text(value))
+    return {c: hashed(marks[c]) if c in (marks or {}) else _number if kind == 'number' else _text for c, kind in kept.items()}
+
+def kept_column(values: list | np.ndarray, keep: Callable) -> list | np.ndarray: # an array where numbers came as one
+    "What is kept of a whole column."
+    if isinstance(values, np.ndarray):
+        if keep is _number: return values
+        values = values.tolist()
+    known = {v: keep(v) for v in {*values}}
+    return [*map(known.__getitem__, values)]
 
 def _number(value: object) -> float | None: return None if value is None else float(value)
 
@@ -126,9 +133,17 @@ class LogForm:
     def __init__(self, info: ModelVersion, kept: dict[str, str], # column → type, as `keeping.kept_columns` gives it
                  *, time: str='', # the column that says when a record happened
                  marks: dict[str, Callable] | None=None): # column → how its text is hashed
-        self.types, self.keep, self.time, self.head = kept_types(info, kept, marks), keeper(kept, marks), time, b''   # head: of a frame of rows
+        self.types, self.keep, self.time, self.head = kept_types(info, kept, marks), keepers(kept, marks), time, b''   # head: of a frame of rows
         self.marked = b'' # head of one whose rows have a mark at their end
 
     def rows(self, told: list[dict], records: list[dict], epoch: int=0) -> list[list]:
         "Rows of the log, in the order of `types`."
-        return kept_rows(told, moments(records, self.time), epoch, [self.keep(r) for r in records])
+        return kept_rows(told, moments(records, self.time), epoch, [[keep(r.get(c)) for c, keep in self.keep.items()] for r in records])
+
+    def columns(self, told: list[dict], records: list[dict], epoch: int=0) -> dict[str, list | np.ndarray]:
+        "The same rows as columns, named as in `types`."
+        n, given = len(told), columns_of(records, [*self.keep])
+        scores = zip(*(t['scores'].values() for t in told)) if 'scores' in told[0] else ()
+        said = [[t[k] for t in told] for k in ('prediction_id', 'version', 'score', 'decision')]
+        ours = [said[0], moments(records, self.time), *said[1:], *scores, [epoch]*n]
+        return dict(zip(self.types, [*ours, *(kept_column(given[c], keep) for c, keep in self.keep.items())], strict=True))

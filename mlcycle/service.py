@@ -22,7 +22,7 @@ from .tally import Tally
 from .traffic import current_traffic
 
 # %% auto #0
-__all__ = ['log', 'KEPT', 'ProjectService', 'collect', 'open_service']
+__all__ = ['log', 'KEPT', 'FEW', 'ProjectService', 'collect', 'open_service']
 
 # %% ../nbs/00ic_service.ipynb #e583726d
 log = logging.getLogger('mlcycle.service')
@@ -154,10 +154,16 @@ class ProjectService:
         if self.shadow is not None: self.shadow.see(parts)
 
     def _content(self, part: Part) -> bytes:
-        form = self.forms[part.ready.version]
-        rows = form.rows(part.told, part.records, part.epoch)
+        form, given = self.forms[part.ready.version], (part.told, part.records, part.epoch)
+        if len(part.told) > FEW: return self._as_columns(form, given, part.marks)
+        rows = form.rows(*given)
         if part.marks is None: return form.head+dump(rows)+b'}'
         return form.marked+dump([[*row, mark] for row, mark in zip(rows, part.marks)])+b'}'
+
+    def _as_columns(self, form: LogForm, given: tuple, marks: list | None) -> bytes:
+        from mlcycle.spool import columns_content
+        marked = {'treated': marks} if marks is not None else {}
+        return columns_content(form.types | dict.fromkeys(marked, 'text'), form.columns(*given) | marked)
 
     def _open(self):
         "The writer of this process."
@@ -188,7 +194,7 @@ class ProjectService:
         if self.shadow is not None: self.shadow.close()
         self.settle()
 
-KEPT = 3 # versions that stay loaded beside those that answer
+KEPT, FEW = 3, 64 # versions that stay loaded beside those that answer; rows that are kept as text
 
 # %% ../nbs/00ic_service.ipynb #5612cbdb
 def collect(project: Project, path: str | Path) -> int: # predictions that were new

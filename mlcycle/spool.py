@@ -7,14 +7,15 @@ from __future__ import annotations
 import errno, fcntl, json, logging, os, queue, secrets, struct, threading, time, zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 from .core import IntegrityError, Project, sync_folder, write_atomic
 from .tables import to_arrow
 
 # %% auto #0
-__all__ = ['HEAD', 'TYPES', 'log', 'LARGEST', 'AT_ONCE', 'frame', 'frames', 'arrow_content', 'json_head', 'read_contents',
-           'Writer', 'spool_folder', 'spool', 'waiting', 'append', 'gather']
+__all__ = ['HEAD', 'TYPES', 'log', 'LARGEST', 'AT_ONCE', 'frame', 'frames', 'arrow_content', 'columns_content', 'json_head',
+           'read_contents', 'Writer', 'spool_folder', 'spool', 'waiting', 'append', 'gather']
 
 # %% ../nbs/00ha_spool.ipynb #70c29b24
 HEAD = struct.Struct('<III')   # bytes that follow, their CRC-32, rows
@@ -34,35 +35,43 @@ def frames(data: bytes) -> Iterator[tuple[int, int, bytes]]: # (where the next b
         yield at, rows, content
 
 # %% ../nbs/00ha_spool.ipynb #df66c37f
-TYPES = {'number': 'float64', 'whole': 'int64', 'text': 'str', 'time': 'int64'}   # of columns in JSON frames; times in microseconds
+TYPES = {'number': pa.float64(), 'whole': pa.int64(), 'text': pa.string(), 'time': pa.timestamp('us', 'UTC')}
 
-def arrow_content(df: pd.DataFrame) -> bytes:
+def arrow_content(rows: pa.Table) -> bytes:
     "Rows as an Arrow message."
-    sink, table = pa.BufferOutputStream(), to_arrow(df)
-    with pa.ipc.new_stream(sink, table.schema) as writer: writer.write_table(table)
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, rows.schema) as writer: writer.write_table(rows)
     return b'A'+sink.getvalue().to_pybytes()
 
-def json_head(columns: dict[str, str], # name → a key of TYPES
-              ) -> bytes: # a list of rows, each a list of values, and a closing brace make it whole
-    "The beginning of a frame of rows in JSON."
-    return b'J'+json.dumps({'columns': [*columns], 'types': [*columns.values()]}).encode()[:-1]+b', "rows": '
+def columns_content(types: dict[str, str], # name → a key of TYPES
+                    columns: dict[str, list | np.ndarray], # None or NaN where a value is missing; times in microseconds
+                    ) -> bytes:
+    "Rows, given as columns, as an Arrow message."
+    return arrow_content(_typed(types, [columns[name] for name in types]))
 
-def read_contents(contents: list[bytes]) -> pd.DataFrame:
+def _typed(types: dict[str, str], columns: list) -> pa.Table:
+    return pa.table({n: pa.array(v, TYPES[t], from_pandas=True) for (n, t), v in zip(types.items(), columns)})
+
+def json_head(types: dict[str, str]) -> bytes: # a list of rows, each a list of values, and a closing brace make it whole
+    "The beginning of a frame of rows in JSON."
+    return b'J'+json.dumps({'columns': [*types], 'types': [*types.values()]}).encode()[:-1]+b', "rows": '
+
+def read_contents(contents: list[bytes]) -> pa.Table:
     "The rows of frames, in their order."
     parts, heads = [], {}
     for content in contents:
-        if content[:1] == b'A': parts.append(pa.ipc.open_stream(content[1:]).read_all().to_pandas()); continue
+        if content[:1] == b'A': parts.append(pa.ipc.open_stream(content[1:]).read_all()); continue
         head, _, rows = content[1:-1].partition(b', "rows": ')
         if head not in heads: parts.append(heads.setdefault(head, [head, []]))
-        heads[head][1] += json.loads(rows)
+        heads[head][1].append(rows[1:-1])
     parts = [_json_rows(*p) if isinstance(p, list) else p for p in parts]
-    return pd.concat(parts, ignore_index=True) if len(parts) > 1 else parts[0] if parts else pd.DataFrame()
+    try: return pa.concat_tables(parts, promote_options='permissive')
+    except pa.ArrowException: return to_arrow(pd.concat([p.to_pandas() for p in parts], ignore_index=True))   # a column that changed its type
 
-def _json_rows(head: bytes, rows: list[list]) -> pd.DataFrame:
+def _json_rows(head: bytes, rows: list[bytes]) -> pa.Table:
     said = json.loads(head+b'}')
-    columns = {n: pd.Series(v, dtype=TYPES[t]) for n, t, v in zip(said['columns'], said['types'], zip(*rows))}
-    times = {n: pd.to_datetime(columns[n], unit='us', utc=True).dt.as_unit('us') for n, t in zip(said['columns'], said['types']) if t == 'time'}
-    return pd.DataFrame(columns | times)
+    values = json.loads(b'['+b','.join(rows)+b']')
+    return _typed(dict(zip(said['columns'], said['types'])), [*zip(*values)])
 
 # %% ../nbs/00ha_spool.ipynb #a248538a
 log = logging.getLogger('mlcycle.spool')
@@ -152,7 +161,7 @@ def spool(project: Project, name: str, # of the table that the rows are for
     "Keep rows, on disk when this returns; they are in the table after the next `gather`."
     project.must_write(f'table {name}')
     writer = Writer(spool_folder(project, name))
-    try: writer.keep(arrow_content(df), len(df))
+    try: writer.keep(arrow_content(to_arrow(df)), len(df))
     finally: writer.close()
 
 def waiting(project: Project, name: str) -> int: # rows
@@ -171,7 +180,7 @@ def _rest(file: Path, start: int, most: int=-1) -> bytes:
     except FileNotFoundError: return b''   # moved and deleted by another process
 
 # %% ../nbs/00ha_spool.ipynb #d073422f
-def append(project: Project, name: str, df: pd.DataFrame, *, once: tuple[str, int] | None=None) -> None:
+def append(project: Project, name: str, df: pd.DataFrame | pa.Table, *, once: tuple[str, int] | None=None) -> None:
     "Append rows to a table in one commit, on disk when this returns."
     started = time.time()
     project.tables.write(name, df, mode='append', once=once)

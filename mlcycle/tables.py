@@ -131,7 +131,7 @@ class Tables:
             yield
 
     def write(self, name: str, # of the table
-              df: pd.DataFrame, # all rows
+              df: pd.DataFrame | pa.Table, # all rows; Arrow of canonical types
               *, mode: Literal['overwrite', 'append']='overwrite',
               once: tuple[str, int] | None=None, # who writes and its how-many-th move this is, for `moved`
               ) -> Snapshot: # of the table as it is now; not recorded by itself
@@ -139,7 +139,7 @@ class Tables:
         if mode not in ('overwrite', 'append'):
             raise SettingsError(f'No mode {mode!r}. Allowed: overwrite, append.')
         self.project.must_write(f'table {name}')
-        table = to_arrow(df)
+        table = df if isinstance(df, pa.Table) else to_arrow(df)
         with self._alone(name):
             how = self._append if mode == 'append' and self.exists(name) else self._overwrite
             return how(name, table, once=once)
