@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 from scipy import stats
+from scipy.special import expit
 from sklearn.base import clone
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.model_selection import StratifiedKFold
@@ -19,11 +20,12 @@ from .profile import ColumnProfile, Profile
 from .weighting import WEIGHTED, weighted
 
 # %% auto #0
-__all__ = ['MOST', 'REPEATS', 'RESAMPLES', 'FEWEST', 'CLASSIFIER', 'NAMES', 'FAULT_FIELDS', 'MORE', 'ROWS', 'Outcomes',
+__all__ = ['MOST', 'RESAMPLES', 'REPEATS', 'ANEW', 'FEWEST', 'CLASSIFIER', 'NAMES', 'FAULT_FIELDS', 'MORE', 'ROWS', 'Outcomes',
            'read_outcomes', 'split_change', 'fault_parts', 'fault_masks']
 
 # %% ../nbs/06be_decomposition.ipynb #8034e171
-MOST, REPEATS, RESAMPLES = 3000, 4, 300   # rows of either side; divisions in halves; bootstrap resamples
+MOST, RESAMPLES = 3000, 300               # rows of either side; bootstrap resamples
+REPEATS, ANEW = 4, 16                     # divisions in halves; classifiers learnt from rows drawn anew
 FEWEST = 50                               # rows that must be there, and be in common
 CLASSIFIER = HistGradientBoostingClassifier(max_iter=30, max_depth=3, min_samples_leaf=20)
 
@@ -44,9 +46,9 @@ def read_outcomes(metric: str, terms: Terms, known: pd.DataFrame, # as logged, w
     return Outcomes(known, y, mine.decisions if METRICS[metric].needs == 'decision' else mine.scores)
 
 # %% ../nbs/06be_decomposition.ipynb #254be491
-def _told_apart(reference: pd.DataFrame, current: pd.DataFrame, plan: FeaturePlan, seed: int,
-                ) -> np.ndarray: # repeats × rows
-    "The chance of each row, reference first, to be the window's, were both of one size; by several divisions."
+def _encoded(reference: pd.DataFrame, current: pd.DataFrame, plan: FeaturePlan, seed: int,
+             ) -> tuple[np.ndarray, np.ndarray]: # rows as trees take them, reference first; 1 where a row is the window's
+    "The rows of both sides as numbers."
     columns = [c.model_copy(update={'levels': 0}) for c in plan.used
                if c.name in reference and c.name in current and not c.since and c.role != 'time']
     columns.append(ColumnPlan(name='score', type='number'))
@@ -54,17 +56,15 @@ def _told_apart(reference: pd.DataFrame, current: pd.DataFrame, plan: FeaturePla
     pipeline = build_pipeline(mine, CLASSIFIER, kind='tree', seed=seed).set_params(clean__strict=False)
     both = pd.concat([reference, current], ignore_index=True)
     side = np.repeat([0, 1], [len(reference), len(current)])
-    encoded = pd.DataFrame(pipeline[:-1].fit_transform(both, side)).to_numpy(float)
-    weight = np.where(side == 1, .5/len(current), .5/len(reference))*len(both)
-    return np.array([_halves(encoded, side, weight, seed+i) for i in range(REPEATS)])
+    return pd.DataFrame(pipeline[:-1].fit_transform(both, side)).to_numpy(float), side
 
-def _halves(encoded: np.ndarray, side: np.ndarray, weight: np.ndarray, seed: int) -> np.ndarray:
-    chance = np.empty(len(side))
+def _halves(encoded: np.ndarray, side: np.ndarray, seed: int, *, anew: bool=False) -> np.ndarray: # one a row
+    "The chance of each row to be the window's, were both of one size, learnt from the other half; `anew`: from rows drawn of it."
+    odds, rng = np.empty(len(side)), np.random.default_rng(seed)
     for learn, rest in StratifiedKFold(2, shuffle=True, random_state=seed).split(encoded, side):
-        classifier = clone(CLASSIFIER).set_params(random_state=seed)
-        fitted = classifier.fit(encoded[learn], side[learn], sample_weight=weight[learn])
-        chance[rest] = fitted.predict_proba(encoded[rest])[:, 1]
-    return np.clip(chance, .01, .99)
+        if anew: learn = np.concatenate([rng.choice(mine, len(mine)) for k in (0, 1) for mine in [learn[side[learn] == k]]])
+        odds[rest] = clone(CLASSIFIER).set_params(random_state=seed).fit(encoded[learn], side[learn]).decision_function(encoded[rest])
+    return np.clip(expit(odds-np.log(side.sum()/(len(side)-side.sum()))), .01, .99)
 
 # %% ../nbs/06be_decomposition.ipynb #6e3a1805
 def split_change(metric: str, reference: Outcomes, current: Outcomes, *,
@@ -76,19 +76,25 @@ def split_change(metric: str, reference: Outcomes, current: Outcomes, *,
         return {k: Estimate.undefined(f'{metric}: {NAMES[k]}', why, n+m, 'not estimable') for k in NAMES}
     if metric not in WEIGHTED: return nothing(f'{metric} of weighted rows is not defined')
     if min(n, m) < FEWEST: return nothing(f'{min(n, m)} rows with outcomes, {FEWEST} are needed on either side')
-    chances = _told_apart(reference.rows, current.rows, plan, terms.seed)
-    mean = chances.mean(axis=0)
+    both = _encoded(reference.rows, current.rows, plan, terms.seed)
+    mean = np.mean([_halves(*both, terms.seed+i) for i in range(REPEATS)], axis=0)
     shared = min(_effective(mean[:n]), _effective(1-mean[n:]))
     if shared < FEWEST:
         return nothing(f'only {shared:.0f} rows of it are of a kind that the reference has too, {FEWEST} are needed')
     walk = _Walk(weighted(metric, reference.y, reference.said), weighted(metric, current.y, current.said), n, m)
-    value, each = walk.parts(mean), np.array([walk.parts(c) for c in chances])
-    drawn = walk.resampled(mean, np.random.default_rng(terms.seed))
-    spread = np.sqrt(np.nanvar(drawn, axis=1)+each.var(axis=0, ddof=1))
-    if not np.isfinite([*value, *spread]).all(): return nothing('it is not defined on these rows')
-    reach = spread*stats.norm.isf((1-terms.level)/2)
+    value = walk.parts(mean)
+    rows = np.nanvar(walk.resampled(mean, np.random.default_rng(terms.seed)), axis=1)
+    weights = np.var([walk.parts(_halves(*both, terms.seed+REPEATS+i, anew=True)) for i in range(ANEW)], axis=0, ddof=1)
+    if not np.isfinite([*value, *rows, *weights]).all(): return nothing('it is not defined on these rows')
+    reach = _reach(rows, weights, terms.level)
     return {k: Estimate(metric=f'{metric}: {NAMES[k]}', value=v, low=v-r, high=v+r, n=n+m, level=terms.level)
             for k, v, r in zip(NAMES, value, reach)}
+
+def _reach(rows: np.ndarray, weights: np.ndarray, level: float) -> np.ndarray:
+    "Half an interval of two variances, of which the second is known from few values (Satterthwaite 1946)."
+    total = rows+weights
+    freedom = (ANEW-1)*(total/np.maximum(weights, 1e-300))**2
+    return np.sqrt(total)*stats.t.isf((1-level)/2, np.minimum(freedom, 1e6))
 
 NAMES = {'inputs': 'changed inputs', 'relation': 'changed relation'}
 
