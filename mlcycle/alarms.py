@@ -12,7 +12,7 @@ from .log import log_event, moment
 
 # %% auto #0
 __all__ = ['ADVICE', 'Finding', 'Spell', 'episodes', 'can_tell', 'Alarm', 'current_alarms', 'record_alarm', 'update_alarms',
-           'find_alarm', 'acknowledge_alarm', 'mute_alarm', 'ring_again']
+           'find_alarm', 'acknowledge_alarm', 'mute_alarm', 'ring_again', 'resolve_alarm']
 
 # %% ../nbs/06c_alarms.ipynb #eb450692
 class Finding(Record):
@@ -29,6 +29,7 @@ class Spell(Record):
     cause: str
     column: str = ''
     since: str # start of the first window
+    last: str = '' # end of the newest window with the cause
     until: str = '' # end of the last window, once one has said clear
     why: str = '' # as the newest window with the cause says it
 
@@ -45,7 +46,7 @@ def episodes(windows: list[tuple[str, str, list[Finding]]], # start, end and fin
                 if key not in going:
                     going[key] = dict(cause=f.cause, column=f.column, since=start)
                     spells.append(going[key])
-                going[key]['why'], sizes[key] = f.why, f.size
+                going[key]['why'], going[key]['last'], sizes[key] = f.why, end, f.size
             elif f.answer == 'clear' and key in going and can_tell(f, sizes[key]): going.pop(key)['until'] = start
     return [Spell(**s) for s in spells]
 
@@ -83,6 +84,7 @@ class Alarm(Result):
     by: str = '' # who acknowledged or muted it
     because: str = '' # what they said
     muted_until: str = '' # when it rings again if its cause is still there
+    closed: bool = False # whether a person ended it; a later window with the cause calls again
     rings: int = 1 # how often it has called, by itself or after a mute that ended
 
     def body(self) -> dict: # JSON values, `cause` as `kind`
@@ -116,18 +118,18 @@ def _alarm_of(spell: Spell, known: list[Alarm]) -> Alarm | None:
     still = [a for a in same if a.state != 'resolved' and not spell.until]
     return next(iter(exact+still), None)
 
-def _raised(spell: Spell, version: str) -> Alarm:
+def _raised(spell: Spell, version: str, *, rings: int=1) -> Alarm:
     id = digest([version, spell.cause, spell.column, spell.since])[:10]
     return Alarm(id=id, version=version, cause=spell.cause, column=spell.column, state='raised',
-                 since=spell.since, why=spell.why,
+                 since=spell.since, why=spell.why, rings=rings,
                  advice=ADVICE.get(spell.cause, ''))
 
 # %% ../nbs/06c_alarms.ipynb #66a76e66
 def _steps(spell: Spell, version: str, known: list[Alarm], over: str) -> list[Alarm]:
     "What the ledger does not know yet about a spell: raised, resolved, both or nothing."
     alarm = _alarm_of(spell, known)
-    told = alarm is not None and (alarm.state != 'resolved' or spell.until or over)
-    steps = [] if told else [_raised(spell, version)]
+    told = alarm is not None and (alarm.state != 'resolved' or spell.until or over or (alarm.closed and spell.last <= alarm.until))
+    steps = [] if told else [_raised(spell, version, rings=alarm.rings+1 if alarm and alarm.closed else 1)]
     alarm = steps[-1] if steps else alarm
     if spell.until and alarm.state != 'resolved': steps.append(_resolved(alarm, until=spell.until))
     return steps
@@ -197,3 +199,15 @@ def ring_again(project: Project,
     "Raise every muted alarm whose time is over."
     ended = [a for a in current_alarms(project) if a.state == 'muted' and datetime.fromisoformat(a.muted_until) <= now]
     return [record_alarm(project, a, state='raised', rings=a.rings+1) for a in ended]
+
+# %% ../nbs/06c_alarms.ipynb #7f464e93
+def resolve_alarm(project: Project, alarm: str, # its id, or the beginning of it
+                  *, by: str, # who says that it is over
+                  because: str, # what was done about it
+                  ) -> Alarm:
+    "End an alarm for the windows that were looked at; a later one with its cause calls again."
+    said, found = _said(by, because, 'Ending'), find_alarm(project, alarm)
+    if found.state == 'resolved': raise Blocked(f'Alarm {found.id} is resolved. Nothing is left to end.')
+    if found.cause == 'silence': raise Blocked(f'Alarm {found.id} ends when somebody looks at production. Next: mlcycle monitor')
+    ends = [e.body['to'] for e in project.ledger.entries('window', found.version) if e.body['complete']]
+    return record_alarm(project, found, state='resolved', closed=True, muted_until='', until=max(ends, default=datetime.now(timezone.utc).isoformat()), **said)

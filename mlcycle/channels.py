@@ -29,7 +29,7 @@ class Message(Record):
     id: str # the same for the same content
     project: str
     at: str # ISO 8601, UTC
-    event: Literal['alarms', 'run'] # what it is about
+    event: Literal['alarms', 'run', 'test'] # what it is about
     headline: str # one line
     alarms: list[dict] = [] # alarms as in `mlcycle monitor --json`, each with `event`: 'raised' or 'resolved'
     facts: dict = {} # of another event
@@ -88,6 +88,7 @@ def within(seconds: float, # of the whole
     def attempt():
         try: outcome.append(send(cut) or '')
         except (Undeliverable, SettingsError) as error: outcome.append(str(error))
+        except TimeoutError: outcome.append(late)   # the transport's own limit is the same
         except Exception as error: outcome.append(f'{type(error).__name__}: {error}')   # every transport raises its own
     worker = threading.Thread(target=attempt, daemon=True)
     worker.start()

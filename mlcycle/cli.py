@@ -13,10 +13,10 @@ from .core import MlcycleError, Project, SettingsError, jsonable
 # %% auto #0
 __all__ = ['EXTRA_OF', 'as_json', 'said_by', 'because', 'decided_by', 'SIGNS', 'Mlcycle', 'needed_extra', 'main', 'with_project',
            'say', 'table', 'demo', 'new', 'run_steps', 'run_every', 'tell_step', 'status', 'lab', 'app', 'score',
-           'serve', 'label', 'monitor', 'check_silence', 'alarm', 'list_alarms', 'ack', 'mute', 'log', 'schedule',
-           'show_schedule', 'write_schedule', 'run_due_slots', 'compare_version', 'retrain', 'approve', 'override_gate',
-           'promote', 'rollback', 'replay', 'canary', 'shares_of', 'traffic', 'history', 'audit', 'read_head', 'card',
-           'fill_gap', 'retire']
+           'serve', 'label', 'monitor', 'check_silence', 'alarm', 'list_alarms', 'ack', 'mute', 'resolve', 'channel',
+           'try_it', 'log', 'schedule', 'show_schedule', 'write_schedule', 'run_due_slots', 'compare_version',
+           'retrain', 'approve', 'override_gate', 'promote', 'rollback', 'replay', 'canary', 'shares_of', 'traffic',
+           'history', 'audit', 'read_head', 'card', 'fill_gap', 'retire']
 
 # %% ../nbs/13_cli.ipynb #5243de3c
 atexit.register(gc.freeze)   # what is in memory goes with the process: to look through it once more takes a fifth of a second
@@ -248,7 +248,7 @@ def check_silence(project: Project, as_json: bool) -> None:
 
 @main.group()
 def alarm() -> None:
-    "Alarms: who was told, who answered. `ack` says that it was seen, `mute` lets it be silent until a day."
+    "Alarms: who was told, who answered. `ack` says that it was seen, `mute` lets it be silent until a day, `resolve` ends it; `channel` and `try` say who is told."
 
 @alarm.command('list')
 @click.option('--all', 'everything', is_flag=True, help='Those that are over too.')
@@ -282,6 +282,37 @@ def mute(project: Project, id: str, until: str, by: str, because: str) -> None:
     "Let an alarm be silent until a day; it rings again then if its cause is still there."
     from mlcycle.alarms import mute_alarm
     click.echo(mute_alarm(project, id, until=until, by=by, because=because).headline)
+
+@alarm.command()
+@click.argument('id', metavar='ID')
+@said_by
+@because
+@with_project()
+def resolve(project: Project, id: str, by: str, because: str) -> None:
+    "Say that an alarm's cause was mended; a later window with the same cause calls again."
+    from mlcycle.alarms import resolve_alarm
+    click.echo(resolve_alarm(project, id, by=by, because=because).headline)
+
+@alarm.command()
+@click.argument('name', metavar='NAME')
+@click.argument('kind', metavar='KIND', required=False, type=click.Choice(['email', 'webhook', 'command', 'file']))
+@click.argument('facts', metavar='[KEY=VALUE]...', nargs=-1)
+@click.option('--remove', is_flag=True, help='Take the channel away.')
+@with_project()
+def channel(project: Project, name: str, kind: str | None, facts: tuple[str, ...], remove: bool) -> None:
+    "Who is told: set a channel (email, webhook, command or file), or take it away. Secrets by the name of a variable: secret=PAGER_SECRET."
+    from mlcycle.contacts import parse_facts, remove_channel, set_channel
+    if remove: return click.echo(f'left: {", ".join(remove_channel(project, name)) or "none"}')
+    if kind is None: raise SettingsError('A channel needs a kind: email, webhook, command or file. Write: mlcycle alarm channel NAME KIND KEY=VALUE …')
+    click.echo(f'{set_channel(project, name, kind, **parse_facts(facts)).name} is kept. Try it: mlcycle alarm try {name}')
+
+@alarm.command('try')
+@click.argument('name', metavar='NAME')
+@with_project()
+def try_it(project: Project, name: str) -> None:
+    "Send a channel a test; exit 1 and the reason where it was not taken."
+    from mlcycle.contacts import try_channel
+    click.echo(try_channel(project, name))
 
 @main.command('log')
 @click.option('--since', default='24h', show_default=True, metavar='WHEN', help='A date, an ISO time, or a stretch such as 90m, 12h or 7d.')

@@ -6,8 +6,9 @@
 from __future__ import annotations
 from pathlib import Path
 from .acts import WHO, Act, Deed, Field
-from .alarms import Alarm, acknowledge_alarm, current_alarms, find_alarm, mute_alarm
+from .alarms import Alarm, acknowledge_alarm, current_alarms, find_alarm, mute_alarm, resolve_alarm
 from .channels import notices
+from .contacts_desk import contact_acts
 from .core import Blocked, Estimate, MonitoringSection, Project, SettingsError, escaped, html_pairs, html_table, shown
 from .desk import BLUE, ORANGE, Desk, Folded, View
 from .drawings import intervals_svg
@@ -52,7 +53,7 @@ def full_windows(project: Project) -> list[tuple[str, str]]: # (words, start), n
     "Windows whose columns were compared."
     return [(f'{w.start[:10]} to {w.end[:10]}, {w.rows:,} rows', w.start) for w in reversed(recorded(project).windows) if len(w.drift)]
 
-RANKED = ('column', 'kind', 'status', 'effect', 'threshold', 'p_adjusted', 'psi', 'missing', 'why')   # of a window's drift, as far as they are there
+RANKED = ('column', 'kind', 'status', 'effect', 'threshold', 'chance', 'psi', 'missing', 'why')   # of a window's drift, as far as they are there
 
 def columns_page(project: Project, window: str) -> str: # trusted HTML
     "What a window says of each column, the largest change first."
@@ -89,7 +90,7 @@ def alarm_page(project: Project, alarm: str, **_) -> str: # trusted HTML
     steps = ''.join(f'<tr><td>{escaped(e.at[:16].replace("T", " "))}</td><td>{escaped(e.body["state"])}</td><td>{escaped(e.body.get("by") or e.actor)}</td>'
                     f'<td>{escaped(e.body.get("because") or e.body.get("why"), 500)}</td></tr>' for e in project.ledger.entries('alarm', now.id))
     told = [n for n in notices(project) if n.alarm == now.id]
-    said = ''.join(f'<li>{escaped(n.headline, 300)}</li>' for n in told) or '<li>No channel was told. Channels: [[alarms.channels]] in mlcycle.toml</li>'
+    said = ''.join(f'<li>{escaped(n.headline, 300)}</li>' for n in told) or '<li>No channel was told. Below, Who is told names the channels.</li>'
     return f'{facts}<p>What became of it</p><table>{steps}</table><p>Who was told</p><ul>{said}</ul>'
 
 def must_be(*states: str):
@@ -108,11 +109,14 @@ def alarm_act() -> Act:
     "Alarms, answered."
     see = lambda project, alarm, until, by, because: acknowledge_alarm(project, alarm, by=by, because=because)
     mute = lambda project, alarm, until, by, because: mute_alarm(project, alarm, until=until, by=by, because=because)
+    end = lambda project, alarm, until, by, because: resolve_alarm(project, alarm, by=by, because=because)
     return Act('Alarms', alarm_page, fields=(Field('alarm', options=open_alarms), Field('until', note='to mute: a day to come, such as 2027-01-31'), *WHO), deeds=(
         Deed('Acknowledge', see, 'acknowledge_alarm(project, {alarm}, by={by}, because={because})', 'mlcycle alarm ack {alarm} --as {by} --because {because}',
              refuse=must_be('raised', 'muted')),
         Deed('Mute', mute, 'mute_alarm(project, {alarm}, until={until}, by={by}, because={because})',
-             'mlcycle alarm mute {alarm} --until {until} --as {by} --because {because}', refuse=may_mute, needs=('until', 'by', 'because'))))
+             'mlcycle alarm mute {alarm} --until {until} --as {by} --because {because}', refuse=may_mute, needs=('until', 'by', 'because')),
+        Deed('Resolve', end, 'resolve_alarm(project, {alarm}, by={by}, because={because})', 'mlcycle alarm resolve {alarm} --as {by} --because {because}',
+             refuse=must_be('raised', 'acknowledged', 'muted'))))
 
 # %% ../nbs/12m_monitoring_desk.ipynb #b6946aff
 READ = ('.csv', '.tsv', '.parquet', '.xlsx', '.jsonl')
@@ -142,4 +146,5 @@ def monitoring_desk(project: Project) -> Desk:
     "The monitoring stage's views, acts and form."
     return Desk(project, 'Monitoring', [
         View('At a glance', glance_html), Job('monitoring', 'Look at production'), alarm_act(), View('Windows', windows_html), columns_act(),
-        Folded('Hand in outcomes', [outcomes_act()]), Folded('How it is watched', [Form('Monitoring', WATCHED)])])
+        Folded('Hand in outcomes', [outcomes_act()]), Folded('Who is told', contact_acts(project)),
+        Folded('How it is watched', [Form('Monitoring', WATCHED)])])

@@ -59,3 +59,23 @@ def test_names_and_reasons_are_needed(drifted):
     assert 'Missing option' in mlcycle(drifted, 'alarm', 'ack', 'abc', '--as', 'Grace', status=2)
     assert 'needs a name and a reason' in mlcycle(drifted, 'alarm', 'ack', 'abc', '--as', ' ', '--because', 'x', status=2)
     assert 'alarms begin with' in mlcycle(drifted, 'alarm', 'mute', 'zzz', '--until', '2999-01-01', '--as', 'a', '--because', 'b', status=2)
+
+
+def test_ended_by_a_person_until_a_later_window_has_the_cause_again(tmp_path):
+    project = project_at(tmp_path/'loans')
+    mlcycle(project, 'alarm', 'channel', 'notes', 'file', 'path=alarms.jsonl')
+    assert 'notes took the test' in mlcycle(project, 'alarm', 'try', 'notes')
+    for i, shift in enumerate((0, 4.6)): log(project, rows(300, seed=i, shift=shift), start(i))
+    mlcycle(project, 'monitor', status=1)
+    open_ones = [a.id for a in current_alarms(project)]
+    for id in open_ones: assert ', resolved: ' in mlcycle(project, 'alarm', 'resolve', id, '--as', 'Grace', '--because', 'the unit is mended')
+    mlcycle(project, 'monitor')                                                       # the same windows do not ring again
+    assert {a.state for a in current_alarms(project)} == {'resolved'} and 'Nothing is left to end' in mlcycle(project, 'alarm', 'resolve', open_ones[0], '--as', 'G', '--because', 'x', status=1)
+    log(project, rows(300, seed=2, shift=4.6), start(2))
+    mlcycle(project, 'monitor', status=1)                                             # but it was not mended
+    income = next(a for a in current_alarms(project) if a.column == 'income')
+    assert (income.state, income.rings) == ('raised', 2)
+    told = [a for line in (project.folder/'alarms.jsonl').read_text().splitlines() for a in json.loads(line)['alarms'] if a['id'] == income.id]
+    assert [(a['event'], a['rings']) for a in told] == [('raised', 1), ('resolved', 1), ('raised', 2)]
+    assert 'No channel' in mlcycle(project, 'alarm', 'try', 'pager', status=2) and 'left: none' in mlcycle(project, 'alarm', 'channel', 'notes', '--remove')
+    assert 'needs a kind' in mlcycle(project, 'alarm', 'channel', 'notes', status=2)

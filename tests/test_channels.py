@@ -4,8 +4,10 @@ from datetime import datetime, timedelta, timezone
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from mlcycle.alarms import Alarm, acknowledge_alarm, mute_alarm, ring_again
+from mlcycle.contacts_desk import contact_act
 from mlcycle.channels import deliver, notices, signature, tell, told
 from mlcycle.core import Project, SettingsError
+from mlcycle.desk import Desk
 from mlcycle.log import logs_folder
 
 SECRET, EVENING = 'a secret of sixteen characters', datetime(2026, 3, 1, 20, tzinfo=timezone.utc)
@@ -328,3 +330,32 @@ def test_no_channel_no_trace(tmp_path):
 def test_settings_that_cannot_work_are_refused(tmp_path, text, why):
     with pytest.raises(SettingsError, match='alarms') as refused: project_with(tmp_path, text)
     assert why in str(refused.value) and 'plain' not in str(refused.value)
+
+
+def test_a_channel_is_filled_in_and_tried_on_a_form_against_a_real_listener(tmp_path, hook):
+    "By a form alone: what cannot work is said, the host needs its tick, no secret is written, and the test arrives signed."
+    project, url = project_with(tmp_path), f'http://127.0.0.2:{hook.server_address[1]}/hook'
+    act = contact_act(project, 'webhook')
+    Desk(project, 'Contacts', [act]).widget()
+    keep, trial, _ = act.panels
+    fill = lambda **typed: [setattr(act.controls[k], 'value', v) for k, v in typed.items()]
+    def press(panel):
+        assert not panel.button.disabled, panel.why.value
+        panel.button.click(); act.thread.join()
+        return act.said.value
+    fill(name='pager', url=url, secret=SECRET.replace(' ', '-'))
+    assert keep.button.disabled and 'never type a secret' in keep.why.value and trial.button.disabled
+    fill(secret='PAGER_SECRET')
+    assert "may not call &#x27;127.0.0.2&#x27; yet" in keep.why.value
+    fill(allow_host=True)
+    press(keep)
+    assert project.settings.alarms.hosts[-1] == '127.0.0.2' and 'must begin with https' in press(trial) and not hook.seen
+    fill(url=url.replace('127.0.0.2', '127.0.0.1'), private=True)
+    press(keep)
+    assert 'pager took the test' in press(trial)
+    ((_, headers, body),) = hook.seen
+    assert headers['Mlcycle-Signature'] == signature(SECRET, headers['Mlcycle-Timestamp'], body) and json.loads(body)['event'] == 'test'
+    hook.answers += [500]
+    assert 'it answered 500' in press(trial) and notices(project) == []                   # a test is not an alarm, and is not tried again
+    assert SECRET.replace(' ', '-') not in (tmp_path/'mlcycle.toml').read_text()
+    assert Project(tmp_path).settings.alarms.channels[0].secret == '${PAGER_SECRET}'
