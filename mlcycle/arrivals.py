@@ -8,7 +8,7 @@ from typing import ClassVar
 import pandas as pd
 from pydantic import Field
 from .core import Estimate, Frame, Project, Result, digest
-from .scoring import labelled
+from .scoring import answers_index
 from .windows import Watch, main_metric, realised, window_bounds, window_number
 
 # %% auto #0
@@ -19,24 +19,35 @@ def told_outcomes(project: Project, ids: pd.Series, # of predictions
                   ) -> pd.DataFrame: # prediction_id, label, at, correction; in the order of their time
     "Every outcome that was ever told of some predictions; a correction says something else than the one before."
     if not project.tables.exists('labels'): return pd.DataFrame({'prediction_id': [], 'label': [], 'at': [], 'correction': []})
-    rows = project.tables.read('labels')
-    rows = rows[rows['prediction_id'].isin(set(ids))].sort_values(['at', 'received', 'row'], kind='stable')
+    rows = project.tables.read('labels', columns=['prediction_id', 'label', 'at', 'received', 'row'])
+    rows = rows.merge(ids.drop_duplicates().to_frame('prediction_id'), on='prediction_id').sort_values(['at', 'received', 'row'], kind='stable')
     before = rows.groupby('prediction_id')['label'].shift(1)
     again = before.notna() & (before == rows['label'])
     return rows.assign(correction=before.notna() & ~again)[~again][['prediction_id', 'label', 'at', 'correction']]
 
 # %% ../nbs/06da_arrivals.ipynb #c29989d2
-FIELDS = ['from', 'to', 'outcomes', 'corrections', 'delay_days', 'latest_days', 'status', 'value', 'low', 'high', 'n', 'reason']
+FIELDS = ['from', 'to', 'outcomes', 'corrections', 'delay_days', 'latest_days', 'status', 'value', 'low', 'high', 'n', 'reason',
+          'inputs'] # the last one: a digest of what the row was made from
 
 def arrivals(project: Project, watch: Watch, days: float, # length of a window
+             kept: pd.DataFrame | None=None, # rows of an earlier look: taken over where nothing has changed
              ) -> pd.DataFrame: # one row a window of label time, see FIELDS
     "Outcomes by the time at which they became known, with the main metric of the predictions that they are about."
-    known = labelled(project, version=watch.version)
+    known = answers_index(project, version=watch.version).dropna(subset='label')
     if not len(known): return pd.DataFrame(columns=FIELDS)
-    told = told_outcomes(project, known['prediction_id'])
+    told, before = told_outcomes(project, known['prediction_id']), {} if kept is None else {r[-1]: tuple(r) for r in kept.to_numpy(dtype=object)}
     numbers, when = window_number(told['at'], days), window_number(known['label_at'], days)
-    found = [_arrived(project, watch, (window_bounds(n, days), told[numbers == n], known[when == n])) for n in sorted(numbers.unique())]
+    parts = [(window_bounds(n, days), told[numbers == n], known[when == n]) for n in sorted(numbers.unique())]
+    keys = [_made_from(project, watch, part) for part in parts]
+    found = [before.get(key) or (*_arrived(project, watch, part), key) for key, part in zip(keys, parts)]
     return pd.DataFrame(found, columns=FIELDS, dtype=object)
+
+def _made_from(project: Project, watch: Watch, part: tuple) -> str:
+    "A digest of all that a row depends on."
+    bounds, told, known = part
+    rows = [int(pd.util.hash_pandas_object(df, index=False).sum() % 2**53) for df in (told, known)]
+    return digest([watch.version, [b.isoformat() for b in bounds], len(told), len(known), rows, main_metric(project),
+                   watch.model.get('threshold'), project.settings.monitoring.min_rows, project.settings.problem.costs.body(), project.settings.validation.body()])
 
 def _arrived(project: Project, watch: Watch, part: tuple) -> tuple:
     "One window: its bounds, what was told in it, and the predictions whose newest outcome is of it."
@@ -57,7 +68,7 @@ class Arrivals(Result):
     metric: str
     window_days: float
     table: Frame = Field(default_factory=pd.DataFrame) # see `arrivals`
-    inputs: str = '' # digest of the outcomes
+    inputs: str = '' # in entries of older versions, whose rows carried none of their own
 
     @property
     def headline(self) -> str:
@@ -66,13 +77,10 @@ class Arrivals(Result):
 
 def record_arrivals(project: Project, watch: Watch, days: float) -> Arrivals:
     "Keep the view by label time; what is known already is returned."
-    known = labelled(project, version=watch.version)
-    told = told_outcomes(project, known['prediction_id'])
-    key = pd.util.hash_pandas_object(told.astype(str), index=False).sum() if len(told) else 0
-    inputs = digest([watch.version, days, len(told), int(key % 2**53), main_metric(project), watch.model.get('threshold'),
-                     project.settings.validation.body()])
     before = project.latest(Arrivals, subject=watch.version)
-    if before is not None and before.inputs == inputs: return before
-    found = Arrivals(version=watch.version, metric=main_metric(project), window_days=days, inputs=inputs, table=arrivals(project, watch, days))
+    kept = None if before is None or 'inputs' not in before.table else before.table[FIELDS]
+    table = arrivals(project, watch, days, kept)
+    if kept is not None and before.window_days == days and list(kept['inputs']) == list(table['inputs']): return before
+    found = Arrivals(version=watch.version, metric=main_metric(project), window_days=days, table=table)
     if before is not None or len(found.table): project.record(found, subject=watch.version)
     return found

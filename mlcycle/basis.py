@@ -74,21 +74,22 @@ def _first_windows(log: pd.DataFrame, share: float) -> tuple[pd.DataFrame, pd.Ti
     last = settled.index[enough.argmax()]
     return log[log['window'].isin(settled.index[settled.index <= last]) & log['label'].notna()], last
 
-def _of_windows(project: Project, model: dict, log: pd.DataFrame) -> Basis:
+def _of_windows(project: Project, model: dict, log: pd.DataFrame, read: Callable) -> Basis:
     terms, plan = terms_of(project, model), plan_of_log(FeaturePlan.from_body(model['plan']))
-    rows, until = _first_windows(log, project.settings.monitoring.outcomes_share)
+    known, until = _first_windows(log, project.settings.monitoring.outcomes_share)
     why = f'{ENOUGH_KNOWN} outcomes of whole windows are needed to calibrate it; there is no sealed test set'
     if until is None: return Basis(digest(['nothing']), lambda: Estimator(terms, None, 'production', why))
-    known = sorted(rows['prediction_id'].astype(str)+'|'+rows['label'].astype(str))
-    source = f'{len(rows):,} outcomes of its first windows'
-    return Basis(digest(['windows', known]), cache(lambda: learn(terms, rows, plan, source)), until, lambda: rows)
+    key = digest(['windows', sorted(known['prediction_id'].astype(str)+'|'+known['label'].astype(str))])
+    source, rows = f'{len(known):,} outcomes of its first windows', cache(lambda: read(known))
+    return Basis(key, cache(lambda: learn(terms, rows(), plan, source)), until, rows)
 
 def find_basis(project: Project, version: str,
-               log: pd.DataFrame, # the version's predictions of full windows, with `label` and the start of their `window`
+               log: pd.DataFrame, # the version's predictions of full windows: prediction_id, `label`, the start of their `window`
+               read: Callable[[pd.DataFrame], pd.DataFrame]=lambda rows: rows, # rows of `log` as they were logged, with `label`
                ) -> Basis:
     "The sealed test rows of a version that was validated on them, else its first windows with outcomes."
     model, validation = project.ledger.last('model', version).body, project.ledger.last('validation', version)
     test_hash = validation.body.get('test_hash') if validation else None
     sealed = next((e.body for e in project.ledger.entries('snapshot') if e.body['hash'] == test_hash), {'rows': 0})
     if sealed['rows'] >= FEWEST_KNOWN and model.get('uri'): return _of_test(project, version, model, test_hash)
-    return _of_windows(project, model, log)
+    return _of_windows(project, model, log, read)

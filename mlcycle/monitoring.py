@@ -5,6 +5,7 @@
 # %% ../nbs/06_monitoring.ipynb #d5f91cd5
 from __future__ import annotations
 from datetime import datetime, timezone
+from functools import lru_cache
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -21,19 +22,18 @@ from .ledger import champion, retired, roles, versions
 from .expiry import forget, frozen
 from .log import log_event
 from .profile import Profile, load_profile
-from .scoring import event_times, label, labelled, predictions, score
+from .scoring import answers_index, event_times, label, predictions, score
 from .silence import end_silence
 from .targets import Targets, record_targets, targets_table, uses_over_time, uses_table
 from .together import Together, record_together
 from .tables import Snapshot
-from .windows import (Watch, Window, days_of, explained, hold, look, main_metric, more_apart, profiles_folder, trace, training_apart, watch, window_bounds,
-                             window_findings, window_number,
-                             with_scores)
+from .windows import (ORIGIN, Watch, Window, days_of, explained, hold, look, main_metric, more_apart, profiles_folder,
+                             trace, training_apart, watch, window_bounds, window_findings, window_number, with_scores)
 
 # %% auto #0
 __all__ = ['BRING', 'FORMAT', 'NOT_HELD', 'Health', 'MonitoringReport', 'watched_version', 'drifted_columns', 'estimate_text',
-           'moved_text', 'health', 'windows_table', 'arrivals_table', 'groups_over_time', 'alarms_table',
-           'prediction_log', 'monitor', 'recorded', 'Replay', 'replay_live', 'monitor_json', 'blocking']
+           'moved_text', 'health', 'windows_table', 'arrivals_table', 'groups_over_time', 'alarms_table', 'logged_rows',
+           'monitor', 'recorded', 'Replay', 'replay_live', 'monitor_json', 'blocking']
 
 # %% ../nbs/06_monitoring.ipynb #76043db0
 class Health(Record):
@@ -188,12 +188,13 @@ def alarms_table(report: MonitoringReport) -> pd.DataFrame:
 # %% ../nbs/06_monitoring.ipynb #a7ce0b3e
 FORMAT = 4  # of windows: a higher number makes all of them anew
 
-def prediction_log(project: Project) -> pd.DataFrame: # as logged, with `label` where it is known
-    "Every prediction with the newest outcome known for it."
-    log = predictions(project)
-    if not len(log): return log
-    known = labelled(project)[['prediction_id', 'label']]
-    return log.merge(known, on='prediction_id', how='left')
+def logged_rows(project: Project, version: str,
+                index: pd.DataFrame, # some of the version's predictions: prediction_id, at, label
+                ) -> pd.DataFrame: # as logged, with `label`; those that are gone meanwhile are left out
+    "The rows of a version's predictions, features and all."
+    first, last = index['at'].min(), index['at'].max()
+    bounds = dict(since=first, until=last+pd.Timedelta('1us')) if len(index) else dict(since=ORIGIN, until=ORIGIN)
+    return predictions(project, version=version, **bounds).merge(index[['prediction_id', 'label']], on='prediction_id')
 
 def _settings_digest(project: Project) -> str:
     s = project.settings
@@ -224,20 +225,24 @@ def _known_windows(project: Project, version: str) -> dict[tuple[str, str], Wind
     return {(e.body['from'], e.body['to']): Window.from_body(e.body)
             for e in project.ledger.entries('window', version)}
 
-def _watch_version(project: Project, version: str, log: pd.DataFrame, *, days: float, now: pd.Timestamp) -> None:
+def _watch_version(project: Project, version: str, index: pd.DataFrame, *, days: float, now: pd.Timestamp) -> None:
     "The windows of one version, recorded where they are new or have changed; its alarms brought in step."
     against, kept, looked = watch(project, version), _known_windows(project, version), []
-    numbers = window_number(log['at'], days)
-    against = against._replace(basis=_basis(project, version, log, numbers=numbers, days=days, now=now),
+    numbers = window_number(index['at'], days)
+    read = lru_cache(2)(lambda number: logged_rows(project, version, index[numbers == number]))
+    against = against._replace(basis=_basis(project, version, index, numbers=numbers, days=days, now=now),
                                apart=training_apart(project, against, days))
     past, still = [], _frozen_windows(project, kept, days, now)
-    for number in sorted({*_stretches(log, days, now), *still}):
+    for number in sorted({*_stretches(index, days, now), *still}):
         start, end = window_bounds(number, days)
-        part = log[numbers == number]
+        part = index[numbers == number]
         facts = dict(start=start.isoformat(), end=end.isoformat(), complete=bool(end <= now),
                      future=int((part['at'] > now).sum()))
-        window, current = _window(project, more_apart(against, past), part, facts, kept)
-        if window is not kept.get((window.start, window.end)): window = explained(project, against, window, log[numbers.isin((number-1, number))])
+        here = more_apart(against, past)
+        facts['inputs'] = _inputs(project, here, part, facts)
+        window, current = _kept_window(project, kept, facts) or look(project, here, read(number), **facts)
+        if window is not kept.get((window.start, window.end)):
+            window = explained(project, against, window, pd.concat([read(number-1), read(number)], ignore_index=True))
         looked.append((window, current))
         if current is None or not window.complete or window.status != 'ok': continue
         past.append((window, current))
@@ -250,20 +255,20 @@ def _watch_version(project: Project, version: str, log: pd.DataFrame, *, days: f
     said = [(w.start, w.end, window_findings(project, against, w)) for w in windows]
     update_alarms(project, version, episodes(said), over=_over(project, version))
     record_arrivals(project, against, days)
-    _beside_training(project, against, windows, log)
+    _beside_training(project, against, windows, index)
 
-def _beside_training(project: Project, against: Watch, windows: list[Window], log: pd.DataFrame) -> None:
+def _beside_training(project: Project, against: Watch, windows: list[Window], index: pd.DataFrame) -> None:
     "What is recorded and rings nobody: outcomes of all windows, and the rows of the newest full one."
-    record_targets(project, against, windows, log[log['label'].notna()])
+    record_targets(project, against, windows, index[index['label'].notna()])
     full = [w for w in windows if w.complete and w.status == 'ok']
-    here = log[(log['at'] >= pd.Timestamp(full[-1].start)) & (log['at'] < pd.Timestamp(full[-1].end))] if full else log.head(0)
-    if len(here): record_together(project, against, full[-1], here)
+    here = index[(index['at'] >= pd.Timestamp(full[-1].start)) & (index['at'] < pd.Timestamp(full[-1].end))] if full else index.head(0)
+    if len(here): record_together(project, against, full[-1], lambda: logged_rows(project, against.version, here))
 
-def _basis(project: Project, version: str, log: pd.DataFrame, *, numbers: pd.Series, days: float, now: pd.Timestamp):
+def _basis(project: Project, version: str, index: pd.DataFrame, *, numbers: pd.Series, days: float, now: pd.Timestamp):
     "What the version's estimates are learnt from; windows that are still filling take no part."
     starts = numbers.map({n: window_bounds(n, days)[0] for n in numbers.unique()})
     full = starts+pd.Timedelta(days=days) <= now
-    return find_basis(project, version, log[full].assign(window=starts[full]))
+    return find_basis(project, version, index[full].assign(window=starts[full]), lambda rows: logged_rows(project, version, rows))
 
 def _frozen_windows(project: Project, kept: dict, days: float, now: pd.Timestamp) -> dict[int, Window]: # by number
     "Recorded windows whose rows may be gone, or will be soon."
@@ -275,13 +280,12 @@ def _as_recorded(project: Project, window: Window) -> tuple[Window, Profile | No
     "A window and its profile, if that is still kept."
     return window, load_profile(profiles_folder(project), window.profile)
 
-def _window(project: Project, against: Watch, part: pd.DataFrame, facts: dict, kept: dict):
-    "The window in the ledger if nothing about it has changed, else a new one; and its profile."
-    inputs, before = _inputs(project, against, part, facts), kept.get((facts['start'], facts['end']))
-    if before is not None and before.inputs == inputs:
-        profile = load_profile(profiles_folder(project), before.profile)
-        if profile is not None: return before, profile
-    return look(project, against, part, **facts, inputs=inputs)
+def _kept_window(project: Project, kept: dict, facts: dict) -> tuple[Window, Profile] | None:
+    "The window in the ledger and its profile, if nothing that it was made from has changed."
+    before = kept.get((facts['start'], facts['end']))
+    if before is None or before.inputs != facts['inputs']: return None
+    profile = load_profile(profiles_folder(project), before.profile)
+    return None if profile is None else (before, profile)
 
 def _over(project: Project, version: str) -> str:
     "Why a version is no longer watched; empty while it is."
@@ -300,11 +304,11 @@ def monitor(project: Project,
     days = float(window_days or project.settings.monitoring.window_days)
     at = pd.Timestamp(now or datetime.now(timezone.utc))
     at = at.tz_localize('UTC') if at.tz is None else at.tz_convert('UTC')
-    log = prediction_log(project)
-    registered = [v for v in versions(project.ledger) if v in set(log['version'].astype(str))]
-    for version in registered:
-        _watch_version(project, version, log[log['version'].astype(str) == version], days=days, now=at)
-    strange = int((~log['version'].astype(str).isin(registered)).sum())
+    index = answers_index(project)
+    made = dict(iter(index.groupby(index['version'].astype(str), sort=False)))
+    registered = [v for v in versions(project.ledger) if v in made]
+    for version in registered: _watch_version(project, version, made[version], days=days, now=at)
+    strange = sum(len(rows) for version, rows in made.items() if version not in registered)
     note = f'{strange:,} predictions are of versions that are not registered; they are left out.' if strange else ''
     ring_again(project, at.to_pydatetime())
     end_silence(project)

@@ -21,7 +21,7 @@ from .ledger import ROLES, Ledger, roles, versions
 __all__ = ['FORMULA', 'Retired', 'BrokenAnswer', 'retirement_of', 'holder', 'admit', 'new_ids', 'answers', 'event_times', 'utc',
            'score', 'score_with', 'formula_safe', 'read_rows', 'LabelReport', 'encode_labels', 'incoming',
            'find_predictions', 'label', 'check_labels', 'known_ids', 'label_file', 'logged', 'predictions', 'labelled',
-           'training_rows']
+           'answers_index', 'training_rows']
 
 # %% ../nbs/00i_scoring.ipynb #887a9206
 class Retired(Blocked):
@@ -304,20 +304,35 @@ def predictions(project: Project, *,
                 version: str | None=None, # of one version only
                 ) -> pd.DataFrame: # as logged, oldest first
     "The prediction log, or a window of it."
-    if not logged(project): return pd.DataFrame(columns=['prediction_id', 'at', 'version', 'score', 'decision'])
     bounds = [('at', sign, utc(pd.Series([when], dtype=object), name).iloc[0])
               for sign, when, name in (('>=', since, 'since'), ('<', until, 'until')) if when is not None]
-    where = bounds+([('version', '=', str(version))] if version is not None else [])
-    return project.tables.read('predictions', where=where or None).sort_values('at', kind='stable').reset_index(drop=True)
+    return _logged(project, bounds+([('version', '=', str(version))] if version is not None else []))
+
+def _logged(project: Project, where: list, columns: list[str] | None=None) -> pd.DataFrame: # oldest first
+    if not logged(project): return pd.DataFrame(columns=['prediction_id', 'at', 'version', 'score', 'decision'])
+    found = project.tables.read('predictions', columns=columns, where=where or None)
+    return found.sort_values('at', kind='stable').reset_index(drop=True)
+
+def _latest_labels(project: Project) -> pd.DataFrame: # prediction_id, label, label_at
+    latest = _all_labels(project).sort_values('at', kind='stable').drop_duplicates('prediction_id', keep='last')
+    return latest[['prediction_id', 'label', 'at']].rename(columns={'at': 'label_at'})
 
 def labelled(project: Project, *, since: object=None, until: object=None, version: str | None=None) -> pd.DataFrame:
     "Predictions whose outcome is known, with `label` and `label_at`: the latest one where there are several."
     made = predictions(project, since=since, until=until, version=version)
-    latest = _all_labels(project).sort_values('at', kind='stable').drop_duplicates('prediction_id', keep='last')
-    latest = latest[['prediction_id', 'label', 'at']].rename(columns={'at': 'label_at'})
-    found = made.merge(latest, on='prediction_id', how='inner')
+    found = made.merge(_latest_labels(project), on='prediction_id', how='inner')
     task = project.settings.problem.task
     return found.astype({'label': int if task == 'binary' else float if task == 'regression' else object})
+
+def answers_index(project: Project, *, version: str | None=None, # of one version only
+                  ) -> pd.DataFrame: # prediction_id, at, version, scores, label, label_at; a label that is not known is missing
+    "Which predictions there are and the newest outcome of each; not one feature is read."
+    if not logged(project): return pd.DataFrame(columns=['prediction_id', 'at', 'version', 'score', 'label', 'label_at'])
+    scores = [c for c in project.tables.columns('predictions') if c == 'score' or c.startswith('score_')]
+    where = [('version', '=', str(version))] if version is not None else []
+    made = _logged(project, where, ['prediction_id', 'at', 'version', *scores])
+    found = made.merge(_latest_labels(project), on='prediction_id', how='left')
+    return found.astype({'label': object if project.settings.problem.task == 'multiclass' else float})
 
 # %% ../nbs/00i_scoring.ipynb #bdf6f548
 def training_rows(project: Project, info) -> pd.DataFrame | None: # None where they are gone

@@ -216,9 +216,13 @@ class Tables:
         "The number of a writer's last move that is in the table, as `once` gave it."
         return int(self._open(name).transaction_version(writer) or 0) if self.exists(name) else 0
 
+    def columns(self, name: str) -> list[str]:
+        "The names of a table's columns; no row is read."
+        return list(_names(self._open(name)))
+
     def has(self, name: str, column: str) -> bool:
         "Whether a table is there and has a column."
-        return self.exists(name) and column in _names(self._open(name))
+        return self.exists(name) and column in self.columns(name)
 
     def version(self, name: str) -> int:
         "The newest version of a table."

@@ -4,6 +4,7 @@
 
 # %% ../nbs/06dd_together.ipynb #559a7e6a
 from __future__ import annotations
+from collections.abc import Callable
 from typing import ClassVar, NamedTuple
 import numpy as np
 import pandas as pd
@@ -148,7 +149,7 @@ def look_together(then: pd.DataFrame, now: pd.DataFrame, # as they are read
 
 def record_together(project: Project, watch: Watch,
                     window: Window, # a full one
-                    log: pd.DataFrame, # its predictions, as logged
+                    read: Callable[[], pd.DataFrame], # its predictions, as logged
                     ) -> Together:
     "Look at a window's rows, and keep what was found; what is known already is returned."
     seed, level = project.settings.project.seed, project.settings.validation.level
@@ -156,7 +157,7 @@ def record_together(project: Project, watch: Watch,
     before = project.latest(Together, subject=watch.version)
     if before is not None and before.inputs == inputs: return before
     columns = watched_columns(project, watch.plan)
-    now = as_read(own_columns(log, {stored_name(c): c for c in columns}), watch.plan, columns)
+    now = as_read(own_columns(read(), {stored_name(c): c for c in columns}), watch.plan, columns)
     try: then = reference_rows(project, watch.model)
     except MlcycleError: then = pd.DataFrame()
     then = as_read(then.sample(min(len(then), MOST), random_state=seed), watch.plan, columns)
