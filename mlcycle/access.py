@@ -108,6 +108,7 @@ class Asked(NamedTuple):
     headers: dict[str, list[str]] # by name in lower case
     request_id: str
     caller: str # address
+    query: str = '' # of the address, what follows the question mark
 
 class Guard:
     "An ASGI app around another one: host, origin, token, size, time and number of requests."
@@ -141,7 +142,7 @@ class Guard:
             if body is None: return
             if not isinstance(body, bytes): await reply.refuse(*body)
             elif scope['method'] == 'POST' and (answer := self.quick.get(scope['path'])):
-                await reply.whole(*await answer(Asked(body, headers, reply.request_id, (scope.get('client') or ('',))[0])))
+                await reply.whole(*await answer(Asked(body, headers, reply.request_id, (scope.get('client') or ('',))[0], scope.get('query_string', b'').decode('latin-1'))))
             else: await self.app(scope, _replayed(body, receive), reply)
         except Exception:
             log.exception('request %s failed', reply.request_id)

@@ -15,6 +15,7 @@ from .compiled import NotCompiled, ScoringPath, compare, compile_pipeline, verdi
 from .core import InputsSection, IntegrityError, MlcycleError, SettingsError, digest, jsonable
 from .inputs import InputColumn
 from .keeping import hash_key, hashed_name, mark
+from .particulars import Particulars, Residuals
 from .registry import Model, ModelVersion, loads
 from .scoring import Retired
 from .standing import Part, Standing, answered, in_order, stand
@@ -123,6 +124,13 @@ class BundleService:
         if self.target == 'off': return False
         self.writing.submit(lambda: finish([waiting], self._failed([line for p in parts for line in self._lines(p)])))
         return True
+
+    @cached_property
+    def particulars(self) -> Particulars:
+        "Intervals, where home had them for it; the rows that explanations need do not leave home."
+        file = self.folder/'residuals.json'
+        known = Residuals.from_body(json.loads(file.read_text(encoding='utf-8'))) if file.exists() else None
+        return Particulars(lambda model: None, lambda model: known)
 
     def told(self, parts: list[Part]) -> None: "Nobody else looks at it."
 

@@ -17,6 +17,7 @@ from .features import FeaturePlan, clean_text
 from .gates import must_pass
 from .inputs import InputColumn, input_schema, read_records, to_records
 from .keeping import stored_as
+from .particulars import find_residuals
 from .registry import Model, ModelVersion
 from .scoring import admit, answers, training_rows
 from .manifests import TEMPLATES, manifests, service_name
@@ -133,6 +134,7 @@ def bundle_files(project: Project, model: Model) -> dict[str, bytes]: # path →
     stored = {c.name: how for c in schema if (how := stored_as(project.settings, c.name)) != 'kept'}
     texts = {'model.json': pretty(info.body()), 'log.json': pretty(stored), 'inputs.json': pretty(project.settings.deployment.inputs.body()), 'scoring.json': pretty(path.body()), 'schema.json': pretty({'columns': [c.body() for c in schema]}), 'golden.json': pretty(golden),
              'requirements.txt': ('\n'.join(requirements)+'\n').encode()}
+    if known := find_residuals(project, model): texts['residuals.json'] = pretty(known.body())
     return {**texts, 'model.skops': model_bytes(project, info), **serving_modules(),
             **manifests(project, info.version, requirements=requirements)}
 

@@ -5,6 +5,7 @@
 # %% ../nbs/00ic_service.ipynb #18055f14
 from __future__ import annotations
 import json, logging, math, threading, time
+from functools import cached_property
 from pathlib import Path
 import pandas as pd
 from .answering import LogForm, Ready
@@ -15,6 +16,7 @@ from .gates import registered
 from .inputs import InputColumn, dump, input_schema
 from .keeping import kept_columns, log_rows, marks_for, stored_as
 from .ledger import roles
+from .particulars import Particulars, project_particulars
 from .scoring import Retired, admit, known_ids, label, training_rows, utc
 from .shadow import Shadow
 from .standing import Part, Standing, answered, settled, stand
@@ -148,6 +150,11 @@ class ProjectService:
         "Keep answers; (event loop, future) is told when they are on the disk."
         self._open().submit([(self._content(p), len(p.told)) for p in parts], waiting)
         return True
+
+    @cached_property
+    def particulars(self) -> Particulars:
+        "What makes explanations and intervals; nothing of it is loaded before somebody asks."
+        return project_particulars(self.project)
 
     def told(self, parts: list[Part]) -> None:
         "What is done once the answer is on its way: the shadow sees it."

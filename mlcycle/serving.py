@@ -15,6 +15,7 @@ from .compiled import ScoringPath
 from .core import Blocked, DataError, MlcycleError, Project, SettingsError, jsonable
 from .inputs import BadRequest, Wrong, dump, is_date, json_schema, not_valid, read_list
 from .log import during
+from .particulars import WISHES, read_wish
 from .scoring import BrokenAnswer, Retired, admit
 from .bundle import BundleService, NotLogged
 from .service import ProjectService, open_service
@@ -194,13 +195,16 @@ def scoring(service, counters: Counters): # an async function of a request: stat
 
 async def _predicted(service, asked: Asked, counters: Counters) -> bytes:
     check_media(asked.headers)
+    wish = read_wish(asked.query)
     standing = service.now() or await run_in_threadpool(service.look)   # one state of things answers the whole request
-    if standing.quick and len(asked.body) <= SMALL: parts = _answers(service, standing, asked.body)
+    if standing.quick and wish is None and len(asked.body) <= SMALL: parts = _answers(service, standing, asked.body)
     else: parts = await run_in_threadpool(_answers, service, standing, asked.body)
+    more = await run_in_threadpool(service.particulars.of, parts, wish) if wish else None   # before it is logged: who cannot have it gets no answer
     loop = asyncio.get_running_loop()
     kept = loop.create_future()
     waits = service.submit(parts, (loop, kept))
-    content = dump({'version': standing.main.version, 'predictions': in_order(parts)})
+    said = in_order(parts) if more is None else [told | m for told, m in zip(in_order(parts), more, strict=True)]
+    content = dump({'version': standing.main.version, 'predictions': said})
     if waits and (error := await kept): raise NotLogged('The prediction could not be kept, so it is not given.') from error
     counters.told(parts)
     service.told(parts)
@@ -240,7 +244,7 @@ def _add_scoring(app: FastAPI, service) -> None:
 async def _asked(request: Request) -> Asked:
     headers: dict[str, list[str]] = {}
     for name, value in request.headers.items(): headers.setdefault(name, []).append(value)
-    return Asked(await request.body(), headers, request.state.request_id, request.client.host if request.client else '')
+    return Asked(await request.body(), headers, request.state.request_id, request.client.host if request.client else '', request.url.query)
 
 def label_names(service) -> list[str]:
     "The columns by which an outcome can name its prediction."
@@ -294,6 +298,7 @@ def document(app: FastAPI, service) -> dict:
         rows = {'type': 'array', 'minItems': 1, 'maxItems': 10_000, 'items': record}
         body = {'type': 'object', 'required': [key], 'properties': {key: rows}, 'additionalProperties': False}
         out['paths'][path]['post']['requestBody'] = {'required': True, 'content': {'application/json': {'schema': body}}}
+    out['paths']['/predict']['post']['parameters'] = WISHES
     out['components']['securitySchemes'] = {'token': {'type': 'http', 'scheme': 'bearer'}}
     out['security'], out['paths']['/health']['get']['security'] = [{'token': []}], []
     return out
