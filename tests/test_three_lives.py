@@ -1,5 +1,7 @@
 """One notebook, three lives: a person's in JupyterLab, the night's without one, and a reader's; the same figures to the last digit."""
-import json, os, re, shutil, subprocess, sys, time
+import os, re, shutil, subprocess, sys, time
+from collections import Counter
+from contextlib import contextmanager
 from pathlib import Path
 import nbformat, numpy as np, pandas as pd, pytest
 from bs4 import BeautifulSoup
@@ -8,7 +10,7 @@ from nbformat.v4 import new_code_cell, new_notebook
 from mlcycle.core import FACTS, Project
 from mlcycle.pipeline import STEPS
 from mlcycle.summary import figures
-from apps import ARGUMENTS, needs_chromium
+from apps import ARGUMENTS, chromium, free_port, needs_chromium
 
 MLCYCLE = Path(sys.executable).parent/'mlcycle'
 STAGES = list(STEPS)
@@ -58,11 +60,18 @@ def newest(home: Path, suffix: str) -> dict[str, Path]: # stage → file
 
 def told(cells: list) -> list[tuple[str, list[str]]]: # headline and all numbers of what is shown, a result each
     "What the results of executed cells say; in which order a table of figures stands is no figure, nor is how long the ledger is by now."
+    return [(headline, numbers(text)) for headline, text in results(cells)]
+
+
+def results(cells: list) -> list[tuple[str, str]]: # headline and text, a result each
     shown = [o['data'] for c in cells for o in c.get('outputs', []) if FACTS in o.get('data', {})]
-    return [(d[FACTS]['headline'], numbers(BeautifulSoup(d['text/html'], 'html.parser').get_text(' '))) for d in shown]
+    return [(d[FACTS]['headline'], BeautifulSoup(d['text/html'], 'html.parser').get_text(' ')) for d in shown]
 
 
 def numbers(text: str) -> list[str]: return sorted(n.rstrip('.,') for n in re.findall(r'\d[\d.,]*', re.sub(r'entry \d+', '', text)))
+
+
+def words(text: str) -> list[str]: return re.findall(r'[\w%]+(?:[.,]\w+)*', re.sub(r'entry \d+', '', text))
 
 
 def lived(home: Path, tmp_path: Path, *, mark: dict={}, **environment) -> dict[str, list]: # stage → its executed cells
@@ -131,22 +140,44 @@ def test_reports_open_offline_without_a_kernel_and_hold_no_dead_control(night):
     assert drawn >= 4 and errors == [] and all(url.startswith(('file:', 'data:')) for url in asked)
 
 
-def test_a_reader_sees_the_stage_in_voila(night):
-    "The page that Voilà serves of a stage has the report's figures and no code."
-    import socket, urllib.request
-    with socket.socket() as s: s.bind(('127.0.0.1', 0)); port = s.getsockname()[1]
-    home = night['warm']
-    server = subprocess.Popen([Path(sys.executable).parent/'voila', 'notebooks/04_validation.ipynb', '--no-browser', f'--port={port}', '--Voila.ip=127.0.0.1'],
-                              cwd=home, env=os.environ | {'MLCYCLE_READ_ONLY': '1'}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        until = time.monotonic()+90
-        while True:
-            try: html = urllib.request.urlopen(f'http://127.0.0.1:{port}/', timeout=90).read().decode(); break
-            except OSError: assert time.monotonic() < until and server.poll() is None; time.sleep(.3)
+@contextmanager
+def voila(home: Path):
+    "Voilà over the nine notebooks, read-only, with kernels out of one nursery; its port."
+    port = free_port()
+    server = subprocess.Popen([Path(sys.executable).parent/'voila', 'notebooks', '--no-browser', f'--port={port}', '--Voila.ip=127.0.0.1', '--KernelManager.transport=ipc',
+                               '--MappingKernelManager.kernel_manager_class=mlcycle.app_kernels.AppKernel', '--strip_sources=True'],
+                              cwd=home, env=os.environ | {'MLCYCLE_READ_ONLY': '1', 'MLCYCLE_APP': 'portfolio'}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try: yield port
     finally: server.terminate(); server.wait(20)
-    scripts = BeautifulSoup(html, 'html.parser').find_all('script', type=re.compile('output.json'))
-    assert told([{'outputs': [json.loads(s.string) for s in scripts]}]) == told(nbformat.read(newest(home, '.ipynb')['validation'], 4).cells)
-    assert 'validation_desk(here)' not in html
+
+
+def opened(page, url: str) -> None:
+    "Go there, also while the server is still starting."
+    from playwright.sync_api import Error
+    until = time.monotonic()+90
+    while True:
+        try: return page.goto(url, timeout=120_000)
+        except Error as error:
+            if 'ERR_CONNECTION_REFUSED' not in str(error) or time.monotonic() > until: raise
+            time.sleep(.3)
+
+
+@needs_chromium
+def test_a_reader_sees_all_nine_stages_in_voila(night):
+    "In Chromium: every word and every figure of the report's results stand on the page, no error does, and none of the notebook's code."
+    home = night['warm']
+    ledger = Project(home, read_only=True).ledger
+    before = ledger.head()
+    with voila(home) as port, chromium() as browser:
+        page = browser.new_page(viewport={'width': 1366, 'height': 768})
+        for stage, report in newest(home, '.ipynb').items():
+            opened(page, f'http://127.0.0.1:{port}/voila/render/{STEPS[stage].notebook}')
+            page.wait_for_function("document.querySelector('.jp-OutputArea-output') && !document.querySelector('#loading')?.offsetParent", timeout=120_000)
+            text = page.locator('body').inner_text()
+            for headline, said in results(nbformat.read(report, 4).cells):
+                assert headline.startswith('Replay') or not Counter(words(said))-Counter(words(text)), (stage, headline)   # a replay is made where one may write
+            assert 'Traceback' not in text and '_desk(here)' not in page.content(), stage
+    assert ledger.head() == before
 
 
 def test_nbconvert_executes_a_step_and_jupyter_scheduler_runs_one_with_parameters(night, tmp_path):
