@@ -12,7 +12,7 @@ from .gates import check_all
 from .ledger import champion, versions
 
 # %% auto #0
-__all__ = ['EVERYTHING', 'STEPS', 'GIVEN', 'DERIVED', 'Step', 'needs', 'fingerprint', 'step_file', 'code_of', 'settled',
+__all__ = ['EVERYTHING', 'STEPS', 'DERIVED', 'GIVEN', 'Step', 'needs', 'fingerprint', 'step_file', 'code_of', 'settled',
            'what_changed']
 
 # %% ../nbs/10d_fingerprints.ipynb #c2622c70
@@ -50,7 +50,7 @@ def needs(stage: str) -> set[str]: # stages
     "Every step that must have ended before a step can begin."
     return set().union(*({s} | needs(s) for s in STEPS[stage].after))
 
-# %% ../nbs/10d_fingerprints.ipynb #993033b3
+# %% ../nbs/10d_fingerprints.ipynb #c0c0e55e
 def fingerprint(project: Project, step: Step, parameters: dict) -> dict: # part → digest
     "What a step's outcome follows from, part by part, so that a rerun can say what changed."
     parts = {'notebook': digest(code_of(step_file(project, step))), 'parameters': digest(parameters), 'mlcycle': __version__}
@@ -68,28 +68,6 @@ def code_of(path: Path) -> list[str]: # the source of each code cell
     "What a notebook would run; prose and outputs do not count."
     from mlcycle.report import read_sources
     return [c.source for c in read_sources(path).cells if c.cell_type == 'code' and c.source.strip()]
-
-GIVEN = ('notebook', 'parameters', 'settings', 'sources', 'mlcycle')   # known before a step; the rest it may leave itself, and is read when it has ended
-
-def settled(before: dict, after: dict) -> dict: # part → digest
-    "The fingerprint of a step that has ended: what it was given, as that was when it began, and what there is now."
-    return after | {part: value for part, value in before.items() if part.split()[0] in GIVEN}
-
-def what_changed(last: dict | None, # how the step ended before: its fingerprint and parameters
-                 prints: dict, parameters: dict, # now
-                 ) -> str: # 'first run', 'run again', or 'changed: …'
-    "Why a step is run."
-    if not last: return 'first run'
-    parts = [p for p in prints if p != 'parameters' and prints[p] != last['fingerprint'].get(p)]
-    before = last.get('parameters') or {}
-    names = [n for n in sorted(before | parameters) if before.get(n) != parameters.get(n) or (n in before) != (n in parameters)]
-    sections = [p.partition(' ')[2] for p in parts if p.startswith('settings ')]
-    said = [f'parameter {n} ({_given(before, n)} → {_given(parameters, n)})' for n in names]+[p for p in parts if not p.startswith('settings ')]
-    said += [f'settings {" and ".join(sections)}'] if sections else []
-    return f'changed: {", ".join(said)}' if said else 'run again'
-
-def _given(parameters: dict, name: str) -> str:
-    return shown(parameters[name])[:60] if name in parameters else 'not given'
 
 # %% ../nbs/10d_fingerprints.ipynb #2c6e512f
 def _setting(settings: Record, key: str) -> object:
@@ -127,3 +105,27 @@ def _table_digest(project: Project, name: str) -> str:
     if project.settings.store.tables: return str(project.tables.version(name)) if project.tables.exists(name) else ''
     log = project.store/'tables'/name/'_delta_log'
     return max((p.name for p in log.glob('*.json')), default='')
+
+# %% ../nbs/10d_fingerprints.ipynb #be70db6b
+GIVEN = ('notebook', 'parameters', 'settings', 'sources', 'mlcycle')   # known before a step; the rest it may leave itself, and is read when it has ended
+
+def settled(before: dict, after: dict) -> dict: # part → digest
+    "The fingerprint of a step that has ended: what it was given, as that was when it began, and what there is now."
+    return after | {part: value for part, value in before.items() if part.split()[0] in GIVEN}
+
+# %% ../nbs/10d_fingerprints.ipynb #cc11613a
+def what_changed(last: dict | None, # how the step ended before: its fingerprint and parameters
+                 prints: dict, parameters: dict, # now
+                 ) -> str: # 'first run', 'run again', or 'changed: …'
+    "Why a step is run."
+    if not last: return 'first run'
+    parts = [p for p in prints if p != 'parameters' and prints[p] != last['fingerprint'].get(p)]
+    before = last.get('parameters') or {}
+    names = [n for n in sorted(before | parameters) if before.get(n) != parameters.get(n) or (n in before) != (n in parameters)]
+    sections = [p.partition(' ')[2] for p in parts if p.startswith('settings ')]
+    said = [f'parameter {n} ({_given(before, n)} → {_given(parameters, n)})' for n in names]+[p for p in parts if not p.startswith('settings ')]
+    said += [f'settings {" and ".join(sections)}'] if sections else []
+    return f'changed: {", ".join(said)}' if said else 'run again'
+
+def _given(parameters: dict, name: str) -> str:
+    return shown(parameters[name])[:60] if name in parameters else 'not given'

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 from .core import DataError, write_atomic
 
 # %% auto #0
-__all__ = ['POLICY', 'STYLE', 'PAGE', 'page', 'to_html', 'get_ready', 'import_nbformat', 'read_notebook', 'read_sources',
+__all__ = ['POLICY', 'STYLE', 'PAGE', 'page', 'import_nbformat', 'read_notebook', 'read_sources', 'to_html', 'get_ready',
            'title_of', 'readme', 'write_readme']
 
 # %% ../nbs/10_report.ipynb #a2e331ef
@@ -39,6 +39,39 @@ def page(body: str, # trusted HTML
     banner = f'<div class="state {html.escape(state)}"><b>{html.escape(state)}</b> {html.escape(note)}</div>' if state else ''
     return PAGE.format(policy=POLICY, title=html.escape(title), style=STYLE, state=banner, body=body)
 
+# %% ../nbs/10_report.ipynb #1ffa54a8
+def import_nbformat(): # the module
+    "nbformat, without the grammar of international addresses that it would build for a second and that no notebook needs."
+    import sys
+    absent = 'nbformat' not in sys.modules and sys.modules.setdefault('rfc3987_syntax', None) is None
+    import nbformat
+    if absent: del sys.modules['rfc3987_syntax']
+    return nbformat
+
+def read_notebook(path: str | Path): # nbformat's NotebookNode
+    "A notebook, or an error that says why the file is none."
+    path = Path(path)
+    try: return import_nbformat().read(path, as_version=4)
+    except FileNotFoundError: raise DataError(f'There is no notebook {path.name}. Steps lie in the project under notebooks/.') from None
+    except Exception as error:
+        text = path.read_text(encoding='utf-8', errors='replace')
+        line = next((i for i, l in enumerate(text.splitlines(), 1) if l.startswith(('<<<<<<<', '=======', '>>>>>>>'))), None)
+        where = f'line {line} is a merge conflict mark' if line else str(error).splitlines()[0][:200]
+        raise DataError(f'{path.name} is not a notebook: {where}. Mend it or copy the step anew with mlcycle new.') from None
+
+# %% ../nbs/10_report.ipynb #42ef4f28
+def read_sources(path: str | Path): # .cells, each with cell_type, source and metadata
+    "A notebook's cells without their outputs, in a millisecond where it is plain version 4."
+    try:
+        content = json.loads(Path(path).read_text(encoding='utf-8'))
+        if content['nbformat'] != 4: return read_notebook(path)
+        return SimpleNamespace(cells=[_source_cell(c) for c in content['cells']])
+    except (OSError, ValueError, KeyError, TypeError): return read_notebook(path)
+
+def _source_cell(cell: dict) -> SimpleNamespace:
+    return SimpleNamespace(cell_type=cell['cell_type'], source=''.join(cell['source']), metadata=cell.get('metadata', {}))
+
+# %% ../nbs/10_report.ipynb #57cdcfbf
 def to_html(notebook: str | Path, # an executed notebook
             *, title: str='', # of the page; default: the notebook's own
             state: str='', note: str='', # shown at the top
@@ -61,36 +94,6 @@ def get_ready() -> None:
     "Load what drawing a page needs, so that the first is no slower than the next."
     import_nbformat()
     with _one_page_at_a_time: _exporter().from_notebook_node(import_nbformat().v4.new_notebook())
-
-def import_nbformat(): # the module
-    "nbformat, without the grammar of international addresses that it would build for a second and that no notebook needs."
-    import sys
-    absent = 'nbformat' not in sys.modules and sys.modules.setdefault('rfc3987_syntax', None) is None
-    import nbformat
-    if absent: del sys.modules['rfc3987_syntax']
-    return nbformat
-
-def read_notebook(path: str | Path): # nbformat's NotebookNode
-    "A notebook, or an error that says why the file is none."
-    path = Path(path)
-    try: return import_nbformat().read(path, as_version=4)
-    except FileNotFoundError: raise DataError(f'There is no notebook {path.name}. Steps lie in the project under notebooks/.') from None
-    except Exception as error:
-        text = path.read_text(encoding='utf-8', errors='replace')
-        line = next((i for i, l in enumerate(text.splitlines(), 1) if l.startswith(('<<<<<<<', '=======', '>>>>>>>'))), None)
-        where = f'line {line} is a merge conflict mark' if line else str(error).splitlines()[0][:200]
-        raise DataError(f'{path.name} is not a notebook: {where}. Mend it or copy the step anew with mlcycle new.') from None
-
-def read_sources(path: str | Path): # .cells, each with cell_type, source and metadata
-    "A notebook's cells without their outputs, in a millisecond where it is plain version 4."
-    try:
-        content = json.loads(Path(path).read_text(encoding='utf-8'))
-        if content['nbformat'] != 4: return read_notebook(path)
-        return SimpleNamespace(cells=[_source_cell(c) for c in content['cells']])
-    except (OSError, ValueError, KeyError, TypeError): return read_notebook(path)
-
-def _source_cell(cell: dict) -> SimpleNamespace:
-    return SimpleNamespace(cell_type=cell['cell_type'], source=''.join(cell['source']), metadata=cell.get('metadata', {}))
 
 def _visible(content):
     "The notebook without cells tagged 'hide'; warnings stay in the executed notebook, which lies beside the page."
