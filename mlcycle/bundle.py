@@ -4,7 +4,7 @@
 
 # %% ../nbs/00ibg_bundle.ipynb #ede5a122
 from __future__ import annotations
-import json, os, threading
+import asyncio, json, os, threading
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timezone
 from functools import cached_property, partial
@@ -37,8 +37,13 @@ def finish(waiting: list[tuple], # (event loop, future)
     loops: dict = {}
     for loop, said in waiting: loops.setdefault(loop, []).append(said)
     for loop, those in loops.items():
+        if loop is _loop_here(): _resolve(those, error); continue   # it was written in the loop's own thread
         try: loop.call_soon_threadsafe(_resolve, those, error)
         except RuntimeError: pass   # the loop has ended, and nobody waits in it
+
+def _loop_here() -> asyncio.AbstractEventLoop | None:
+    try: return asyncio.get_running_loop()
+    except RuntimeError: return None
 
 def _resolve(those: list, error: Exception | None) -> None:
     for said in those:

@@ -551,6 +551,7 @@ class DeploymentSection(Record):
     port: Annotated[int, Field(ge=1, le=65535)] = 8000
     replicas: Annotated[int, Field(ge=1)] = 2
     pod_requests: Annotated[int, Field(ge=1)] = 100 # a second that one pod carries before another is added
+    spill: str = '' # folder, of this project alone, for predictions while the store's disk is full; empty: the server answers 503
     image: str = ''
     canary: CanarySection = CanarySection()
     log: LogSection = LogSection()

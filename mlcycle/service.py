@@ -38,7 +38,7 @@ class ProjectService:
         self.project, self.version, self.lock, self.labelling = project, version, threading.Lock(), threading.Lock()
         self.head = self.standing = self.gone = self.loaded = self.writer = None
         self.looked, self.ready, self.forms, self.tally = -math.inf, {}, {}, Tally()     # ready: version → loaded, the newest last
-        self.shadow, self.gone_by = None, []
+        self.shadow, self.gone_by, self.asked = None, [], {}   # asked: loop → what waits for its next write
         try: self.look(wait=True)
         except Retired: pass   # it answers 410
 
@@ -148,8 +148,13 @@ class ProjectService:
 
     def submit(self, parts: list[Part], waiting: tuple) -> bool: # whether there is something to wait for
         "Keep answers; (event loop, future) is told when they are on the disk."
-        self._open().submit([(self._content(p), len(p.told)) for p in parts], waiting)
+        self._open()
+        loop, mine = waiting[0], self.asked.setdefault(waiting[0], [])
+        if not mine: loop.call_soon(self._commit, loop)   # whoever is answered in this round of the loop is kept in one write
+        mine.append((b''.join(self.frame(self._content(p), len(p.told)) for p in parts), waiting))
         return True
+
+    def _commit(self, loop) -> None: self._open().commit(self.asked.pop(loop))
 
     @cached_property
     def particulars(self) -> Particulars:
@@ -175,9 +180,10 @@ class ProjectService:
     def _open(self):
         "The writer of this process."
         if self.writer is None:
-            from mlcycle.spool import Writer, spool_folder
+            from mlcycle.spool import Writer, frame, spill_folder, spool_folder
             self.project.must_write('predictions')
-            self.writer = Writer(spool_folder(self.project, 'predictions'), reserve=2**22, tell=finish)
+            self.frame, spill = frame, spill_folder(self.project, 'predictions')
+            self.writer = Writer(spool_folder(self.project, 'predictions'), reserve=2**22, spill=spill, tell=finish)
         return self.writer
 
     def label(self, rows: pd.DataFrame) -> dict:

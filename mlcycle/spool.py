@@ -14,8 +14,9 @@ from .core import IntegrityError, Project, sync_folder, write_atomic
 from .tables import to_arrow
 
 # %% auto #0
-__all__ = ['HEAD', 'TYPES', 'log', 'LARGEST', 'AT_ONCE', 'frame', 'frames', 'arrow_content', 'columns_content', 'json_head',
-           'read_contents', 'Writer', 'spool_folder', 'spool', 'waiting', 'append', 'gather']
+__all__ = ['HEAD', 'TYPES', 'log', 'LARGEST', 'QUICK', 'SHORT', 'FULL', 'AT_ONCE', 'frame', 'frames', 'arrow_content',
+           'columns_content', 'json_head', 'read_contents', 'Writer', 'spool_folder', 'spool', 'waiting',
+           'spill_folder', 'append', 'gather']
 
 # %% ../nbs/00ha_spool.ipynb #70c29b24
 HEAD = struct.Struct('<III')   # bytes that follow, their CRC-32, rows
@@ -76,22 +77,40 @@ def _json_rows(head: bytes, rows: list[bytes]) -> pa.Table:
 # %% ../nbs/00ha_spool.ipynb #a248538a
 log = logging.getLogger('mlcycle.spool')
 LARGEST = 32*2**20   # bytes of a segment, from which on a new one is begun
+QUICK, SHORT = .002, 2**16   # seconds and bytes of a write for which no other thread is asked
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 class Writer:
-    "Durable rows: `submit` returns at once and calls back when they are on the disk; `keep` waits for that."
+    "Durable rows: `submit` and `commit` call back when they are on the disk; `keep` waits for that."
     def __init__(self, folder: Path, # of the segments
                  *, reserve: int=0, # bytes written in advance
-                 tell: Callable=lambda waiting, error: [done(error) for done in waiting], # called after each write, in the writer's thread
+                 spill: Path | None=None, # folder of the segments while the first has no room
+                 tell: Callable=lambda waiting, error: [done(error) for done in waiting], # called after each write, in the thread that wrote
                  ):
-        self.folder, self.reserve, self.tell, self.pid = folder, reserve, tell, os.getpid()
-        self.handle, self.at, self.queue = None, 0, queue.SimpleQueue()
+        self.folder, self.spill, self.reserve, self.tell, self.took = folder, spill, reserve, tell, 2*QUICK
+        self.handle, self.at, self.place, self.spare = None, 0, folder, None   # spare: (handle, file) of the next segment
+        self.queue, self.lock = queue.SimpleQueue(), threading.Lock()
         self.thread = threading.Thread(target=self._work, daemon=True, name='spool')
         self.thread.start()
 
     def submit(self, parts: list[tuple[bytes, int]], # content of a frame, and its rows
-               done: Callable) -> None:
-        "Hand frames over, kept together or not at all; `done` is given None when they are durable, or the error that prevented it."
+               done: object) -> None:
+        "Hand frames over, kept together or not at all; `tell` is given `done` when they are durable, or with the error that prevented it."
         self.queue.put((b''.join(frame(*part) for part in parts), done))
+
+    def commit(self, asked: list[tuple[bytes, object]], # frames that are kept together, and whom to tell
+               ) -> None:
+        "Keep frames of several in one write: here, where that is quick, else in the writer's thread."
+        data = b''.join(frames for frames, _ in asked)
+        if self.took < QUICK and len(data) <= SHORT and self.queue.empty() and self.lock.acquire(blocking=False):
+            try:
+                here = self.handle is not None and not self._used_up(len(data))
+                error = self._write(data) if here else None
+            finally: self.lock.release()
+            if here: self.tell([done for _, done in asked], error)
+            if self._half_used(): self.queue.put((b'', None))   # the thread makes the next segment ready
+            if here: return
+        for one in asked: self.queue.put(one)
 
     def keep(self, content: bytes, rows: int) -> None:
         "Keep rows, on disk when this returns."
@@ -111,14 +130,25 @@ class Writer:
             while not self.queue.empty() and len(batch) < 1000:
                 if (item := self.queue.get()) is None: last = True; break
                 batch.append(item)
-            self.tell([done for _, done in batch], self._write(b''.join(f for f, _ in batch)))
+            if any(done is not None for _, done in batch):
+                with self.lock: error = self._write(b''.join(f for f, _ in batch))
+                self.tell([done for _, done in batch if done is not None], error)
             if last: break
-        self._let_go()
+            self._make_ready()
+        self._end()
 
     def _write(self, data: bytes) -> Exception | None:
         "All of it durable, or an error and nothing of it."
+        started, error = time.perf_counter(), self._put(data, self.folder)
+        if self.spill is not None and isinstance(error, OSError) and error.errno in FULL:
+            log.error('%s is full, rows go to %s', self.folder, self.spill)
+            error = self._put(data, self.spill)
+        if len(data) <= SHORT: self.took += (time.perf_counter()-started-self.took)/4
+        return error
+
+    def _put(self, data: bytes, folder: Path) -> Exception | None:
         try:
-            if self.handle is None: self._begin()
+            if self.handle is None or self._used_up(len(data)): self._begin(folder)
             rest, at = data, self.at
             while rest:
                 n = os.pwrite(self.handle, rest, at)
@@ -128,20 +158,36 @@ class Writer:
             self._let_go()
             return error
         self.at = at
-        if at >= LARGEST: self._let_go()
+        if at >= LARGEST or (self.place != self.folder and at >= SHORT): self._let_go()   # the first folder may have room again
 
-    def _begin(self) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        file = self.folder/f'{time.time_ns():020}-{os.getpid()}-{secrets.token_hex(4)}.new'
-        self.handle, self.at = os.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600), 0
-        fcntl.flock(self.handle, fcntl.LOCK_EX)   # before it has the name under which others find it
-        try: os.pwrite(self.handle, bytes(self.reserve), 0)
-        except OSError as error:
-            if error.errno != errno.ENOSPC: raise
-            os.ftruncate(self.handle, 0)
-        os.fsync(self.handle)
+    def _half_used(self) -> bool: return self.place == self.folder and self.spare is None and 0 < self.reserve < 2*self.at
+
+    def _used_up(self, more: int) -> bool: return self.spare is not None and self.at+more > self.reserve
+
+    def _make_ready(self) -> None:
+        if self.handle is None or not self._half_used(): return
+        try: self.spare = self._new(self.folder)
+        except OSError: log.exception('the next segment is not ready')   # it is made when it is needed
+
+    def _begin(self, folder: Path) -> None:
+        self._let_go()
+        if folder == self.folder and self.spare: (handle, file), self.spare = self.spare, None
+        else: handle, file = self._new(folder)
+        self.handle, self.at, self.place = handle, 0, folder
         file.rename(file.with_suffix('.log'))
-        sync_folder(self.folder)
+        sync_folder(folder)
+
+    def _new(self, folder: Path) -> tuple[int, Path]: # a segment under a name that nobody looks for
+        folder.mkdir(parents=True, exist_ok=True)
+        file = folder/f'{time.time_ns():020}-{os.getpid()}-{secrets.token_hex(4)}.new'
+        handle = os.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+        fcntl.flock(handle, fcntl.LOCK_EX)   # before it has the name under which others find it
+        try: os.pwrite(handle, bytes(self.reserve), 0)
+        except OSError as error:
+            if error.errno not in FULL: os.close(handle); raise
+            os.ftruncate(handle, 0)
+        os.fsync(handle)
+        return handle, file
 
     def _let_go(self) -> None:
         if self.handle is None: return
@@ -150,7 +196,14 @@ class Writer:
         os.close(self.handle)
         self.handle = None
 
-# %% ../nbs/00ha_spool.ipynb #1f7f44e6
+    def _end(self) -> None:
+        self._let_go()
+        if self.spare is None: return
+        handle, file = self.spare
+        file.unlink(missing_ok=True)
+        os.close(handle)
+
+# %% ../nbs/00ha_spool.ipynb #2e3010c0
 def spool_folder(project: Project, name: str) -> Path:
     "Where the segments of a table lie."
     return project.store/'spool'/name
@@ -169,8 +222,14 @@ def waiting(project: Project, name: str) -> int: # rows
     done = _state(project, name)['done']
     return sum(rows for file in _segments(project, name) for _, rows, _ in frames(_rest(file, done.get(file.name, 0))))
 
-def _segments(project: Project, name: str) -> list[Path]: # oldest first
-    return sorted(spool_folder(project, name).glob('*.log'), key=lambda f: f.name)
+def spill_folder(project: Project, name: str) -> Path | None:
+    "Where segments lie that had no room there; None where `deployment.spill` names no folder."
+    place = project.settings.deployment.spill
+    return project.folder/Path(place).expanduser()/name if place else None
+
+def _segments(project: Project, name: str, ending: str='log') -> list[Path]: # oldest first
+    folders = filter(None, [spool_folder(project, name), spill_folder(project, name)])
+    return sorted((file for folder in folders for file in folder.glob(f'*.{ending}')), key=lambda f: f.name)
 
 def _rest(file: Path, start: int, most: int=-1) -> bytes:
     try:
@@ -262,10 +321,12 @@ def _tidy(project: Project, name: str, state: dict) -> None:
 
 def _clear(project: Project, name: str) -> None:
     "Delete segments that a killed process never came to write to."
-    for file in spool_folder(project, name).glob('*.new'):
-        try: left = time.time()-file.stat().st_mtime > 3600
-        except FileNotFoundError: continue   # it has its name now
-        if left: file.unlink(missing_ok=True)
+    for file in _segments(project, name, 'new'):
+        try:
+            with open(file, 'rb') as f:
+                fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if time.time()-os.fstat(f.fileno()).st_mtime > 3600: file.unlink()
+        except (FileNotFoundError, BlockingIOError): continue   # it has its name now, or its writer lives
 
 def _blank(handle: int, start: int, end: int) -> None:
     if end > start: os.pwrite(handle, bytes(end-start), start); os.fdatasync(handle)

@@ -1,9 +1,9 @@
 """The spool under faults: a torn tail, a full disk, a writer at work during moves, a move that is cut off."""
-import errno, json, os, threading
+import errno, json, os, subprocess, threading
 import pandas as pd
 import pytest
 from mlcycle.core import Project
-from mlcycle.spool import Writer, gather, json_head, spool, spool_folder, waiting
+from mlcycle.spool import Writer, frame, gather, json_head, spill_folder, spool, spool_folder, waiting
 
 HEAD = json_head({'n': 'whole'})
 
@@ -114,3 +114,67 @@ def test_a_move_that_is_cut_off_is_neither_lost_nor_doubled(project, monkeypatch
         with pytest.raises(KeyboardInterrupt): gather(project, 'visits')
     spool(project, 'visits', pd.DataFrame({'n': [3]}))
     assert stored(project) == [1, 2, 3] and stored(project) == [1, 2, 3]
+
+
+def test_little_is_written_in_place_while_the_disk_is_quick_and_segments_follow_each_other(project):
+    "From one thread and from another at once, over the end of many segments: each row is told of after it is durable, and moved once."
+    folder, told = spool_folder(project, 'visits'), []
+    def tell(those, error) -> None:
+        told.extend((n, error, threading.get_ident()) for n, _ in those)
+        for _, heard in those: heard.set()
+    writer = Writer(folder, reserve=4096, tell=tell)
+    def from_here(start: int) -> None:
+        for n in range(start, start+300):
+            writer.took, heard = (0. if n % 3 else 1.), threading.Event()   # quick, then slow
+            writer.commit([(frame(*content(n)), (n, heard))])
+            assert heard.wait(30)
+    other = threading.Thread(target=from_here, args=(300,))
+    other.start(), from_here(0), other.join()
+    assert {error for _, error, _ in told} == {None} and sorted(n for n, *_ in told) == [*range(600)]
+    assert {threading.get_ident(), writer.thread.ident} < {thread for *_, thread in told}
+    assert len([*folder.glob('*.log')]) > 3     # a segment ends where its reserve does
+    writer.close()
+    assert stored(project) == [*range(600)] and [f.name for f in folder.iterdir()] == ['moved.json']
+
+
+def test_the_next_segment_of_a_writer_that_lives_is_left_alone(project):
+    writer = Writer(spool_folder(project, 'visits'), reserve=1000)
+    for n in range(8): keep(writer, n)
+    ready = next(spool_folder(project, 'visits').glob('*.new'))
+    os.utime(ready, (0, 0))
+    assert stored(project) == [*range(8)] and ready.exists()
+    writer.close()
+    assert not ready.exists()
+
+
+@pytest.fixture()
+def small_disk(project) -> None:
+    "One megabyte under the spool of a project that spills beside it."
+    toml = project.folder/'mlcycle.toml'
+    toml.write_text(toml.read_text()+'[deployment]\nspill = "beside"\n')
+    place = project.store/'spool'
+    place.mkdir(parents=True)
+    done = subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=1m', 'tmpfs', str(place)], capture_output=True, text=True)
+    if done.returncode: pytest.skip(f'no small disk can be mounted here: {done.stderr.strip()[:100]}')
+    yield place
+    subprocess.run(['umount', str(place)], check=True)
+
+
+@pytest.mark.parametrize('spills', [True, False])
+def test_a_full_disk_spills_to_another_or_says_so(project, small_disk, spills):
+    project = Project(project.folder)
+    beside = spill_folder(project, 'visits')
+    writer = Writer(spool_folder(project, 'visits'), spill=beside if spills else None)
+    keep(writer, 1)
+    ballast = small_disk/'ballast'
+    with pytest.raises(OSError), ballast.open('wb') as f:
+        while True: f.write(bytes(4096)), f.flush()
+    kept = [1]
+    for n in range(2, 60):
+        try: writer.keep(*content(*[n]*500)); kept += [n]*500
+        except OSError as error: assert not spills and error.errno == errno.ENOSPC
+    assert (len(kept) > 20_000 and [*beside.glob('*.log')]) if spills else len(kept) < 5000
+    ballast.unlink()
+    keep(writer, 99)
+    writer.close()
+    assert stored(project) == sorted([*kept, 99]) and waiting(project, 'visits') == 0 and not [*beside.glob('*')]
