@@ -7,7 +7,7 @@ from __future__ import annotations
 import shlex, threading
 from typing import Callable, NamedTuple
 from .core import MlcycleError, Project, escaped, label
-from .desk import Desk, html_box, inside, part_html, result_html
+from .desk import Desk, html_box, inside, named, part_html, result_html
 
 # %% auto #0
 __all__ = ['BY', 'BECAUSE', 'WHO', 'NAMED', 'PLACES', 'Field', 'nothing_against', 'Deed', 'acting', 'line_of', 'as_word',
@@ -88,7 +88,7 @@ class Act:
     def widget(self, desk: Desk):
         import ipywidgets
         self.desk, self.busy, self.seen, self.thread = desk, False, None, None
-        self.controls = {f.name: field_control(f, desk.project) for f in self.fields}
+        self.controls = {f.name: named(field_control(f, desk.project), label(f.name)) for f in self.fields}
         self.shown, self.said = html_box(''), html_box('')
         self.panels = [Panel(d, self.press, self.weigh) for d in self.deeds]
         for name, control in self.controls.items(): control.observe(lambda _, name=name: self._typed(name), 'value')
@@ -150,7 +150,7 @@ class Panel:
         self.button = ipywidgets.Button(description=deed.name, button_style='primary', disabled=True, layout=ipywidgets.Layout(width='auto', min_width='120px'))
         self.button.on_click(lambda _: press(deed))
         self.once_more = ipywidgets.Text(placeholder=f'type the {deed.again} again', layout=ipywidgets.Layout(width='220px', display='' if deed.again else 'none'))
-        self.once_more.observe(lambda _: weigh(), 'value')
+        named(self.once_more, f'{label(deed.again)} again').observe(lambda _: weigh(), 'value')
         self.box = ipywidgets.VBox([ipywidgets.HBox([self.button, self.once_more, self.why], layout=ipywidgets.Layout(flex_flow='row wrap', align_items='center')), self.lines])
 
     def tell(self, values: dict, why: str, *, ready: bool) -> None:

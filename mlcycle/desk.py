@@ -10,8 +10,8 @@ from typing import Callable
 from .core import MlcycleError, Project, escaped, read_settings, shown
 
 # %% auto #0
-__all__ = ['STYLE', 'BLUE', 'ORANGE', 'RED', 'GREY', 'is_live', 'part_html', 'drawn', 'View', 'inside', 'html_box', 'Folded',
-           'unfolded', 'Desk', 'opened', 'Dial', 'result_html']
+__all__ = ['STYLE', 'BLUE', 'ORANGE', 'RED', 'GREY', 'is_live', 'part_html', 'drawn', 'View', 'inside', 'html_box', 'named',
+           'Folded', 'unfolded', 'Desk', 'opened', 'Dial', 'result_html']
 
 # %% ../nbs/12d_desk.ipynb #904ce63c
 def is_live() -> bool:
@@ -32,7 +32,7 @@ STYLE = '''<style>
 .mlcycle-desk h4, .mlcycle-desk-part h4 {font-size: 14px; margin: 14px 0 4px}
 .mlcycle-desk table, .mlcycle-desk-part table {border-collapse: collapse; margin: 4px 0}
 .mlcycle-desk td, .mlcycle-desk th, .mlcycle-desk-part td, .mlcycle-desk-part th {padding: 2px 8px; vertical-align: top;
-  border-bottom: 1px solid var(--jp-border-color2, #ccc); overflow-wrap: anywhere; min-width: 6em; max-width: 480px; font-size: 12px}
+  border-bottom: 1px solid var(--jp-border-color2, #ccc); overflow-wrap: anywhere; min-width: 8.5em; max-width: 480px; font-size: 12px}
 .mlcycle-desk th, .mlcycle-desk-part th {text-align: left; font-weight: 600}
 .mlcycle-desk .scroll, .mlcycle-desk-part .scroll {max-height: 420px; overflow: auto}
 .mlcycle-desk .note, .mlcycle-desk-part .note {color: var(--jp-ui-font-color2, #555)}
@@ -41,6 +41,10 @@ STYLE = '''<style>
 .mlcycle-desk pre, .mlcycle-desk-part pre {background: var(--jp-layout-color2, #f2f2f2); color: var(--jp-ui-font-color1, inherit);
   padding: 6px 8px; margin: 4px 0; white-space: pre-wrap; overflow-wrap: anywhere; font-size: 12px; max-height: 240px; overflow: auto}
 .mlcycle-agreed label, .mlcycle-agreed label span {white-space: normal; overflow: visible}
+.mlcycle-live :focus-visible {outline: none; box-shadow: 0 0 0 2px var(--jp-layout-color1, #fff), 0 0 0 4px var(--jp-brand-color1, #0072B2) !important}
+.mlcycle-live .mlcycle-named > .widget-label, .mlcycle-live .mlcycle-named > .widget-label-basic > span {position: absolute; width: 1px; height: 1px;
+  overflow: hidden; clip-path: inset(50%)}
+.mlcycle-live .mlcycle-fold {text-align: left; font-weight: 600; margin: 6px 0 0}
 .mlcycle-desk svg text, .mlcycle-desk-part svg text {fill: var(--jp-ui-font-color1, currentColor); font-size: 11px}
 </style>'''
 BLUE, ORANGE, RED, GREY = '#0072B2', '#E69F00', '#D55E00', '#8a8a8a'   # told apart by most colour-blind people
@@ -71,15 +75,26 @@ def html_box(html: str): # an ipywidgets.HTML
     import ipywidgets
     return ipywidgets.HTML(inside(html), layout=ipywidgets.Layout(width='auto', overflow='visible'))
 
+def named(control, name: str): # the same widget
+    "Tell what a control is for to those who do not see the words beside it: its own label, which is heard and not shown."
+    if 'allowed_tags' in control.trait_names(): control.placeholder = f'{name}: type, then Enter or Tab'
+    elif not hasattr(control, 'children'):
+        control.description = name
+        control.add_class('mlcycle-named')
+    return control
+
 class Folded:
     "Parts that are there when somebody wants them: folded away on a live page, all there on one that is read."
     def __init__(self, title: str, parts: list): self.title, self.parts = title, parts
     def html(self, project: Project) -> str: return part_html(self.title, ''.join(p.html(project) for p in self.parts))
     def widget(self, desk: Desk):
         import ipywidgets
-        inner = ipywidgets.VBox([p.widget(desk) for p in self.parts], layout=ipywidgets.Layout(overflow='visible'))
-        self.box = ipywidgets.Accordion([inner], titles=(self.title,), selected_index=None, layout=ipywidgets.Layout(margin='6px 0'))
-        return self.box
+        self.inner = ipywidgets.VBox([p.widget(desk) for p in self.parts], layout=ipywidgets.Layout(overflow='visible', display='none'))
+        self.fold = ipywidgets.ToggleButton(False, description=self.title, icon='caret-right', layout=ipywidgets.Layout(width='98%'))
+        self.fold.add_class('mlcycle-fold')   # a button, which Tab reaches; an Accordion's heads it does not
+        self.fold.observe(lambda _: self._turn(), 'value')
+        return ipywidgets.VBox([self.fold, self.inner])
+    def _turn(self) -> None: self.inner.layout.display, self.fold.icon = ('', 'caret-down') if self.fold.value else ('none', 'caret-right')
     def refresh(self, desk: Desk) -> None:
         for part in self.parts: part.refresh(desk)
 
@@ -103,6 +118,7 @@ class Desk:
         head = html_box(f'{STYLE}<h3>{escaped(self.title)}</h3>')
         layout = ipywidgets.Layout(width='100%', max_width='1280px', overflow='visible')
         self.box = ipywidgets.VBox([head, *(p.widget(self) for p in self.parts)], layout=layout)
+        self.box.add_class('mlcycle-live')
         return self.box
 
     def refresh(self) -> None:
@@ -163,7 +179,7 @@ class Dial:
         value = kept if kept in [v for _, v in offered] else self._first(self.desk.project, offered)
         kind = ipywidgets.SelectionSlider if all(isinstance(v, float) for _, v in offered) else ipywidgets.Dropdown
         self.control = kind(options=offered, value=value, layout=ipywidgets.Layout(width='520px', max_width='98%')) if offered else None
-        if self.control: self.control.observe(lambda _: self._draw(), 'value')
+        if self.control: named(self.control, self.title).observe(lambda _: self._draw(), 'value')
         self.place.children = [self.control] if self.control else []
 
     def _draw(self) -> None:

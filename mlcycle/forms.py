@@ -9,7 +9,7 @@ from datetime import datetime, timezone
 from typing import Callable, Literal, NamedTuple, Union, get_args, get_origin
 from .core import (Conflict, MlcycleError, Project, Record, Settings, SettingsError, changed_text, check_settings, escaped, html_pairs,
                           jsonable, label, read_settings, setting_value, shown)
-from .desk import Desk, html_box, inside, part_html
+from .desk import Desk, html_box, inside, named, part_html
 from .pipeline import STEPS
 
 # %% auto #0
@@ -238,7 +238,7 @@ def _line_box(line: dict[str, Control], take_away: Callable):
     import ipywidgets
     away = ipywidgets.Button(description='Remove', icon='trash', layout=_layout('100px'))
     away.on_click(lambda _: take_away())
-    for c in line.values(): c.widget.layout.width = '150px'
+    for name, c in line.items(): named(c.widget, label(name)).layout.width = '150px'
     return ipywidgets.HBox([*(c.widget for c in line.values()), away], layout=ipywidgets.Layout(flex_flow='row wrap'))
 
 # %% ../nbs/12e_forms.ipynb #47182f1c
@@ -260,9 +260,10 @@ class Form:
         self.save = _button('Write to mlcycle.toml', self._write, style='primary', icon='check')
         self.back = _button('Undo', self._undo, icon='undo')
         self.again = _button('Look again', lambda: self.look(forget=True), icon='refresh')
-        left = ipywidgets.VBox([self.lines, ipywidgets.HBox([self.save, self.back, self.again]), self.said], layout=ipywidgets.Layout(flex='3 1 620px', min_width='0'))
-        right = ipywidgets.VBox([self.preview], layout=ipywidgets.Layout(flex='2 1 320px', min_width='0'))
+        left = ipywidgets.VBox([self.lines, ipywidgets.HBox([self.save, self.back, self.again]), self.said], layout=ipywidgets.Layout(flex='3 1 560px', min_width='0'))
+        right = ipywidgets.VBox([self.preview], layout=ipywidgets.Layout(flex='2 1 280px', min_width='0'))
         self.look(forget=True)
+        if any(hasattr(c.widget, 'children') for c in self.controls.values()): left.layout.flex = '1 1 100%'   # lines of several controls
         return ipywidgets.VBox([html_box(part_html(self.title, '')), ipywidgets.HBox([left, right], layout=ipywidgets.Layout(flex_flow='row wrap'))])
 
     def look(self, *, forget: bool=False) -> None:
@@ -280,7 +281,7 @@ class Form:
         import ipywidgets
         options, self.seen = self.options(self.project), fresh
         self.controls = {k: control(annotation_of(k), mine.get(k, v), options=options.get(k), name=k.split('.')[-1]) for k, v in fresh.items()}
-        for c in self.controls.values(): _listen(c.widget, self._check)
+        for k, c in self.controls.items(): _listen(named(c.widget, label(k.split('.')[-1])), self._check)
         self.lines.children = [_row(k, self.controls[k].widget, self.notes[k], self.about.get(k)) for k in self.keys]
 
     def _typed(self) -> tuple[dict, dict]: # what was read, and what could not be

@@ -7,7 +7,7 @@ from __future__ import annotations
 import csv, io, math, os
 from pathlib import Path
 from .core import MlcycleError, Project, Record, SettingsError, escaped, find_project, html_pairs, html_table, label
-from .desk import BLUE, GREY, ORANGE, RED, STYLE, Desk, View, html_box, inside, is_live, part_html, result_html
+from .desk import BLUE, GREY, ORANGE, RED, STYLE, Desk, View, html_box, inside, is_live, named, part_html, result_html
 from .forms import Control, choice, text, words
 from .gates import check_all, required_signatures, signatures
 from .jobs import Job
@@ -239,7 +239,7 @@ class Beginning:
         cell = lambda k: html_box(f'<b>{escaped(label(k))}</b><br><span class="note">{escaped(about[k])}</span>')
         heads = {k: cell(k) for k in fields}
         for head in heads.values(): head.layout.width = head.layout.min_width = '260px'
-        self.lines.children = [ipywidgets.HBox([heads[k], c.widget]) for k, c in fields.items()]
+        self.lines.children = [ipywidgets.HBox([heads[k], named(c.widget, label(k))]) for k, c in fields.items()]
 
     def make(self) -> None:
         "Make the project, or say what is wrong."

@@ -40,8 +40,18 @@ def lab_server(folder: Path, home: Path):
 class Seat:
     "A person in front of JupyterLab."
     def __init__(self, page, address: str, token: str, shots: Path | None=None):
-        self.page, self.address, self.token, self.shots, self.strangers = page, address, token, shots, []
+        self.address, self.token, self.shots, self.strangers = address, token, shots, []
+        self.sit(page)
+
+    def sit(self, page) -> None:
+        self.page = page
         page.on('request', lambda r: self.strangers.append(r.url) if not re.match(r'(http|ws)://127\.0\.0\.1|data:|blob:|about:', r.url) else None)
+
+    def come_back(self) -> None:
+        "Close the browser's window as it stands, and take a new one that knows nothing of it."
+        old = self.page
+        self.sit(old.context.browser.new_page(viewport=old.viewport_size))
+        old.context.close()
 
     def open(self, notebook: str) -> None:
         "Open one notebook with a fresh view of it, and run it all."

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 import pandas as pd
 import lab
+from mlcycle.pipeline import STEPS
 
 DATA = Path(__file__).resolve().parents[2]/'shared/data'
 
@@ -56,16 +57,22 @@ def begin(seat: lab.Seat, case: Case) -> None:
     seat.shot(f'{case.name}-01-home')
 
 
-def step(seat: lab.Seat, case: Case, notebook: str, heading: str) -> None:
+def step(seat: lab.Seat, case: Case, stage: str) -> None:
     "Open a stage's notebook and run its first cells, as far as the desk."
-    seat.open(f'{case.name}/notebooks/{notebook}')
+    seat.open(f'{case.name}/notebooks/{STEPS[stage].notebook}')
     seat.run_to_desk()
-    seat.sheet.locator('.mlcycle-desk-part h3', has_text=heading).first.wait_for(timeout=60_000)
+    seat.sheet.locator('.mlcycle-desk-part h3', has_text=stage.capitalize()).first.wait_for(timeout=60_000)
+
+
+def work(seat: lab.Seat, stage: str, button: str) -> None:
+    "Press the button that does a stage's work, and wait until it is done."
+    seat.press(button)
+    seat.see(f'{stage} is done since', 400)
 
 
 def seal(seat: lab.Seat, case: Case) -> None:
     "State the question, move the criterion, answer, seal."
-    step(seat, case, '01_problem.ipynb', 'Problem')
+    step(seat, case, 'problem')
     seat.type('Objective', case.objective)
     seat.type('Author', 'Ada')
     seat.write('Card')
@@ -75,29 +82,29 @@ def seal(seat: lab.Seat, case: Case) -> None:
     seat.write('Criteria and costs')
     seat.row('Area', 'Risk questionnaire').locator('select').first.select_option(label='none')
     seat.write('Risk questionnaire')
-    seat.press('Seal the problem and look at the data')
-    seat.see('problem is done since', 240)
+    work(seat, 'problem', 'Seal the problem and look at the data')
     seat.shot_of('Where the lines lie', f'{case.name}-02-problem')
 
 
 def clean(seat: lab.Seat, case: Case) -> None:
     "Read the data, accept a proposal if there is one, read them again."
-    step(seat, case, '02_data.ipynb', 'Data')
+    step(seat, case, 'data')
     seat.type('Live', '0.25')
     seat.write('Split')
-    seat.press('Read, look and split')
-    seat.see('data is done since', 240)
+    work(seat, 'data', 'Read, look and split')
     seat.shot_of('Columns', f'{case.name}-03-data')
 
 
 def search(seat: lab.Seat, case: Case) -> None:
-    "Set the budget, search, move the threshold."
-    step(seat, case, '03_development.ipynb', 'Development')
+    "Set the budget, search, close the browser in the middle of it and come back, move the threshold."
+    step(seat, case, 'development')
     seat.type('Trials', str(case.trials))
     seat.write('What may be tried')
     seat.press('Search within the budget')
     seat.see('provisional until the search ends', 120)
     seat.shot(f'{case.name}-04-searching')
+    seat.come_back()
+    step(seat, case, 'development')
     seat.see('development is done since', 300)
     seat.shot_of('Leaderboard', f'{case.name}-05-leaderboard')
     if 'Positive' in case.outline:
@@ -107,11 +114,10 @@ def search(seat: lab.Seat, case: Case) -> None:
 
 def validate(seat: lab.Seat, case: Case) -> None:
     "Agree to open the sealed rows, and open them."
-    step(seat, case, '04_validation.ipynb', 'Validation')
+    step(seat, case, 'validation')
     seat.see('It was opened never for this version', 20)
     seat.agree('I open the sealed test set')
-    seat.press('Open the sealed test set')
-    seat.see('validation is done since', 300)
+    work(seat, 'validation', 'Open the sealed test set')
     seat.shot_of('Verdicts', f'{case.name}-06-validation')
 
 
@@ -128,47 +134,42 @@ REASON = 'the verdicts hold, and the gaps are known'
 
 def approve(seat: lab.Seat, case: Case) -> None:
     "Two names that are not the author's sign what is shown whole; then it is promoted, and its bundle is built."
-    step(seat, case, '05_deployment.ipynb', 'Deployment')
+    step(seat, case, 'deployment')
     for name in ('Grace', 'Katherine'): seat.act(DECIDE, 'Approve', by=name, because=REASON)
     seat.shot_of(DECIDE, f'{case.name}-07-approval')
     seat.act(DECIDE, 'Promote to champion', by='Grace', because=REASON)
-    seat.press('Build the bundle')
-    seat.see('deployment is done since', 240)
+    work(seat, 'deployment', 'Build the bundle')
     seat.shot(f'{case.name}-08-deployment')
 
 
 def watch(seat: lab.Seat, case: Case) -> None:
     "Look at production: the rows that the split kept back, answered as if they came now."
-    step(seat, case, '06_monitoring.ipynb', 'Monitoring')
-    seat.press('Look at production')
-    seat.see('monitoring is done since', 300)
+    step(seat, case, 'monitoring')
+    work(seat, 'monitoring', 'Look at production')
     seat.shot_of('At a glance', f'{case.name}-09-monitoring')
 
 
 def challenge(seat: lab.Seat, case: Case) -> None:
     "Ask for a challenger by name, and train it."
-    step(seat, case, '07_retraining.ipynb', 'Retraining')
+    step(seat, case, 'retraining')
     seat.act('Ask for a challenger', 'Ask for a challenger', by='Ada', because='see whether newer rows help')
-    seat.press('Decide, and train if it is due')
-    seat.see('retraining is done since', 400)
+    work(seat, 'retraining', 'Decide, and train if it is due')
     seat.shot_of('Challenger against champion', f'{case.name}-10-challenger')
 
 
 def fill_card(seat: lab.Seat, case: Case) -> None:
     "Fill a gap of the card by name, and draw up the documents."
-    step(seat, case, '08_governance.ipynb', 'Governance')
+    step(seat, case, 'governance')
     seat.act('Fill a gap', 'Write it down', text='Complaints go to the help desk, which answers within a week.', by='Grace')
-    seat.press('Draw up the documents')
-    seat.see('governance is done since', 240)
+    work(seat, 'governance', 'Draw up the documents')
     seat.shot_of('Fill a gap', f'{case.name}-11-card')
 
 
 def plan_end(seat: lab.Seat, case: Case) -> None:
     "Read the plan of the retirement step by step; nothing is deleted."
-    step(seat, case, '09_retirement.ipynb', 'Retirement')
+    step(seat, case, 'retirement')
     seat.see('What is archived first', 60)
-    seat.press('Plan it again')
-    seat.see('retirement is done since', 240)
+    work(seat, 'retirement', 'Plan it again')
     seat.shot_of('The plan, step by step', f'{case.name}-12-retirement')
 
 
