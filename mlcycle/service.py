@@ -149,9 +149,9 @@ class ProjectService:
     def submit(self, parts: list[Part], waiting: tuple) -> bool: # whether there is something to wait for
         "Keep answers; (event loop, future) is told when they are on the disk."
         self._open()
-        loop, mine = waiting[0], self.asked.setdefault(waiting[0], [])
-        if not mine: loop.call_soon(self._commit, loop)   # whoever is answered in this round of the loop is kept in one write
-        mine.append((b''.join(self.frame(self._content(p), len(p.told)) for p in parts), waiting))
+        loop, frames = waiting[0], b''.join(self.frame(self._content(p), len(p.told)) for p in parts)
+        if loop not in self.asked: loop.call_soon(self._commit, loop)   # whoever is answered in this round of the loop is kept in one write
+        self.asked.setdefault(loop, []).append((frames, waiting))
         return True
 
     def _commit(self, loop) -> None: self._open().commit(self.asked.pop(loop))

@@ -140,7 +140,7 @@ def test_little_is_written_in_place_while_the_disk_is_quick_and_segments_follow_
 def test_the_next_segment_of_a_writer_that_lives_is_left_alone(project):
     writer = Writer(spool_folder(project, 'visits'), reserve=1000)
     for n in range(8): keep(writer, n)
-    ready = next(spool_folder(project, 'visits').glob('*.new'))
+    while not (ready := next(spool_folder(project, 'visits').glob('*.new'), None)): pass     # the thread makes it after it has told
     os.utime(ready, (0, 0))
     assert stored(project) == [*range(8)] and ready.exists()
     writer.close()
