@@ -9,12 +9,13 @@ from typing import NamedTuple
 
 import numpy as np
 from scipy import stats
+from scipy.special import ndtr
 
 from .measures import DISTANCES, gap_of
 
 # %% auto #0
-__all__ = ['DRAWS', 'MANY', 'TAIL', 'CHANCES', 'LINEAR', 'FEWEST_BLOCKS', 'BEYOND', 'draws', 'Chance', 'effective', 'chances',
-           'Between', 'p_value', 'threshold', 'between']
+__all__ = ['DRAWS', 'MANY', 'TAIL', 'CHANCES', 'LINEAR', 'FEWEST_BLOCKS', 'BEYOND', 'RARE', 'draws', 'Chance', 'effective',
+           'chances', 'Between', 'p_value', 'threshold', 'between']
 
 # %% ../nbs/06ab_chance.ipynb #34bd03c4
 DRAWS = 4096     # pairs of samples
@@ -78,14 +79,15 @@ def chances(shares: tuple[float, ...], # of the parts; in order where there are 
 # %% ../nbs/06ab_chance.ipynb #1d19407b
 class Between(NamedTuple):
     "How far blocks of rows lie apart beyond what independent rows would."
-    square: float = 0. # mean square of a measure that comes on top
+    square: float = 0. # mean square of a measure that comes on top; 0 where chance alone may have made it
     blocks: int = 0 # it was measured on
+    likely: tuple[tuple[float, float], ...] = () # what the mean square may be, and how likely; empty: Student's, of `blocks` blocks
 
-_NODES = np.r_[1, np.geomspace(.5, 1e-7, 48)]
-_WEIGHTS, _MIDDLES = np.append(-np.diff(_NODES), _NODES[-1]), np.append(np.sqrt(_NODES[1:]*_NODES[:-1]), _NODES[-1])
-
-@functools.lru_cache(maxsize=64)
-def _squared_student(blocks: int) -> np.ndarray: return stats.f.isf(_MIDDLES, 1, max(blocks-1, 1))
+@functools.lru_cache(maxsize=4096)
+def _spreads(between: Between) -> tuple[np.ndarray, np.ndarray]: # mean squares, how likely each
+    if between.likely: return np.array(between.likely).T[0], np.array(between.likely).T[1]
+    middles, freedom = np.arange(.5, 64)/64, max(between.blocks-1, 1)
+    return between.square*freedom/stats.chi2.isf(middles, freedom), np.full(64, 1/64)
 
 def _exceeded(chance: Chance, square: np.ndarray) -> np.ndarray:
     "How likely chance alone reaches a square."
@@ -98,9 +100,11 @@ def p_value(chance: Chance, square: float, # of the measure, times the rows
             rows: float=1., # effective; needed for what lies between blocks
             between: Between=Between()) -> float:
     "How likely chance makes a difference as large."
-    if not between.square: return float(_exceeded(chance, np.array(square)))
-    rest = square-between.square*rows*_squared_student(between.blocks)
-    return float(np.minimum(1, _WEIGHTS@np.where(rest > 0, _exceeded(chance, rest), 1)))
+    alone = float(_exceeded(chance, np.array(square)))
+    if not between.square and not between.likely: return alone
+    spreads, weights = _spreads(between)
+    moved = 2*ndtr(-np.sqrt(square/(chance.excess/2+spreads*rows)))
+    return float(np.minimum(1, weights@np.maximum(alone, moved)))
 
 def _square(chance: Chance, alpha: float) -> float:
     if alpha < TAIL: return chance.points[-1]+chance.excess*math.log(TAIL/alpha)
@@ -112,7 +116,7 @@ def threshold(chance: Chance, alpha: float, # chance of a false alarm
               rows: float, # effective
               between: Between=Between()) -> float: # a distance
     "The distance that chance exceeds that seldom."
-    if not between.square: return math.sqrt(_square(chance, alpha)/rows)
+    if not between.square and not between.likely: return math.sqrt(_square(chance, alpha)/rows)
     high = 1.
     while p_value(chance, high, rows, between) > alpha and high < 1e15: high *= 2
     low = 0.
@@ -123,13 +127,26 @@ def threshold(chance: Chance, alpha: float, # chance of a false alarm
 
 # %% ../nbs/06ab_chance.ipynb #b61ce4c7
 FEWEST_BLOCKS = 4
-BEYOND = float(stats.norm.isf(.05))  # standard errors that the blocks' mean must exceed chance by to be believed
+BEYOND = float(stats.norm.isf(.05))  # standard errors that the blocks' mean must exceed chance by for `square` to be believed
+RARE = -math.log(.05)*15             # of the prior: a spread above a fifteenth has one chance in twenty
+_GRID = np.r_[0, np.geomspace(.02, 100, 34)] # squares, times the rows
 
 def between(squares: list[float], # of a measure between blocks and the rest
             rows: list[float], # effective, of each
-            chance: Chance) -> Between: # nothing where there are too few blocks, or they lie no further apart than chance puts them
+            chance: Chance) -> Between: # nothing where there are too few blocks
     "How far blocks lie apart beyond chance."
-    k, scaled = len(squares), np.array(squares)*np.array(rows)
-    if k < FEWEST_BLOCKS or scaled.mean() < chance.mean+BEYOND*chance.spread/math.sqrt(k): return Between(0., k)
+    k, scaled, size = len(squares), np.array(squares)*np.array(rows), 1/np.mean(1/np.array(rows)) if len(rows) else 0.
+    if k < FEWEST_BLOCKS: return Between(0., k)
+    likely = _likely(float(np.mean(squares)*size), k, size, chance)
+    if scaled.mean() < chance.mean+BEYOND*chance.spread/math.sqrt(k): return Between(0., k, likely)
     square = float(np.mean(squares)-chance.mean*np.mean(1/np.array(rows)))
-    return Between(float(f'{max(square, 0.):.6g}'), k)
+    return Between(float(f'{max(square, 0.):.6g}'), k, likely)
+
+def _likely(found: float, k: int, rows: float, chance: Chance) -> tuple[tuple[float, float], ...]:
+    "What k blocks with this mean of squares times rows leave likely."
+    mean, variance = chance.mean+_GRID, chance.spread**2+2*_GRID**2+2*_GRID*chance.excess
+    shape = k*mean**2/np.maximum(variance, 1e-12)
+    told = stats.gamma.logpdf(max(found, 1e-9), shape, scale=mean/shape)-RARE*np.sqrt(_GRID/rows)
+    weights = np.exp(told-told.max())*np.gradient(np.sqrt(_GRID))
+    weights /= weights.sum()
+    return tuple((float(f'{v/rows:.4g}'), float(f'{w:.4g}')) for v, w in zip(_GRID, weights) if w > 1e-6)

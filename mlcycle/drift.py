@@ -316,7 +316,7 @@ def _apart(pairs: Pairs, halves: float=1.) -> dict[str, dict[str, Between]]:
         first = _values(cells(*these[0])), _missing(*these[0])   # blocks are about as large: what chance does is told once
         asked = [[_values(cells(*p), first[0].chance) for p in these], [_missing(*p, first[1].chance) for p in these]]
         told = {q[0].about: between([v.effect**2 for v in q], [v.rows for v in q], q[0].chance) for q in asked}
-        found[name] = {about: b._replace(square=b.square*halves) for about, b in told.items() if b.square}
+        found[name] = {about: b._replace(square=b.square*halves, likely=tuple((v*halves, w) for v, w in b.likely)) for about, b in told.items() if b.likely}
     return {name: told for name, told in found.items() if told}
 
 def neighbours_apart(pairs: Pairs, # column → a quiet window and the one after it

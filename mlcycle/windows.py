@@ -285,7 +285,7 @@ BLOCKS = 60  # blocks of training rows that are looked at
 
 def training_apart(project: Project, watch: Watch, days: float) -> dict[str, dict[str, Between]]:
     "How far the training rows of different windows lie apart; kept, because the rows may be gone one day."
-    path = profiles_folder(project)/f'apart-{digest([digest(watch.reference.body()), days])[:32]}.json'
+    path = profiles_folder(project)/f'apart-{digest([digest(watch.reference.body()), days, "likely"])[:32]}.json'
     if path.exists(): return read_apart(json.loads(path.read_text(encoding='utf-8')))
     time = project.settings.data.time
     rows = reference_rows(project, watch.model) if time else pd.DataFrame()
@@ -296,7 +296,7 @@ def training_apart(project: Project, watch: Watch, days: float) -> dict[str, dic
 
 def read_apart(kept: dict) -> dict[str, dict[str, Between]]:
     "What was kept as JSON."
-    return {column: {about: Between(*b) for about, b in told.items()} for column, told in kept.items()}
+    return {column: {about: Between(*b[:2], tuple(map(tuple, b[2]))) for about, b in told.items()} for column, told in kept.items()}
 
 def blocks_apart(project: Project, reference: Profile,
                  rows: pd.DataFrame, # of the reference, as they are read

@@ -1,5 +1,8 @@
 "Drift: agreement with SciPy, false alarms, power, and everything that is not a comparison."
+import importlib.util
+import json
 import time
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -42,6 +45,37 @@ def test_measures_agree_with_scipy(seed):
     reference = profile(pd.DataFrame({'x': x}))
     binned = kolmogorov_smirnov(reference.columns['x'].counts, profile(pd.DataFrame({'x': y}), like=reference).columns['x'].counts)
     assert binned[0] <= expected.statistic + 1e-12 and binned[0] >= expected.statistic - .03 and binned[1] >= expected.pvalue - 1e-12
+
+
+@pytest.fixture(scope='module')
+def agreement():
+    path = Path(__file__).resolve().parents[1]/'benchmarks/agreement.py'
+    spec = importlib.util.spec_from_file_location('agreement', path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    reference, current = module.tables()
+    return reference, drift(reference, current).set_index('column'), {peer: k['values'] for peer, k in json.loads(module.KEPT.read_text()).items()}
+
+
+def test_values_agree_with_nannyml_in_the_same_bins(agreement):
+    reference, ours, theirs = agreement
+    for column, told in theirs['nannyml'].items():
+        mine = ours.loc[column]
+        assert mine.jensen_shannon == pytest.approx(told['jensen_shannon'], abs=1e-9) and mine.hellinger == pytest.approx(told['hellinger'], abs=1e-9)
+        if column.startswith('c') and reference[column].nunique() > 2:   # of two levels, NannyML's is after Yates
+            assert mine.chi_squared == pytest.approx(told['chi2'], rel=1e-9)
+        if column.startswith('n'):
+            assert mine.ks == pytest.approx(told['kolmogorov_smirnov'], abs=1e-9) and mine.wasserstein == pytest.approx(told['wasserstein'], abs=1e-9)
+
+
+def test_values_agree_with_evidently_in_the_same_bins(agreement):
+    reference, ours, theirs = agreement
+    for column, told in theirs['evidently'].items():
+        mine = ours.loc[column]
+        assert mine.psi == pytest.approx(told['psi'], abs=1e-9) and mine.hellinger == pytest.approx(told['hellinger'], abs=1e-9)
+        assert mine.jensen_shannon == pytest.approx(told['jensenshannon'] / np.sqrt(np.log(2)), abs=1e-9)   # theirs is in nats
+        if column.startswith('n'):                                      # theirs is in standard deviations of the reference
+            assert mine.wasserstein == pytest.approx(told['wasserstein'] * reference[column].std(), rel=1e-3)
 
 
 def test_undefined_is_none_and_never_a_number():
