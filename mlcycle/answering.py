@@ -134,7 +134,6 @@ class LogForm:
                  *, time: str='', # the column that says when a record happened
                  marks: dict[str, Callable] | None=None): # column → how its text is hashed
         self.types, self.keep, self.time, self.head = kept_types(info, kept, marks), keepers(kept, marks), time, b''   # head: of a frame of rows
-        self.marked = b'' # head of one whose rows have a mark at their end
 
     def rows(self, told: list[dict], records: list[dict], epoch: int=0) -> list[list]:
         "Rows of the log, in the order of `types`."

@@ -75,6 +75,7 @@ class BundleService:
         self.stored = read('log.json') if (self.folder/'log.json').exists() else {}   # column → hashed or dropped
         self.time, self.notice = next((c.name for c in self.columns if c.role == 'time'), ''), self.folder/'retired.json'
         rules = InputsSection.from_body(read('inputs.json')) if (self.folder/'inputs.json').exists() else InputsSection()
+        self.claims = None   # it has no store to remember requests in
         self.standing, self.tally, self.writing = stand(with_rules(self._settled(), rules)), Tally(), ThreadPoolExecutor(1, 'lines')
         self.target = os.environ.get('MLCYCLE_LOG') or '-'
         self.kept_in = ('lines of JSON on standard output, as durable as what collects them' if self.target == '-' else

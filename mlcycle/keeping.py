@@ -93,7 +93,7 @@ def _same_key(project: Project, key: bytes) -> None:
                             'and what was hashed before can be found by prediction ids only.')
 
 # %% ../nbs/00hc_keeping.ipynb #7318dc9a
-OURS = ('prediction_id', 'at', 'version', 'score', 'decision', 'epoch', 'treated', 'label', 'label_at')   # names that predictions and labels use
+OURS = ('prediction_id', 'at', 'version', 'score', 'decision', 'epoch', 'treated', 'claim', 'label', 'label_at')   # names that predictions and labels use
 
 def stored_name(column: str) -> str: # the name of an input column in the log
     "An input column's name in the table `predictions`: its own, but for the names that the log itself uses."

@@ -8,8 +8,9 @@ import json, logging, math, threading, time
 from functools import cached_property
 from pathlib import Path
 import pandas as pd
-from .answering import LogForm, Ready
+from .answering import LogForm, Ready, teller
 from .bundle import BundleService, finish
+from .claims import Claim, Claims
 from .core import Blocked, DataError, IntegrityError, Project
 from .features import FeaturePlan
 from .gates import registered
@@ -17,7 +18,7 @@ from .inputs import InputColumn, dump, input_schema
 from .keeping import kept_columns, log_rows, marks_for, stored_as
 from .ledger import roles
 from .particulars import Particulars, project_particulars
-from .scoring import Retired, admit, known_ids, label, training_rows, utc
+from .scoring import Retired, admit, known_ids, label, logged, training_rows, utc
 from .shadow import Shadow
 from .standing import Part, Standing, answered, settled, stand
 from .tally import Tally
@@ -118,7 +119,7 @@ class ProjectService:
         kept = kept_columns(self.project, plan)
         self.forms[version] = form = LogForm(model.info, kept, time=settings.data.time, marks=marks_for(self.project, [*kept]))
         from mlcycle.spool import json_head   # it brings PyArrow, which a served bundle does without
-        form.head, form.marked = json_head(form.types), json_head({**form.types, 'treated': 'text'})
+        form.head = json_head(form.types)
         return settled(self.project, model, columns, wait=wait or self.standing is None)
 
     def improve(self) -> None:
@@ -157,6 +158,26 @@ class ProjectService:
     def _commit(self, loop) -> None: self._open().commit(self.asked.pop(loop))
 
     @cached_property
+    def claims(self) -> Claims:
+        "The keys of requests; nothing is opened before somebody sends one."
+        self.project.must_write('predictions')
+        return Claims(self.project.store/'claims')
+
+    def recall(self, claim: Claim, asked) -> bytes | None:
+        "The answer to a request out of the log; None where nothing was logged under its claim."
+        n = len(self.standing.reader.read(asked.body))
+        if not logged(self.project) or not self.project.tables.has('predictions', 'claim'): return None
+        rows = self.project.tables.read('predictions', where=[('claim', 'in', [f'{claim.name}-{i}' for i in range(n)])])
+        if not len(rows): return None
+        rows = rows.set_index('claim').loc[[f'{claim.name}-{i}' for i in range(n)]]
+        return dump({'version': claim.version, 'predictions': [self._told_again(row) for row in rows.to_dict('records')]})
+
+    def _told_again(self, row: dict) -> dict:
+        info = self.project.registry.info(row['version'])
+        scores = [row[f'score_{c}'] for c in info.classes] if info.task == 'multiclass' else row['score']
+        return {'prediction_id': row['prediction_id'], 'version': row['version'], **teller(info)(scores)}
+
+    @cached_property
     def particulars(self) -> Particulars:
         "What makes explanations and intervals; nothing of it is loaded before somebody asks."
         return project_particulars(self.project)
@@ -167,15 +188,15 @@ class ProjectService:
 
     def _content(self, part: Part) -> bytes:
         form, given = self.forms[part.ready.version], (part.told, part.records, part.epoch)
-        if len(part.told) > FEW: return self._as_columns(form, given, part.marks)
+        if len(part.told) > FEW: return self._as_columns(form, given, part.more)
         rows = form.rows(*given)
-        if part.marks is None: return form.head+dump(rows)+b'}'
-        return form.marked+dump([[*row, mark] for row, mark in zip(rows, part.marks)])+b'}'
+        if not (more := part.more): return form.head+dump(rows)+b'}'
+        from mlcycle.spool import json_head
+        return json_head({**form.types, **dict.fromkeys(more, 'text')})+dump([[*row, *m] for row, *m in zip(rows, *more.values())])+b'}'
 
-    def _as_columns(self, form: LogForm, given: tuple, marks: list | None) -> bytes:
+    def _as_columns(self, form: LogForm, given: tuple, more: dict[str, list]) -> bytes:
         from mlcycle.spool import columns_content
-        marked = {'treated': marks} if marks is not None else {}
-        return columns_content(form.types | dict.fromkeys(marked, 'text'), form.columns(*given) | marked)
+        return columns_content(form.types | dict.fromkeys(more, 'text'), form.columns(*given) | more)
 
     def _open(self):
         "The writer of this process."
@@ -205,6 +226,7 @@ class ProjectService:
         if self.writer is not None: self.writer.close()
         self.writer = None
         if self.shadow is not None: self.shadow.close()
+        if 'claims' in self.__dict__: self.claims.close()
         self.settle()
 
 KEPT, FEW = 3, 64 # versions that stay loaded beside those that answer; rows that are kept as text

@@ -4,27 +4,29 @@
 
 # %% ../nbs/05a_serving.ipynb #9d2459cf
 from __future__ import annotations
-import asyncio, html, json, logging, os, sys
+import asyncio, json, logging, os, sys
 from contextlib import asynccontextmanager, nullcontext
 from functools import cache, partial
 from pathlib import Path
+from typing import NamedTuple
 import pandas as pd
 from pydantic import BaseModel
 from .access import Asked, Guard, access_for, find_token, may_listen
 from .compiled import ScoringPath
 from .core import Blocked, DataError, MlcycleError, Project, SettingsError, jsonable
-from .inputs import BadRequest, Wrong, dump, is_date, json_schema, not_valid, read_list
+from .inputs import BadRequest, Wrong, dump, is_date, not_valid, read_list
 from .log import during
-from .particulars import WISHES, read_wish
+from .openapi import docs_page, document, label_names
+from .particulars import Wish, read_wish
 from .scoring import BrokenAnswer, Retired, admit
 from .bundle import BundleService, NotLogged
+from .claims import once, read_key
 from .service import ProjectService, open_service
 from .standing import Standing, in_order
 
 try:
     import prometheus_client as prometheus
     from fastapi import FastAPI, Request
-    from fastapi.openapi.utils import get_openapi
     from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
     from starlette.concurrency import run_in_threadpool
     from starlette.exceptions import HTTPException
@@ -33,8 +35,7 @@ except ImportError as error:
 
 # %% auto #0
 __all__ = ['log', 'SETTLE', 'FOLLOW', 'SMALL', 'PROBLEMS', 'AS_JSON', 'DOOR', 'Problem', 'problem', 'Counters', 'create_app',
-           'look_at_canary', 'explained', 'check_media', 'scoring', 'read_labels', 'label_names', 'model_facts',
-           'document', 'label_schema', 'docs_page', 'serve']
+           'look_at_canary', 'explained', 'check_media', 'scoring', 'read_labels', 'model_facts', 'serve']
 
 # %% ../nbs/05a_serving.ipynb #86920349
 log = logging.getLogger('mlcycle.serving')
@@ -195,10 +196,21 @@ def scoring(service, counters: Counters): # an async function of a request: stat
 
 async def _predicted(service, asked: Asked, counters: Counters) -> bytes:
     check_media(asked.headers)
-    wish = read_wish(asked.query)
+    wish, key = read_wish(asked.query), read_key(asked.headers)
     standing = service.now() or await run_in_threadpool(service.look)   # one state of things answers the whole request
-    if standing.quick and wish is None and len(asked.body) <= SMALL: parts = _answers(service, standing, asked.body)
-    else: parts = await run_in_threadpool(_answers, service, standing, asked.body)
+    fresh = partial(_fresh, service, _Call(standing, asked.body, wish), counters=counters)
+    return await fresh() if key is None else await once(service, key, asked, fresh)
+
+class _Call(NamedTuple):
+    standing: Standing
+    body: bytes
+    wish: Wish | None
+
+async def _fresh(service, call: _Call, claim: str='', *, counters: Counters) -> bytes:
+    standing, body, wish = call
+    if standing.quick and wish is None and len(body) <= SMALL: parts = _answers(service, standing, body)
+    else: parts = await run_in_threadpool(_answers, service, standing, body)
+    if claim: parts = [p._replace(claims=[f'{claim}-{i}' for i in p.places]) for p in parts]
     more = await run_in_threadpool(service.particulars.of, parts, wish) if wish else None   # before it is logged: who cannot have it gets no answer
     loop = asyncio.get_running_loop()
     kept = loop.create_future()
@@ -246,13 +258,9 @@ async def _asked(request: Request) -> Asked:
     for name, value in request.headers.items(): headers.setdefault(name, []).append(value)
     return Asked(await request.body(), headers, request.state.request_id, request.client.host if request.client else '', request.url.query)
 
-def label_names(service) -> list[str]:
-    "The columns by which an outcome can name its prediction."
-    return ['prediction_id', *(c.name for c in service.schema() if c.role == 'id' and service.keeps(c.name))]
-
 PROBLEMS = {status: {'model': Problem, 'description': text} for status, text in {
     400: 'not JSON, or a host this server is not called by', 401: 'no valid token', 403: 'a page of another site', 408: 'too slow', 410: 'the version is retired',
-    413: 'too large', 415: 'not plain JSON', 422: 'records that do not fit the schema', 502: 'the model gave no usable answer', 503: 'cannot answer now'}.items()}
+    409: 'a request with this Idempotency-Key is being worked on', 413: 'too large', 415: 'not plain JSON', 422: 'records that do not fit the schema', 502: 'the model gave no usable answer', 503: 'cannot answer now'}.items()}
 AS_JSON = {'application/json': {'schema': {'$ref': '#/components/schemas/Problem'}}}
 DOOR = {status: {'description': PROBLEMS[status]['description'], 'content': AS_JSON} for status in (400, 401, 403, 503)}     # what every route may answer
 
@@ -288,41 +296,6 @@ def model_facts(service) -> dict:
             'task': plan['task'], 'target': plan['target'], 'classes': plan.get('classes', []), 'threshold': info.threshold,
             'columns': [c.body() for c in main.takes], 'kept_in': service.kept_in, 'scoring': main.how,
             'traffic': {'epoch': standing.epoch, 'shares': shares}}
-
-# %% ../nbs/05a_serving.ipynb #218b02a4
-def document(app: FastAPI, service) -> dict:
-    "The OpenAPI document, with the schema of the records that this model takes."
-    out = get_openapi(title=app.title, version=app.version, routes=app.routes)
-    label = label_schema(service)
-    for path, key, record in (('/predict', 'records', json_schema(service.schema())), ('/label', 'labels', label)):
-        rows = {'type': 'array', 'minItems': 1, 'maxItems': 10_000, 'items': record}
-        body = {'type': 'object', 'required': [key], 'properties': {key: rows}, 'additionalProperties': False}
-        out['paths'][path]['post']['requestBody'] = {'required': True, 'content': {'application/json': {'schema': body}}}
-    out['paths']['/predict']['post']['parameters'] = WISHES
-    out['components']['securitySchemes'] = {'token': {'type': 'http', 'scheme': 'bearer'}}
-    out['security'], out['paths']['/health']['get']['security'] = [{'token': []}], []
-    return out
-
-def label_schema(service) -> dict:
-    "The schema of one outcome: what names its prediction, and the outcomes that the task knows."
-    names = {name: {'type': 'string', 'minLength': 1} for name in label_names(service)}
-    classes = service.loaded.info.plan.get('classes', []) if service.loaded else []
-    numbers = [json.loads(c) for c in classes if c.isascii() and c.isdigit() and str(int(c)) == c]
-    said = {'enum': [*classes, *numbers]} if classes else {'type': 'number'}
-    return {'type': 'object', 'required': ['label'], 'anyOf': [{'required': [n]} for n in names], 'additionalProperties': False,
-            'properties': {**names, 'label': said, 'at': {'type': 'string', 'format': 'date-time'}}}
-
-def docs_page(document: dict) -> str: # HTML that loads nothing
-    "The operations of an OpenAPI document on one plain page."
-    safe = lambda value: html.escape(value if isinstance(value, str) else json.dumps(value, indent=1), quote=True)
-    parts = [f'<h1>{safe(document["info"]["title"])}</h1><p>Send the header <code>Authorization: Bearer TOKEN</code>.</p>']
-    for path, operations in document['paths'].items():
-        for verb, operation in operations.items():
-            schema = operation.get('requestBody', {}).get('content', {}).get('application/json', {}).get('schema')
-            parts.append(f'<h2>{safe(verb.upper())} {safe(path)}</h2><p>{safe(operation.get("summary", ""))}</p>'
-                         + (f'<pre>{safe(schema)}</pre>' if schema else ''))
-    style = 'body{font:16px/1.5 sans-serif;max-width:50rem;margin:2rem auto;padding:0 1rem}pre{background:#f4f4f4;padding:1rem;overflow:auto}'
-    return f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{safe(document["info"]["title"])}</title><style>{style}</style>{"".join(parts)}</html>'
 
 # %% ../nbs/05a_serving.ipynb #1ff400e8
 def serve(source: Project | str | Path, *,

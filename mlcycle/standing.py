@@ -108,6 +108,12 @@ class Part(NamedTuple):
     records: list[dict] # as the version was shown them
     told: list[dict]
     marks: list[str | None] | None = None # of records that were treated; None: none was
+    claims: list[str] | None = None # names of the records under a caller's key
+
+    @property
+    def more(self) -> dict[str, list]: # column of the log → values
+        "What the log has of this part beside what every row has."
+        return {k: v for k, v in (('treated', self.marks), ('claim', self.claims)) if v is not None}
 
 def nobody(what: str, version: str, *, count: int=1, epoch: int=0) -> None: "Counts nothing."
 

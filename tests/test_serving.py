@@ -291,11 +291,12 @@ def test_both_ways_give_the_same_answer_and_the_choice_is_evidence(project, clie
 def start(project: Project, *, port: int, workers: int=1) -> subprocess.Popen:
     code = 'import sys\nfrom mlcycle.core import Project\nfrom mlcycle.serving import serve\nserve(Project(sys.argv[1]), port=int(sys.argv[2]), workers=int(sys.argv[3]))'
     run = subprocess.Popen([sys.executable, '-c', code, str(project.folder), str(port), str(workers)], env=os.environ | {'MLCYCLE_TOKEN': TOKEN}, stderr=subprocess.PIPE, text=True)
-    for _ in range(300):
+    for _ in range(900):
         if run.poll() is not None: raise AssertionError(run.stderr.read())
         try:
             if httpx.get(f'http://127.0.0.1:{port}/health').status_code == 200: return run
         except httpx.TransportError: time.sleep(.1)
+    run.kill()
     raise AssertionError('the server did not start')
 
 
