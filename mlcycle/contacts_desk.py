@@ -9,7 +9,8 @@ from .acts import Act, Deed, Field
 from .channels import notices
 from .contacts import as_variable, command_words, find_channel, parse_facts, remove_channel, set_channel, try_channel, unset_variables, with_channel
 from .core import CHANNEL_KEYS, Channel, Project, SettingsError, escaped
-from .forms import as_toml, checked, helps
+from .controls import helps
+from .forms import as_toml, checked
 
 # %% auto #0
 __all__ = ['ABOUT', 'ALLOW', 'contacts_html', 'keys_of', 'contact_fields', 'facts_of', 'contact_act', 'contact_acts']

@@ -4,18 +4,17 @@
 
 # %% ../nbs/12e_forms.ipynb #69d938ac
 from __future__ import annotations
-import ast, inspect, io, json, tokenize, tomllib, types
+import json, tomllib
 from datetime import datetime, timezone
-from typing import Callable, Literal, NamedTuple, Union, get_args, get_origin
+from typing import Callable
+from .controls import annotation_of, control, help_of
 from .core import (Conflict, MlcycleError, Project, Record, Settings, SettingsError, changed_text, check_settings, escaped, html_pairs,
                           jsonable, label, read_settings, setting_value, shown)
 from .desk import Desk, html_box, inside, named, part_html
 from .pipeline import STEPS
 
 # %% auto #0
-__all__ = ['LONG', 'Change', 'changes', 'write', 'undoable', 'undo', 'as_toml', 'as_python', 'stale_after', 'checked', 'Control',
-           'annotation_of', 'helps', 'help_of', 'choice', 'text', 'words', 'tick', 'number', 'numbers', 'scalar',
-           'control', 'rows', 'Form']
+__all__ = ['Change', 'changes', 'write', 'undoable', 'undo', 'as_toml', 'as_python', 'stale_after', 'checked', 'Form']
 
 # %% ../nbs/12e_forms.ipynb #c8f3f296
 class Change(Record):
@@ -87,159 +86,6 @@ def stale_after(before: Settings, after: Settings) -> list[str]: # stages, in or
 def checked(project: Project, after: dict) -> Settings:
     "The settings as they would be, or a SettingsError that names every mistake."
     return check_settings(tomllib.loads(changed_text(_text(project), after)))
-
-# %% ../nbs/12e_forms.ipynb #2670bd96
-class Control(NamedTuple):
-    "A widget, and how a plain value is read from it and shown in it."
-    widget: object
-    read: Callable[[], object]
-    show: Callable[[object], None]
-
-def annotation_of(key: str) -> object: # None: not declared, as in a free dictionary
-    "The type that a setting is declared with."
-    kind = Settings
-    for part in key.split('.'):
-        if not (isinstance(kind, type) and issubclass(kind, Record)): return None
-        kind = kind.model_fields[part].annotation
-    return kind
-
-def helps(record: type[Record]) -> dict[str, str]: # field → what stands behind it in the source
-    "The comments that explain a record's fields."
-    source = inspect.getsource(record)
-    comments = {t.start[0]: t.string.lstrip('# ') for t in tokenize.generate_tokens(io.StringIO(source).readline) if t.type == tokenize.COMMENT}
-    fields = [n for n in ast.parse(source).body[0].body if isinstance(n, ast.AnnAssign)]
-    return {n.target.id: comments.get(n.end_lineno, '') for n in fields}
-
-def help_of(key: str) -> str:
-    "What a setting is for."
-    *parents, name = key.split('.')
-    record = annotation_of('.'.join(parents)) if parents else Settings
-    return helps(record).get(name, '') if isinstance(record, type) and issubclass(record, Record) else ''
-
-# %% ../nbs/12e_forms.ipynb #4246e614
-def _short(value: object, longest: int=60) -> str:
-    text = shown(value) if value not in ('', None) else '–'
-    return f'{text[:longest]}… ({len(text):,} characters)' if len(text) > longest else text
-
-def _layout(width: str):
-    import ipywidgets
-    return ipywidgets.Layout(width=width, max_width='98%')
-
-def choice(value: object, options: list, width: str='380px') -> Control:
-    "One of several values; one that is there but not offered stays."
-    import ipywidgets
-    pairs = [(_short(o), o) for o in options]
-    box = ipywidgets.Dropdown(options=pairs, layout=_layout(width))
-    def show(v):
-        if v not in [p[1] for p in box.options]: box.options = [*box.options, (_short(v), v)]
-        box.value = v
-    show(value)
-    return Control(box, lambda: box.value, show)
-
-def text(value: object, parse: Callable[[str], object]=str, *, long: bool=False, width: str='380px') -> Control:
-    "Something typed."
-    import ipywidgets
-    kind = ipywidgets.Textarea if long else ipywidgets.Text
-    box = kind(layout=_layout(width), **({'rows': 2} if long else {}))
-    def show(v): box.value = '' if v is None else json.dumps(v) if isinstance(v, bool) else str(v)
-    show(value)
-    return Control(box, lambda: parse(box.value), show)
-
-def words(value: list[str], options: list[str] | None=None) -> Control:
-    "Several texts; only those offered where there is an offer."
-    import ipywidgets
-    allowed = list(dict.fromkeys([*(options or []), *(value or [])]))
-    box = ipywidgets.TagsInput(value=list(value or []), allowed_tags=allowed if options else [], allow_duplicates=False, placeholder='type, then Enter or Tab',
-                               layout=_layout('380px'))
-    def show(v): box.value = list(v or [])
-    return Control(box, lambda: list(box.value), show)
-
-def tick(value: bool) -> Control:
-    "Yes or no."
-    import ipywidgets
-    box = ipywidgets.Checkbox(bool(value), indent=False, layout=_layout('380px'))
-    def show(v): box.value = bool(v)
-    return Control(box, lambda: box.value, show)
-
-def number(kinds: tuple, words: tuple=()) -> Callable[[str], object]: # text → value
-    "Reads a number, an empty cell as None where that is allowed, and the words that may stand there instead."
-    def parse(typed: str) -> object:
-        typed = typed.strip()
-        if typed in words: return typed
-        if not typed and type(None) in kinds: return None
-        try: return int(typed) if float not in kinds else float(typed)
-        except ValueError:
-            what = 'a whole number' if float not in kinds else 'a number'
-            raise SettingsError(f'{typed[:40]!r} is not {" or ".join([what, *words])}') from None
-    return parse
-
-def numbers(typed: str) -> list[float]:
-    "Numbers divided by commas."
-    return [number((float,))(part) for part in typed.split(',') if part.strip()]
-
-def scalar(typed: str) -> object:
-    "A free value as TOML would have it: a number, yes or no, or text."
-    try: return json.loads(typed) if typed not in ('', 'null') and not typed.startswith(('"', '{', '[')) else typed or None
-    except ValueError: return typed
-
-# %% ../nbs/12e_forms.ipynb #9ad7e6f1
-def control(kind: object, value: object, *, options: object=None, name: str='') -> Control:
-    "The control for a declared type; with options, a choice among them."
-    parts = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
-    literals = tuple(a for p in parts if get_origin(p) is Literal for a in get_args(p))
-    basic = tuple(p for p in parts if isinstance(p, type))
-    if get_origin(kind) is list: return _several(get_args(kind)[0], value, options)
-    if options is not None: return choice(value, options)
-    if bool in parts and len(parts) == 1: return tick(value)
-    if literals and not (float in basic or int in basic): return choice(value, [*literals, *([None] if type(None) in parts else [])])
-    if str in basic and float in basic: return text(value, scalar)
-    if float in basic or int in basic: return text(value, number(basic, literals))
-    return text(value, str, long=name in LONG)
-
-LONG = ('objective', 'decision', 'intended_use', 'out_of_scope')   # settings that hold sentences
-
-def _several(kind: object, value: list, options: object) -> Control:
-    if _plain(kind) in (float, int): return text(', '.join(f'{v:g}' for v in value or []), numbers)
-    return rows(kind, value, options or {}) if isinstance(kind, type) and issubclass(kind, Record) else words(value, options)
-
-def rows(record: type[Record], value: list[dict], options: dict) -> Control:
-    "Records below one another, each a line of controls that can be taken away, and a button for one more."
-    import ipywidgets
-    box, lines = ipywidgets.VBox(), []
-    def line(values: dict) -> dict:
-        return {k: control(_plain(f.annotation), values.get(k, _first(f, options.get(k))), options=options.get(k)) for k, f in record.model_fields.items()}
-    def draw():
-        box.children = [*([_heads(record)] if lines else []), *(_line_box(l, lambda l=l: (lines.remove(l), draw())) for l in lines), more]
-    def show(v):
-        lines[:] = [line(one) for one in v or []]
-        draw()
-    more = ipywidgets.Button(description='Add', icon='plus', layout=_layout('90px'))
-    more.on_click(lambda _: (lines.append(line({})), draw()))
-    show(value)
-    return Control(box, lambda: [{k: v for k, c in l.items() if (v := c.read()) not in ('', None)} for l in lines], show)
-
-def _heads(record: type[Record]): # the fields' names above their controls
-    import ipywidgets
-    heads = [html_box(f'<span class="note" title="{escaped(what)}">{escaped(label(name))}</span>') for name, what in helps(record).items()]
-    for head in heads: head.layout.width = '154px'
-    return ipywidgets.HBox(heads, layout=ipywidgets.Layout(flex_flow='row wrap'))
-
-def _plain(annotation: object) -> object: # without what pydantic hangs on it
-    parts = get_args(annotation)
-    if get_origin(annotation) in (Union, types.UnionType): return Union[tuple(_plain(p) for p in parts)]
-    return _plain(parts[0]) if hasattr(annotation, '__metadata__') else annotation
-
-def _first(field, options: list | None) -> object:
-    if not field.is_required(): return field.default
-    if options: return options[0]
-    return get_args(field.annotation)[0] if get_origin(field.annotation) is Literal else ''
-
-def _line_box(line: dict[str, Control], take_away: Callable):
-    import ipywidgets
-    away = ipywidgets.Button(description='Remove', icon='trash', layout=_layout('100px'))
-    away.on_click(lambda _: take_away())
-    for name, c in line.items(): named(c.widget, label(name)).layout.width = '150px'
-    return ipywidgets.HBox([*(c.widget for c in line.values()), away], layout=ipywidgets.Layout(flex_flow='row wrap'))
 
 # %% ../nbs/12e_forms.ipynb #47182f1c
 class Form:

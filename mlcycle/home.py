@@ -8,7 +8,7 @@ import csv, io, math, os
 from pathlib import Path
 from .core import MlcycleError, Project, Record, SettingsError, escaped, find_project, html_pairs, html_table, label
 from .desk import BLUE, GREY, ORANGE, RED, STYLE, Desk, View, html_box, inside, is_live, named, part_html, result_html
-from .forms import Control, choice, text, words
+from .controls import Control, choice, text, words
 from .gates import check_all, required_signatures, signatures
 from .jobs import Job
 from .ledger import retired, roles, versions

@@ -34,9 +34,10 @@ class Entry(BaseModel, frozen=True):
     previous: str # hash of the entry before
     hash: str # of all of the above
 
-def entry_hash(seq: int, at: str, actor: str, stage: str, kind: str, subject: str, body: str, previous: str) -> str: # hexadecimal
-    "SHA-256 over an entry's fields in order, `body` as its canonical JSON text."
-    return hashlib.sha256(json.dumps([seq, at, actor, stage, kind, subject, body, previous]).encode()).hexdigest()
+def entry_hash(fields: tuple, # seq, at, actor, stage, kind, subject, body as canonical JSON text, previous
+               ) -> str: # hexadecimal
+    "SHA-256 over an entry's eight fields in order."
+    return hashlib.sha256(json.dumps([*fields]).encode()).hexdigest()
 
 # %% ../nbs/00a_ledger.ipynb #907213df
 COLUMNS = 'seq, at, actor, stage, kind, subject, body, previous, hash'
@@ -106,7 +107,7 @@ def _misfit(row: tuple, expected: int, previous: str, kept: dict) -> str:
     seq, stated_previous, stated_hash = row[0], row[7], row[8]
     if seq != expected: return f'entry {expected} is missing or out of order: the next one is {seq}'
     if stated_previous != previous: return f'entry {seq} does not follow from the entry before'
-    if entry_hash(*row[:8]) != stated_hash: return f'entry {seq} was changed: its content does not give its hash'
+    if entry_hash(row[:8]) != stated_hash: return f'entry {seq} was changed: its content does not give its hash'
     if kept.get(seq, stated_hash) != stated_hash: return f'entry {seq} is not the one whose head was kept'
     return ''
 
@@ -176,7 +177,7 @@ class Ledger:
             execute(self._lock())
             seq, previous = self._head(execute)
             row = (seq+1, datetime.now(timezone.utc).isoformat(timespec='milliseconds'), *names, text, previous)
-            row = (*row, entry_hash(*row))
+            row = (*row, entry_hash(row))
             marks = ', '.join(['?' if self._file else '%s']*9)
             execute(f'INSERT INTO {self.table} ({COLUMNS}) VALUES ({marks})', row)
             execute('COMMIT')
