@@ -305,7 +305,7 @@ def serve(source: Project | str | Path, *,
           workers: int=1, # processes
           ) -> None:
     "Serve until interrupted; refuses to start where no version may answer, or where the door would be open."
-    import uvicorn
+    from mlcycle.workers import run_alone, run_workers
     tls = may_listen(host)
     project = source if isinstance(source, Project) else None if (Path(source)/'manifest.json').is_file() else Project(source)
     if project is not None: admit(project, version)
@@ -317,7 +317,6 @@ def serve(source: Project | str | Path, *,
     print(f'{"https" if tls else "http"}://{host}:{port}/docs: {where}', file=sys.stderr, flush=True)
     options = dict(host=host, port=port, log_level='warning', access_log=False, server_header=False, proxy_headers=False,
                    timeout_keep_alive=10, timeout_graceful_shutdown=20, h11_max_incomplete_event_size=16_384, **tls)
-    if workers == 1: return uvicorn.run(app, **options)
-    from mlcycle.workers import run_workers
+    if workers == 1: return run_alone(app, **options)
     if project is not None and project.latest(ScoringPath, subject=admit(project, version)) is None: open_service(project, version)   # compared once, for all of them
     run_workers(partial(make, str(project.folder if project is not None else source)), workers, **options)

@@ -4,35 +4,95 @@
 
 # %% ../nbs/05aa_workers.ipynb #c6f4ab2d
 from __future__ import annotations
-import multiprocessing, os, signal, tempfile, threading
+import asyncio, ctypes, multiprocessing, os, signal, socket, struct, sys, tempfile, threading, time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from multiprocessing.connection import wait
+from .core import SettingsError
+
+try:
+    import uvicorn
+    from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+    from uvicorn.supervisors import Multiprocess
+except ImportError as error:
+    raise SettingsError(f"Serving needs packages of its own ({error.name} is not here). Next: pip install 'mlcycle[serve]'") from None
 
 # %% auto #0
-__all__ = ['ONE_THREAD', 'run_workers', 'supervisor', 'worker_app', 'shared_figures']
+__all__ = ['LINGER', 'TAKEN', 'PATIENT', 'ONE_THREAD', 'Patient', 'made', 'make_no_more', 'run_workers', 'Workers', 'Alone',
+           'run_alone', 'worker_app', 'shared_figures']
 
 # %% ../nbs/05aa_workers.ipynb #fe5df1df
+LINGER, TAKEN = 2.0, 5.0   # seconds: a silent connection stays; connections that were made may wait to be taken
+
+class Patient(HttpToolsProtocol):
+    "A connection that is not closed in front of a caller who is about to speak."
+    def shutdown(self) -> None:
+        "The server ends."
+        self.server_state.ending = True
+        if self._silent(): self.loop.call_later(LINGER, self._close_if_silent)
+        else: super().shutdown()
+
+    def _silent(self) -> bool: return self.cycle is None or self.cycle.response_complete
+
+    def _close_if_silent(self) -> None:
+        if self._silent() and not self.transport.is_closing(): self.transport.close()
+
+    def on_headers_complete(self) -> None:
+        "A request begins; at the end it is the last one of its connection."
+        super().on_headers_complete()
+        if self.cycle is not None and getattr(self.server_state, 'ending', False): self.cycle.keep_alive = False
+
+def made(address: socket.socket) -> int:
+    "How many connections wait to be taken; 0 where the system does not say."
+    if sys.platform != 'linux': return 0
+    return struct.unpack_from('I', address.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 28), 24)[0]
+
+def make_no_more(address: socket.socket) -> None:
+    "Let no new connection be made, and wait until those that were made are taken."
+    if sys.platform == 'linux':
+        nothing = ctypes.create_string_buffer(struct.pack('HBBI', 6, 0, 0, 0))   # BPF: return 0, keep no byte
+        address.setsockopt(socket.SOL_SOCKET, 26, struct.pack('HP', 1, ctypes.addressof(nothing)))   # SO_ATTACH_FILTER
+    until = time.monotonic()+TAKEN
+    while made(address) and time.monotonic() < until: time.sleep(.01)
+
+# %% ../nbs/05aa_workers.ipynb #8bf51d82
 def run_workers(make: Callable, # makes the application, in each process; it must be picklable
                 workers: int, **options, # of uvicorn
                 ) -> None:
     "Serve by several processes until interrupted."
-    import uvicorn
-    config = uvicorn.Config(partial(worker_app, make), factory=True, workers=workers, **options)
+    config = uvicorn.Config(partial(worker_app, make), factory=True, workers=workers, **{'http': PATIENT} | options)
     address = config.bind_socket()
     try:
-        with shared_figures(): supervisor()(config, sockets=[address]).run()
+        with shared_figures(): Workers(config, sockets=[address]).run()
     finally: address.close()
 
-def supervisor() -> type:
-    "uvicorn's supervisor, which lets go of the address before it ends the workers."
-    from uvicorn.supervisors import Multiprocess   # with the address still open, callers would come in whom nobody answers
-    class Workers(Multiprocess):
-        def terminate_all(self) -> None:
-            for address in self.sockets: address.close()
-            super().terminate_all()
-    return Workers
+PATIENT = 'mlcycle.workers:Patient'
+
+class Workers(Multiprocess):
+    "uvicorn's supervisor, which shuts the door before it ends the workers."
+    def terminate_all(self) -> None:
+        "End all workers, each after its last answer."
+        for address in self.sockets:
+            make_no_more(address)
+            address.close()
+        super().terminate_all()
+
+class Alone(uvicorn.Server):
+    "uvicorn's server, which shuts the door before it ends."
+    async def shutdown(self, sockets: list | None=None) -> None:
+        "End after the last answer."
+        for address in [a for server in self.servers for a in server.sockets]:
+            with socket.socket(fileno=os.dup(address.fileno())) as door: await asyncio.to_thread(make_no_more, door)
+        await super().shutdown(sockets)
+
+def run_alone(app: Callable, **options, # of uvicorn
+              ) -> None:
+    "Serve by this process until interrupted."
+    server = Alone(uvicorn.Config(app, **{'http': PATIENT} | options))
+    try: server.run()
+    except KeyboardInterrupt: pass   # it has ended as it should
+    if not server.started: sys.exit(3)
 
 def worker_app(make: Callable):
     "The application of one process, which ends when the process that started it is gone."

@@ -138,8 +138,7 @@ def test_sigterm_lets_each_finish(project, server):
         assert run.wait(30) == 0
         load.over.set()
     assert {status for _, _, status, *_ in load.came} == {200}
-    cut = [why for _, why in load.failed if 'ConnectError' not in why]
-    assert len(cut) <= 9, cut     # at most three for each caller: on a connection that one worker, then the other closed as idle, and in the queue of the address itself
+    assert [why for _, why in load.failed if 'ConnectError' not in why] == []     # whoever was let in got an answer; the others were refused
     assert waiting(project, 'predictions') == 0 and not [p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
     kept = predictions(project)['prediction_id']
     assert {i for *_, i, _ in load.came} <= set(kept) and len(kept)-before == len(load.came)     # what was cut was not begun: it can be sent again
