@@ -214,10 +214,10 @@ def _inputs(project: Project, watch: Watch, log: pd.DataFrame, facts: dict) -> s
                    watch.apart, _settings_digest(project)])
 
 # %% ../nbs/06_monitoring.ipynb #96a18c70
-def _stretches(log: pd.DataFrame, days: float, now: pd.Timestamp) -> list[int]:
-    "Numbers of the windows with predictions, and of the empty ones between them whose time has come."
+def _stretches(log: pd.DataFrame, days: float, *, now: pd.Timestamp, live: bool) -> list[int]:
+    "Numbers of the windows with predictions, and of the empty ones whose time has come: between them, and after them where it is live."
     found, today = window_number(log['at'], days), window_number(pd.Series([now]), days)[0]
-    span = range(found.min(), min(found.max(), today)+1)
+    span = range(found.min(), max(min(found.max(), today), today-1 if live else 0)+1)
     return sorted({*found, *(span if len(span) <= 500 else ())})
 
 def _known_windows(project: Project, version: str) -> dict[tuple[str, str], Window]:
@@ -233,10 +233,11 @@ def _watch_version(project: Project, version: str, index: pd.DataFrame, *, days:
     against = against._replace(basis=_basis(project, version, index, numbers=numbers, days=days, now=now),
                                apart=training_apart(project, against, days))
     past, still = [], _frozen_windows(project, kept, days, now)
-    for number in sorted({*_stretches(index, days, now), *still}):
+    for number in sorted({*_stretches(index, days, now=now, live=_live(project, version, days)), *still}):
         start, end = window_bounds(number, days)
         part = index[numbers == number]
-        facts = dict(start=start.isoformat(), end=end.isoformat(), complete=bool(end <= now),
+        told = kept.get((start.isoformat(), end.isoformat()))   # a clock that steps back opens no window again
+        facts = dict(start=start.isoformat(), end=end.isoformat(), complete=bool(end <= now or (told and told.complete)),
                      future=int((part['at'] > now).sum()))
         here = more_apart(against, past)
         facts['inputs'] = _inputs(project, here, part, facts)
@@ -269,6 +270,12 @@ def _basis(project: Project, version: str, index: pd.DataFrame, *, numbers: pd.S
     starts = numbers.map({n: window_bounds(n, days)[0] for n in numbers.unique()})
     full = starts+pd.Timedelta(days=days) <= now
     return find_basis(project, version, index[full].assign(window=starts[full]), lambda rows: logged_rows(project, version, rows))
+
+def _live(project: Project, version: str, days: float) -> bool:
+    "Whether the version in use was ever looked at while a window filled; rows that were replayed later say nothing about what comes after them."
+    if version != champion(project.ledger): return False
+    looked = (e.body for e in project.ledger.entries('window', version) if not e.body['complete'] and not e.body['future'] and e.body['rows'])
+    return any(abs(days_of(Window.from_body(b))-days) < 1e-6 for b in looked)
 
 def _frozen_windows(project: Project, kept: dict, days: float, now: pd.Timestamp) -> dict[int, Window]: # by number
     "Recorded windows whose rows may be gone, or will be soon."

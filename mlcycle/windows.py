@@ -26,7 +26,7 @@ from .features import FeaturePlan
 from .metrics import METRICS, by_group, default_metric, disparity, evaluate, metric_names
 from .profile import ColumnProfile, Profile, load_profile, profile, quantile, save_profile
 from .registry import ModelVersion
-from .keeping import stored_name, unlogged
+from .keeping import OURS, PREFIX, stored_name, unlogged
 from .scoring import event_times, training_rows
 from .slow import SLOW_FIELDS, follow
 from .statistics import square_and_add
@@ -38,7 +38,7 @@ __all__ = ['ORIGIN', 'RESAMPLES', 'GROUP_FIELDS', 'GROUP_METRICS', 'BLOCKS', 'SA
            'DRIFT_ANSWERS', 'window_number', 'window_bounds', 'Watch', 'as_read', 'watched_columns', 'own_columns',
            'profiles_folder', 'reference_rows', 'watch', 'with_scores', 'Window', 'days_of', 'data_quality',
            'main_metric', 'realised', 'bands', 'realised_by_group', 'tolerance', 'training_apart', 'read_apart',
-           'blocks_apart', 'quiet', 'more_apart', 'with_unlogged', 'look', 'hold', 'explained', 'trace',
+           'blocks_apart', 'quiet', 'more_apart', 'with_unlogged', 'with_new', 'look', 'hold', 'explained', 'trace',
            'window_findings']
 
 # %% ../nbs/06d_windows.ipynb #6f5d8280
@@ -328,6 +328,16 @@ def with_unlogged(project: Project, watch: Watch, table: pd.DataFrame) -> pd.Dat
     rows = pd.DataFrame({'column': names, 'status': 'undetermined', 'why': 'deployment.log does not keep it as it came'})
     return pd.concat([table, rows], ignore_index=True).reindex(columns=table.columns) if names else table
 
+def with_new(project: Project, watch: Watch, table: pd.DataFrame, log: pd.DataFrame) -> pd.DataFrame:
+    "Drift with the columns that somebody has put into the log and the model does not know, and which of its own one may be."
+    data = project.settings.data
+    known = {stored_name(c) for c in (*watch.plan.inputs, *data.protected, data.id, data.group, data.time, watch.plan.target) if c}
+    new = [c for c in log if c not in known and c not in OURS and not str(c).startswith((PREFIX, 'score_')) and log[c].notna().any()]
+    empty = [repr(c) for c, missing in zip(table.column, table.missing) if missing == 1]
+    why = 'not in training, and the model does not read it'+(f'; perhaps {" or ".join(empty[:3])} under another name' if empty else '')
+    rows = pd.DataFrame({'column': new, 'status': 'new column', 'rows': len(log), 'why': why})
+    return pd.concat([table, rows], ignore_index=True).reindex(columns=table.columns) if new else table
+
 def _change(project: Project, watch: Watch, performance: dict[str, Estimate]) -> Estimate:
     "The main metric here minus where it was measured last, with an interval that allows for both."
     metric = main_metric(project)
@@ -346,7 +356,8 @@ def look(project: Project, watch: Watch,
     seen = as_read(own_columns(log, names), watch.plan, list(names.values()))
     current = profile(seen.assign(score=pd.to_numeric(log['score'])), like=watch.reference)
     known = log[log['label'].notna()]
-    table = with_unlogged(project, watch, drift(watch.reference, current, tolerance(project, watch, days)))
+    table = drift(watch.reference, current, tolerance(project, watch, days))
+    table = with_unlogged(project, watch, with_new(project, watch, table[table.status != 'new column'], log))
     performance, groups = realised(project, watch, known), realised_by_group(project, watch, known)
     least, folder = project.settings.monitoring.min_rows, profiles_folder(project)
     made, gap = _estimated(project, watch, log, pd.Timestamp(facts['start']))
@@ -355,7 +366,7 @@ def look(project: Project, watch: Watch,
     window = Window(
         version=watch.version, rows=len(log), labelled=len(known), quality=data_quality(watch.reference, current),
         status='no data' if not len(log) else 'ok' if len(log) >= least else 'too few',
-        drift=table[table.status != 'new column'], performance=performance, by_group=groups,
+        drift=table, performance=performance, by_group=groups,
         change=change, compared_with=watch.source, parts=split, faults=faults, disparities=_disparities(groups),
         estimated=made, as_made=made, gaps=gap,
         traffic=_traffic(log), trained_on=watch.model['data'], reference=save_profile(folder, watch.reference),
