@@ -114,6 +114,7 @@ def servers(folder: Path, peers: dict) -> dict:
     found = {'FastAPI echo': (lambda port: [*here, echo, str(port)], records, '/predict', {}),
              'mlcycle, no log': (lambda port: [*here, ours, str(port), str(folder/'bundle')], records, '/predict', {'MLCYCLE_LOG': 'off'}),
              'mlcycle, durable log': (lambda port: [*here, ours, str(port), str(folder/'project')], records, '/predict', {}),
+             'mlcycle, durable log, float32 ONNX': (lambda port: [*here, ours, str(port), str(folder/'onnx')], records, '/predict', {}),
              'mlcycle, durable log, 2 workers': (lambda port: [*here, ours, str(port), str(folder/'project'), '2'], records, '/predict', {})}
     if peers.get('mlflow'):
         subprocess.run([peers['mlflow'], script(folder, 'save.py', MLFLOW)], cwd=folder, check=True, env=ALONE, capture_output=True)
@@ -184,6 +185,18 @@ def disk(folder: Path, n: int=200) -> float:
     return float(np.median(times))
 
 
+def distances(*projects) -> list[str]:
+    "How each project's version computes its scores, and how far they are from scikit-learn's."
+    from mlcycle.compiled import ScoringPath
+    from mlcycle.service import ProjectService
+    said = []
+    for project in projects:
+        ProjectService(project).close()
+        path = project.latest(ScoringPath, subject='1')
+        said.append(f'{project.folder.name:8} {path.path}: {path.changed} of {path.rows:,} decisions differ, scores by up to {path.distance:.2g}. {path.why}')
+    return said
+
+
 def measure(folder: Path, found: dict, test: pd.DataFrame, *, seconds: float) -> pd.DataFrame:
     "One row a server."
     out = []
@@ -235,11 +248,15 @@ def main() -> None:
         import skops.io
         skops.io.dump(fitted, folder/'model.skops')
         test.head(5).to_parquet(folder/'rows.parquet')
+        shutil.copytree(folder/'project', folder/'onnx')
+        quick = type(project)(folder/'onnx', actor='Ada')
+        quick.update_settings({'deployment.scorer': 'onnx'})
+        far = distances(project, quick)
         build_bundle(project, out=folder/'bundle')
         found = servers(folder, {'mlflow': given.mlflow_python, 'bentoml': given.bentoml_python})
         found = {n: s for n, s in found.items() if not given.only or any(o in n for o in given.only)}
         table = measure(folder, found, test, seconds=given.seconds)
-    print(table.round(3).to_string())
+    print(table.round(3).to_string(), *far, sep='\n')
     for what, figure, bar in ratios(table): print(f'{what:90} {figure:8.2f}   {bar}')
     for peer in ('mlflow', 'bentoml'):
         if not getattr(given, f'{peer}_python'): print(f'{peer} was not measured: --{peer}-python was not given')

@@ -115,7 +115,7 @@ class BundleService:
         file = self.folder/'scoring.json'
         if not file.exists(): return Ready(self.loaded, self.columns)
         path, plainly = ScoringPath.from_body(json.loads(file.read_text(encoding='utf-8'))), Ready(self.loaded, self.columns)
-        if path.path != 'compiled' or path.model_hash != self.loaded.info.hash: return plainly
+        if path.path == 'pipeline' or path.model_hash != self.loaded.info.hash: return plainly
         rows = pd.DataFrame(json.loads((self.folder/'golden.json').read_text(encoding='utf-8'))['inputs'])
         try: scorer = compile_pipeline(self.loaded.estimator, self.loaded.info.columns, self.loaded.task)
         except NotCompiled: return plainly

@@ -17,8 +17,8 @@ from .inputs import InputColumn, column_values, to_records
 from .masks import Ensemble, masks_of
 
 # %% auto #0
-__all__ = ['HEADS', 'TOLERANCE', 'SINGLE', 'Head', 'head_of', 'sigmoid', 'softmax', 'nested', 'both_ways', 'walk', 'Compiled',
-           'compile_pipeline', 'ScoringPath', 'compare', 'decide', 'verdict', 'choose']
+__all__ = ['HEADS', 'TOLERANCE', 'SINGLE', 'Head', 'head_of', 'calibrated_head', 'sigmoid', 'softmax', 'nested', 'both_ways',
+           'walk', 'Compiled', 'compile_pipeline', 'ScoringPath', 'compare', 'decide', 'verdict', 'choose']
 
 # %% ../nbs/00ibc_compiled.ipynb #d5d9f448
 class Head(NamedTuple):
@@ -30,7 +30,7 @@ class Head(NamedTuple):
 
 def head_of(estimator: object, task: str) -> Head:
     "How an estimator's scores are computed."
-    if isinstance(estimator, Calibrated): return _calibrated(head_of(estimator.estimator_, task), estimator.curve, task)
+    if isinstance(estimator, Calibrated): return calibrated_head(head_of(estimator.estimator_, task), estimator.curve, task)
     kind = type(estimator).__name__
     make = HEADS.get(kind)
     return make(estimator, task) if make else _itself(estimator, task)
@@ -42,7 +42,8 @@ def _itself(estimator: object, task: str) -> Head:
 
 def _positive(found: np.ndarray, task: str) -> np.ndarray: return found[:, 1] if task == 'binary' else found
 
-def _calibrated(head: Head, curve: dict | None, task: str) -> Head:
+def calibrated_head(head: Head, curve: dict | None, task: str) -> Head:
+    "The head of an estimator with a calibration curve over its scores."
     if not curve: return head
     def moved(p): return _positive(apply_curve(np.column_stack([1-p, p]) if task == 'binary' else p, curve), task)
     def one(row): return moved(np.array([head.one(row)])).tolist()[0]
@@ -208,7 +209,8 @@ def _read_all(given: Input, raw: list) -> list | np.ndarray:
 
 def compile_pipeline(pipeline: object, # fitted: clean → encode → model, or encode → model
                      columns: list[str], # the raw columns it takes
-                     task: str) -> Compiled:
+                     task: str, *, heads: Callable=head_of, # how the estimator's scores are computed
+                     ) -> Compiled:
     "A fitted pipeline as arithmetic; NotCompiled says which part stands in the way."
     steps = [step for _, step in getattr(pipeline, 'steps', [])]
     clean = steps.pop(0) if steps and isinstance(steps[0], Clean) else None
@@ -217,7 +219,7 @@ def compile_pipeline(pipeline: object, # fitted: clean → encode → model, or 
         raise NotCompiled(f'The pipeline is {" → ".join(kinds)}; what can be compiled is a ColumnTransformer and an estimator.')
     inputs = inputs_of(clean, columns)
     ways, usual = encoders(steps[0])
-    head = head_of(steps[1], task)
+    head = heads(steps[1], task)
     if unread := set(ways)-{i.name for i in inputs}: raise NotCompiled(f'Columns that are not inputs: {sorted(unread)[:5]}.')
     return Compiled(inputs, ways, usual, head)
 
@@ -230,7 +232,8 @@ class ScoringPath(Result):
     stage: ClassVar[str] = 'deployment'
     version: str
     model_hash: str
-    path: str # 'compiled', or 'pipeline': scikit-learn on a DataFrame
+    path: str # 'compiled', 'onnx', or 'pipeline': scikit-learn on a DataFrame
+    asked: str = 'exact' # deployment.scorer
     how: str # of the estimator, in words
     why: str # the reason for the choice
     rows: int = 0 # compared, of `of`
@@ -242,7 +245,8 @@ class ScoringPath(Result):
     @property
     def headline(self) -> str:
         "Which way, and why."
-        return f'Version {self.version} answers by {"compiled arithmetic" if self.path == "compiled" else "the pipeline itself"}: {self.why}'
+        ways = {'compiled': 'compiled arithmetic', 'onnx': 'ONNX in 32 bits'}
+        return f'Version {self.version} answers by {ways.get(self.path, "the pipeline itself")}: {self.why}'
 
 def compare(model, # a loaded version
             columns: list[InputColumn], # what it takes

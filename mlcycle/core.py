@@ -554,6 +554,7 @@ class DeploymentSection(Record):
     spill: str = '' # folder, of this project alone, for predictions while the store's disk is full; empty: the server answers 503
     image: str = ''
     canary: CanarySection = CanarySection()
+    scorer: Literal['exact', 'onnx'] = 'exact' # onnx: the estimator in 32 bits by ONNX Runtime, where no decision differs
     log: LogSection = LogSection()
     inputs: InputsSection = InputsSection()
 

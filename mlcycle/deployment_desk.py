@@ -160,7 +160,7 @@ def gate_options(project: Project) -> dict:
     "What the gates of `mlcycle.toml` may be about."
     return {'gates': {'evidence': sorted({*SHOWN, *(g.evidence for g in project.settings.gates)})}}
 
-SERVED = [f'deployment.{k}' for k in ('name', 'port', 'replicas', 'image')]
+SERVED = [f'deployment.{k}' for k in ('name', 'port', 'replicas', 'image', 'scorer')]
 LOGGED = [f'deployment.log.{k}' for k in LogSection.model_fields]
 UNUSUAL = [f'deployment.inputs.{k}' for k in InputsSection.model_fields]
 LET_IN = [f'deployment.canary.{k}' for k in CanarySection.model_fields]

@@ -9,9 +9,10 @@ from collections.abc import Callable
 from typing import NamedTuple
 import pandas as pd
 from .answering import Ready, answer
-from .compiled import NotCompiled, ScoringPath, choose, compare, compile_pipeline, verdict
+from .compiled import NotCompiled, ScoringPath, choose, compare, compile_pipeline, head_of, verdict
 from .core import Blocked, IntegrityError, Project
 from .inputs import BadRequest, InputColumn, RecordReader, fitting
+from .onnx import choose_onnx, onnx_head
 from .registry import Model, ModelVersion
 from .scoring import BrokenAnswer, new_ids, training_rows
 from .traffic import Traffic, arms
@@ -42,12 +43,13 @@ def settled(project: Project, model: Model, columns: list[InputColumn], # what i
             ) -> Ready:
     "A version that can answer; how it computes is looked up in the ledger, or found out and recorded."
     known = project.latest(ScoringPath, subject=model.version)
-    if known is not None and known.model_hash == model.info.hash:
-        if known.path != 'compiled': return _ruled(project, Ready(model, columns, path=known))
+    asked = project.settings.deployment.scorer
+    if known is not None and (known.model_hash, known.asked) == (model.info.hash, asked):
+        if known.path == 'pipeline': return _ruled(project, Ready(model, columns, path=known))
         if found := _compiled_again(project, model, columns, known=known): return found
     if not wait: return _ruled(project, Ready(model, columns))
     rows, of = inputs_to_compare(project, model.info)
-    scorer, path = choose(model, columns, rows, of=of)
+    scorer, path = (choose_onnx if asked == 'onnx' else choose)(model, columns, rows, of=of)
     if not project.read_only: project.record(path, subject=model.version)
     return _ruled(project, Ready(model, columns, scorer=scorer, path=path))
 
@@ -57,9 +59,11 @@ def _compiled_again(project: Project, model: Model, columns: list[InputColumn], 
                     n: int=200) -> Ready | None:
     rows = training_rows(project, model.info)
     if rows is None: return None
-    try: scorer = compile_pipeline(model.estimator, model.info.columns, model.task)
+    heads = onnx_head if known.path == 'onnx' else head_of
+    try: scorer = compile_pipeline(model.estimator, model.info.columns, model.task, heads=heads)
     except NotCompiled: return None
-    if verdict(compare(model, columns, rows[model.info.columns].head(n), scorer=scorer)): return None
+    found = compare(model, columns, rows[model.info.columns].head(n), scorer=scorer)
+    if verdict(found.model_copy(update={'tolerance': known.tolerance})): return None
     return _ruled(project, Ready(model, columns, scorer=scorer, path=known))
 
 # %% ../nbs/00ibe_standing.ipynb #e525c08a

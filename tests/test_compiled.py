@@ -6,12 +6,17 @@ import pytest
 from sklearn.ensemble import ExtraTreesClassifier, HistGradientBoostingClassifier, HistGradientBoostingRegressor, RandomForestClassifier, RandomForestRegressor
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.neighbors import KNeighborsClassifier
-from mlcycle.compiled import choose, compile_pipeline
+from mlcycle.bundle import BundleService
+from mlcycle.compiled import ScoringPath, choose, compile_pipeline
 from mlcycle.core import check_settings, jsonable
+from mlcycle.deployment import build_bundle
 from mlcycle.encoding import Unusual
 from mlcycle.features import Calibrated, build_pipeline, encode_target, infer_plan
 from mlcycle.inputs import input_schema, read_records, to_records
+from mlcycle.onnx import choose_onnx
 from mlcycle.registry import Model, ModelVersion
+from mlcycle.service import ProjectService
+from served import crown, new_project, register, strange_rows
 
 
 def people(n: int=600, seed: int=0) -> pd.DataFrame:
@@ -109,3 +114,37 @@ def test_what_would_change_a_decision_is_refused():
     found = compare(model, columns, rows, scorer=scorer)
     assert found.changed > 0 and 'would differ' in verdict(found)
     assert choose(model, columns, rows.head(0))[0] is None and choose(model, columns, None)[1].path == 'pipeline'
+
+
+# --- by ONNX Runtime in 32 bits, for who asks for it
+
+def test_every_estimator_as_onnx_keeps_its_decisions_or_says_why_not():
+    found = {}
+    for task, estimator, kind in [*CASES, *boosters()]:
+        model, columns, rows = model_of(task, estimator, kind)
+        scorer, path = choose_onnx(model, columns, rows)
+        assert scorer is not None and (path.asked, path.rows, path.changed) == ('onnx', len(rows), 0), (estimator, path)
+        if path.path == 'onnx': assert 'ONNX' in scorer.how and 0 <= path.distance <= path.tolerance
+        else: assert path.path == 'compiled' and path.distance <= 1e-9 and path.why.startswith('not as ONNX, because')
+        found[str(estimator), task] = path.path
+    assert list(found.values()).count('onnx') >= 8, found
+
+
+def test_a_server_answers_by_onnx_where_the_settings_ask_for_it_and_exactly_again_where_they_do_not(tmp_path):
+    project = new_project(tmp_path/'project', data='id = "id"', more='[deployment]\nscorer = "onnx"\n')
+    crown(project, register(project, strange_rows(), HistGradientBoostingClassifier(max_iter=10, random_state=0)))
+    records = to_records(strange_rows(50, seed=3), ProjectService(project).schema())
+    def scores(service) -> tuple[str, np.ndarray]:
+        standing = service.now() or service.look()
+        return standing.main.how['path'], np.array([t['score'] for part in service.predict(standing, records) for t in part.told])
+    path, near = scores(ProjectService(project))
+    evidence = project.latest(ScoringPath, subject='1')
+    assert path == evidence.path == 'onnx' and evidence.changed == 0 and 0 < evidence.distance <= .005 and 'scores by up to' in evidence.why
+    assert len(project.ledger.entries('compiled')) == 1     # the second server looked it up
+    exact = project.registry.load('1').scores(strange_rows(50, seed=3))
+    assert 0 < np.abs(near-exact).max() < .005
+    build_bundle(project, out=tmp_path/'bundle')
+    assert np.abs(scores(BundleService(tmp_path/'bundle'))[1]-exact).max() <= 1e-9     # away from home: exactly
+    project.update_settings({'deployment.scorer': 'exact'})
+    path, again = scores(ProjectService(project))
+    assert path == 'compiled' and np.abs(again-exact).max() <= 1e-9
