@@ -6,11 +6,12 @@
 from __future__ import annotations
 import json
 from collections.abc import Callable
+import numpy as np
 from .answering import Ready
 from .core import InputsSection, SettingsError, shown
 from .encoding import LEVELS, Unusual, inputs_of, steps_of
 from .features import Clean
-from .inputs import BadRequest, InputColumn, mistake, not_valid
+from .inputs import BadRequest, InputColumn, columns_of, mistake, not_valid
 
 # %% auto #0
 __all__ = ['known_levels', 'clipped_columns', 'Treatment', 'with_rules']
@@ -54,11 +55,12 @@ class Treatment:
         marks: dict[int, dict] = {}
         if self.fill: records = self._filled(records, marks)
         for name, (read, known, usual, refused) in self.levels.items():
-            values = [r.get(name) for r in records]
+            values = columns_of(records, [name])[name]
+            if isinstance(values, np.ndarray): values = values.tolist()
             if not usual.issuperset(values): _unseen(name, [i for i, v in enumerate(values) if _is_new(read, known, v)], refused, marks)
         for name, (low, high) in self.bounds.items():
-            for i, r in enumerate(records):
-                if (v := r.get(name)) is not None and not low <= v <= high: marks.setdefault(i, {})[name] = 'clipped'
+            x = np.array(columns_of(records, [name])[name], dtype=float)
+            for i in np.flatnonzero((x < low) | (x > high)).tolist(): marks.setdefault(i, {})[name] = 'clipped'
         return records, [json.dumps(marks[i]) if i in marks else None for i in range(len(records))] if marks else None
 
     def _filled(self, records: list[dict], marks: dict[int, dict]) -> list[dict]:
