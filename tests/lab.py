@@ -5,6 +5,7 @@ from pathlib import Path
 
 ARGUMENTS = ('--no-sandbox --disable-gpu --disable-quic --disable-background-networking --disable-component-update '
              '--disable-sync').split()
+THREADS = {'OMP_NUM_THREADS': '1', 'OMP_WAIT_POLICY': 'PASSIVE'}   # sums over several threads differ in the last digit
 
 
 def free_port() -> int:
@@ -19,7 +20,7 @@ def lab_server(folder: Path, home: Path):
     port, token = free_port(), 'for-this-test'
     env = {**os.environ, 'JUPYTER_TOKEN': token, 'JUPYTER_CONFIG_DIR': str(home/'config'), 'JUPYTER_DATA_DIR': str(home/'data'),
            'JUPYTER_RUNTIME_DIR': str(home/'runtime'), 'JUPYTERLAB_SETTINGS_DIR': str(home/'settings'), 'JUPYTERLAB_WORKSPACES_DIR': str(home/'workspaces'),
-           'OMP_NUM_THREADS': '1', 'OMP_WAIT_POLICY': 'PASSIVE'}
+           **THREADS}
     env.pop('MLCYCLE_EXECUTION', None)
     with (home/'server.log').open('w') as log:
         server = subprocess.Popen([Path(sys.executable).parent/'mlcycle', '--project', folder, 'lab', '--port', str(port), '--no-browser'], cwd=folder,

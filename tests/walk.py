@@ -1,8 +1,9 @@
 """A person's walk through all stages in a real JupyterLab, by clicks and typing alone: from a folder with one file of data.
 
-Run it by hand for the pictures of the tutorial: `python tests/walk.py adult OUT` or `python tests/walk.py bikes OUT`.
+Run it by hand for the pictures of the tutorial: `python tests/walk.py adult OUT` or `python tests/walk.py bikes OUT`. With the word
+`night` behind, it ends at the validation, and what was clicked is run without anybody in a fresh copy: the figures are compared.
 """
-import re, sys, tempfile
+import os, re, shutil, subprocess, sys, tempfile
 from pathlib import Path
 from typing import NamedTuple
 import pandas as pd
@@ -95,6 +96,13 @@ def clean(seat: lab.Seat, case: Case) -> None:
     seat.shot_of('Columns', f'{case.name}-03-data')
 
 
+def seal_again(seat: lab.Seat, case: Case) -> None:
+    "The split was decided after the seal; so the baselines are measured anew on the rows that are left."
+    step(seat, case, '01_problem.ipynb', 'Problem')
+    seat.press('Seal the problem and look at the data')
+    seat.see('problem is done since', 240)
+
+
 def search(seat: lab.Seat, case: Case) -> None:
     "Set the budget, search, close the browser in the middle of it and come back, move the threshold."
     step(seat, case, 'development')
@@ -174,6 +182,7 @@ def plan_end(seat: lab.Seat, case: Case) -> None:
 
 
 FIRST = (begin, seal, clean, search, validate, look_again)
+TO_COMPARE = (begin, seal, clean, seal_again, search, validate)
 STAGES = (*FIRST, approve, watch, challenge, fill_card, plan_end)
 
 
@@ -189,7 +198,26 @@ def walk(case: Case, folder: Path, shots: Path | None=None, *, dark: bool=False,
         return seat
 
 
+def night_apart(case: Case, folder: Path, fresh: Path) -> list[str]:
+    "Run what was clicked, up to the validation, in a copy of settings, notebooks and data; names of what its results say otherwise."
+    from mlcycle.core import Project
+    from mlcycle.development import Leaderboard
+    from mlcycle.validation import Validation
+    shutil.copytree(folder/case.name, fresh/case.name, ignore=shutil.ignore_patterns('store', 'reports'))
+    shutil.copy(folder/f'{case.name}.csv', fresh)
+    subprocess.run([sys.executable, '-c', 'from mlcycle.cli import main; main()', '--project', fresh/case.name, 'run', 'problem', 'data', 'development', 'validation'],
+                   check=True, capture_output=True, timeout=600, env={**os.environ, **lab.THREADS})
+    apart, own = [], {'budget', 'model_hash'}   # seconds spent, and the bytes of a file with its date
+    for result in (Leaderboard, Validation):
+        by_day, by_night = (Project(place/case.name, read_only=True).latest(result).body() for place in (folder, fresh))
+        apart += [f'{result.__name__}.{k}' for k in by_day | by_night if k not in own and by_day.get(k) != by_night.get(k)]
+    return apart
+
+
 if __name__ == '__main__':
-    case, out = {'adult': ADULT, 'bikes': BIKES}[sys.argv[1]], Path(sys.argv[2])
+    case, out, how = {'adult': ADULT, 'bikes': BIKES}[sys.argv[1]], Path(sys.argv[2]), sys.argv[3:]
     folder = lay_out(case, out/'folder')
-    print(walk(case, folder, out/'shots', dark='dark' in sys.argv[3:]).strangers)
+    print('strangers asked:', walk(case, folder, out/'shots', dark='dark' in how, stages=TO_COMPARE if 'night' in how else STAGES).strangers)
+    if 'night' in how:
+        (out/'fresh').mkdir()
+        print('differs at night:', night_apart(case, folder, out/'fresh'))
