@@ -4,128 +4,16 @@
 
 # %% ../nbs/01_problem.ipynb #c5560c32
 from __future__ import annotations
-import difflib
 from typing import TYPE_CHECKING, ClassVar, Literal
-from .core import (Criterion, DataError, Estimate, Frame, Project, Record, Result, Settings, SettingsError, digest, judge,
-                          shown)
+from .core import Criterion, DataError, Estimate, Frame, Project, Result, Settings, digest, judge, shown
+from .questionnaire import QUESTIONS, RiskClass, check_answers, risk_class
 if TYPE_CHECKING:
     import pandas as pd
     from mlcycle.trials import Trial
 
 # %% auto #0
-__all__ = ['CLASSES', 'TIERS', 'EU', 'SR', 'QUESTIONS', 'DUTIES', 'CAUTION', 'GAPS', 'check_answers', 'RiskClass', 'risk_class',
-           'default_success', 'ProblemCard', 'seal_problem', 'Feasibility', 'small_groups', 'data_quality',
+__all__ = ['GAPS', 'default_success', 'ProblemCard', 'seal_problem', 'Feasibility', 'small_groups', 'data_quality',
            'assess_feasibility']
-
-# %% ../nbs/01_problem.ipynb #ecb8ad03
-CLASSES = ('minimal', 'transparency', 'high-risk', 'prohibited')   # EU AI Act, mildest first
-TIERS = ('low', 'medium', 'high')   # materiality under SR 26-2, mildest first
-EU, SR = 'EU AI Act', 'SR 26-2'
-
-def _yes_no(yes: str, no: str) -> dict[str, str]: return {'yes': yes, 'no': no}
-
-QUESTIONS = {   # key → what is asked, under which frame, what each answer indicates, what silence indicates, where it is written
-    'prohibited_practice': dict(frame=EU, source='Art. 5(1)', unanswered='high-risk',
-        asks='Is the system one of the practices that are banned?',
-        answers={'none': 'minimal', **dict.fromkeys((
-            'manipulation', 'exploiting vulnerability', 'social scoring', 'crime prediction by profiling alone',
-            'untargeted face scraping', 'emotion recognition at work or school', 'biometric categorisation',
-            'live biometric identification'), 'prohibited')}),
-    'area': dict(frame=EU, source='Annex III', unanswered='high-risk',
-        asks='In which area of Annex III are its results used? Creditworthiness, insurance prices and benefits are essential services.',
-        answers={'none': 'minimal', **dict.fromkeys((
-            'biometrics', 'critical infrastructure', 'education', 'employment', 'essential services', 'law enforcement',
-            'migration', 'justice and democracy'), 'high-risk')}),
-    'narrow_task': dict(frame=EU, source='Art. 6(3)', unanswered='high-risk', only_in_area=True,
-        asks='Does it only do a narrow procedural or preparatory task, without materially influencing the decision?',
-        answers=_yes_no('minimal', 'high-risk')),
-    'profiles_people': dict(frame=EU, source='Art. 6(3)', unanswered='high-risk', only_in_area=True,
-        asks='Does it profile people? Profiling in an area of Annex III is always high-risk.',
-        answers=_yes_no('high-risk', 'minimal')),
-    'product_safety': dict(frame=EU, source='Art. 6(1), Annex I', unanswered='high-risk',
-        asks='Is it a safety component of a product (or one itself) that a third party must assess?',
-        answers=_yes_no('high-risk', 'minimal')),
-    'meets_people': dict(frame=EU, source='Art. 50', unanswered='transparency',
-        asks='Do people talk with it directly, or see text, sound or pictures that it made?',
-        answers=_yes_no('transparency', 'minimal')),
-    'exposure': dict(frame=SR, source='model exposure', unanswered='high',
-        asks='How much hangs on its results: money, volume, or number of people?',
-        answers={'small': 'low', 'moderate': 'medium', 'large': 'high'}),
-    'purpose': dict(frame=SR, source='model purpose', unanswered='high',
-        asks='What are its results used for?',
-        answers={'internal analysis': 'low', 'business decisions': 'medium', 'decisions about people': 'high',
-                 'regulatory or financial reporting': 'high'}),
-    'reliance': dict(frame=SR, source='reliance on the model', unanswered='high',
-        asks='Who decides in the end?',
-        answers={'a person, the model is one input': 'low', 'a person may override': 'medium', 'the model': 'high'})}
-
-DUTIES = {   # class → from when what applies, as amended up to 2026
-    'prohibited': 'Article 5 has applied since 2 February 2025.',
-    'high-risk': 'The duties for the uses of Annex III apply from 2 December 2027.',
-    'transparency': 'Article 50 has applied since 2 August 2026.',
-    'minimal': 'The act asks nothing particular of such a system.'}
-CAUTION = 'An indication from the answers given, not legal advice and no statement of compliance.'
-
-# %% ../nbs/01_problem.ipynb #a5a8abc4
-def _plain(answer: object) -> str: # true and false in TOML are yes and no
-    return {True: 'yes', False: 'no'}[answer] if isinstance(answer, bool) else str(answer or '').strip().lower()
-
-def _near(came: str, allowed: list[str]) -> str:
-    near = difflib.get_close_matches(came, allowed, n=1, cutoff=0.5)
-    return (f'did you mean {near[0]!r}? ' if near else '')+f'Allowed: {", ".join(allowed)}'
-
-def check_answers(questionnaire: dict) -> dict[str, str]: # question → answer, unanswered ones left out
-    "The answers in plain form, or one SettingsError that names every key and answer that does not fit."
-    wrong = [f'{k}: no such question, {_near(k, list(QUESTIONS))}' for k in questionnaire if k not in QUESTIONS]
-    given = {k: _plain(v) for k, v in questionnaire.items() if k in QUESTIONS and _plain(v)}
-    wrong += [f'{k}: {v!r} is no answer, {_near(v, list(QUESTIONS[k]["answers"]))}'
-              for k, v in given.items() if v not in QUESTIONS[k]['answers']]
-    if wrong: raise SettingsError('Mend problem.questionnaire in mlcycle.toml:\n  '+'\n  '.join(wrong))
-    return {k: given[k] for k in QUESTIONS if k in given}
-
-# %% ../nbs/01_problem.ipynb #da5796ef
-class RiskClass(Record):
-    "What the questionnaire indicates under the EU AI Act and SR 26-2, and why."
-    eu_ai_act: Literal['minimal', 'transparency', 'high-risk', 'prohibited']
-    sr_26_2: Literal['low', 'medium', 'high'] # materiality tier
-    reasons: list[str] # one sentence for each answer that raises the class, and for each that is missing
-    unanswered: list[str] # questions read carefully because nobody answered
-    duties: str # from when what applies
-    caution: str=CAUTION
-
-    @property
-    def text(self) -> str:
-        "The class in one line."
-        return f'indicates {self.eu_ai_act} under the EU AI Act, tier {self.sr_26_2} under SR 26-2'
-
-def _asked(answers: dict[str, str]) -> list[str]:
-    "The questions that matter: two of them only in an area of Annex III."
-    in_area = answers.get('area') != 'none'
-    return [k for k, q in QUESTIONS.items() if in_area or not q.get('only_in_area')]
-
-def _indications(answers: dict[str, str]) -> dict[str, str]: # question → class or tier
-    exempt = answers.get('narrow_task') == 'yes' and answers.get('profiles_people') == 'no'
-    found = {k: QUESTIONS[k]['answers'][answers[k]] if k in answers else QUESTIONS[k]['unanswered'] for k in _asked(answers)}
-    if exempt and 'area' in answers: found['area'] = 'minimal'
-    return found
-
-def _reason(key: str, answers: dict[str, str], level: str) -> str:
-    question = QUESTIONS[key]
-    if key not in answers: return f'{question["frame"]}, {question["source"]}: {key!r} is unanswered, read as {level}'
-    if key == 'area' and level == 'minimal':
-        return f'{EU}, Art. 6(3): an exemption is claimed in the area {answers[key]!r}; the claim has to be documented (Art. 6(4))'
-    return f'{question["frame"]}, {question["source"]}: {key!r} is {answers[key]!r}, which indicates {level}'
-
-def risk_class(questionnaire: dict, # question → answer, of QUESTIONS
-               ) -> RiskClass:
-    "The highest class and tier that the answers indicate; what is unanswered is read carefully, and said."
-    answers = check_answers(questionnaire)
-    found = _indications(answers)
-    highest = {frame: max((found[k] for k in found if QUESTIONS[k]['frame'] == frame), key=levels.index)
-               for frame, levels in ((EU, CLASSES), (SR, TIERS))}
-    telling = [k for k, level in found.items() if k not in answers or level not in ('minimal', 'low') or (k == 'area' and answers[k] != 'none')]
-    return RiskClass(eu_ai_act=highest[EU], sr_26_2=highest[SR], duties=DUTIES[highest[EU]],
-                     reasons=[_reason(k, answers, found[k]) for k in telling], unanswered=[k for k in found if k not in answers])
 
 # %% ../nbs/01_problem.ipynb #7b666159
 def default_success(settings: Settings) -> list[Criterion]: # one criterion

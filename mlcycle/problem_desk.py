@@ -10,7 +10,8 @@ from .drawings import Level, curve_svg
 from .forms import Form
 from .home import columns_in
 from .jobs import Job
-from .problem import CAUTION, QUESTIONS, Feasibility, ProblemCard, check_answers, default_success, risk_class
+from .problem import Feasibility, ProblemCard, default_success
+from .questionnaire import CAUTION, QUESTIONS, check_answers, risk_class
 
 # %% auto #0
 __all__ = ['CARD', 'QUESTION', 'CRITERIA', 'known_columns', 'criteria_html', 'risk_html', 'seal_html', 'problem_desk']

@@ -5,8 +5,8 @@ import numpy as np, pandas as pd, pytest
 from bs4 import BeautifulSoup
 from mlcycle.core import Criterion, DataError, Estimate, Project, SettingsError
 from mlcycle.gates import required_signatures
-from mlcycle.problem import (CLASSES, EU, QUESTIONS, SR, TIERS, Feasibility, ProblemCard, assess_feasibility, check_answers, risk_class,
-                             seal_problem)
+from mlcycle.problem import Feasibility, ProblemCard, assess_feasibility, seal_problem
+from mlcycle.questionnaire import CLASSES, EU, QUESTIONS, SR, TIERS, check_answers, risk_class
 from mlcycle.trials import extrapolate, learning_curve, make_trial, rows_needed, trivial, usable_rows
 
 def make(folder, problem='', *, target='y', task='binary', data='', name='p', more='') -> Project:
