@@ -19,8 +19,8 @@ except ImportError as error:
     raise SettingsError(f"Serving needs packages of its own ({error.name} is not here). Next: pip install 'mlcycle[serve]'") from None
 
 # %% auto #0
-__all__ = ['LINGER', 'TAKEN', 'PATIENT', 'ONE_THREAD', 'Patient', 'made', 'make_no_more', 'run_workers', 'Workers', 'Alone',
-           'run_alone', 'worker_app', 'shared_figures']
+__all__ = ['LINGER', 'TAKEN', 'PATIENT', 'HEARD', 'ONE_THREAD', 'Patient', 'made', 'make_no_more', 'run_workers', 'Workers',
+           'Alone', 'run_alone', 'worker_app', 'shared_figures']
 
 # %% ../nbs/05aa_workers.ipynb #fe5df1df
 LINGER, TAKEN = 2.0, 5.0   # seconds: a silent connection stays; connections that were made may wait to be taken
@@ -61,13 +61,13 @@ def run_workers(make: Callable, # makes the application, in each process; it mus
                 workers: int, **options, # of uvicorn
                 ) -> None:
     "Serve by several processes until interrupted."
-    config = uvicorn.Config(partial(worker_app, make), factory=True, workers=workers, **{'http': PATIENT} | options)
+    config = uvicorn.Config(partial(worker_app, make), factory=True, workers=workers, **{'http': PATIENT, 'timeout_worker_healthcheck': HEARD} | options)
     address = config.bind_socket()
     try:
         with shared_figures(): Workers(config, sockets=[address]).run()
     finally: address.close()
 
-PATIENT = 'mlcycle.workers:Patient'
+PATIENT, HEARD = 'mlcycle.workers:Patient', 20   # seconds in which a process must be heard of; it says nothing while it imports
 
 class Workers(Multiprocess):
     "uvicorn's supervisor, which shuts the door before it ends the workers."
