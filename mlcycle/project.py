@@ -111,7 +111,7 @@ seconds = 60
 
 [monitoring]
 window_days = 30
-false_alarms = "1 per year"   # alarms without a cause; per week, month, quarter or year
+false_alarms = "1 per quarter"   # alarms without a cause; per week, month, quarter or year
 
 [retraining]
 max_age_days = 180
