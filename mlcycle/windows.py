@@ -4,7 +4,7 @@
 
 # %% ../nbs/06d_windows.ipynb #16faaf61
 from __future__ import annotations
-import json
+import functools, json
 from typing import ClassVar, NamedTuple
 
 import numpy as np
@@ -24,22 +24,22 @@ from .drift import Tolerance, apart, drift, neighbours_apart
 from .estimates import estimate, gaps, held_to
 from .features import FeaturePlan
 from .metrics import METRICS, by_group, default_metric, disparity, evaluate, metric_names
-from .profile import ColumnProfile, Profile, load_profile, profile, quantile, save_profile
+from .profile import ColumnProfile, Profile, load_profile, merge, profile, quantile, save_profile
 from .registry import ModelVersion
 from .keeping import OURS, PREFIX, stored_name, unlogged
-from .scoring import event_times, training_rows
+from .scoring import event_times, predictions, training_rows
 from .slow import SLOW_FIELDS, follow
 from .statistics import square_and_add
 from .tables import Snapshot
 from .values import clean_dates, clean_numbers, clean_text, clean_truths
 
 # %% auto #0
-__all__ = ['ORIGIN', 'RESAMPLES', 'GROUP_FIELDS', 'GROUP_METRICS', 'BLOCKS', 'SAMPLED', 'WORTH', 'WEAK', 'KOLMOGOROV',
-           'DRIFT_ANSWERS', 'window_number', 'window_bounds', 'Watch', 'as_read', 'watched_columns', 'own_columns',
-           'profiles_folder', 'reference_rows', 'watch', 'with_scores', 'Window', 'days_of', 'data_quality',
-           'main_metric', 'realised', 'bands', 'realised_by_group', 'tolerance', 'training_apart', 'read_apart',
-           'blocks_apart', 'quiet', 'more_apart', 'with_unlogged', 'with_new', 'look', 'hold', 'explained', 'trace',
-           'window_findings']
+__all__ = ['ORIGIN', 'RESAMPLES', 'GROUP_FIELDS', 'GROUP_METRICS', 'BLOCKS', 'SPREAD', 'STRETCHES', 'SAMPLED', 'WORTH', 'WEAK',
+           'KOLMOGOROV', 'DRIFT_ANSWERS', 'window_number', 'window_bounds', 'Watch', 'as_read', 'watched_columns',
+           'own_columns', 'profiles_folder', 'reference_rows', 'watch', 'with_scores', 'Window', 'days_of',
+           'data_quality', 'main_metric', 'realised', 'bands', 'realised_by_group', 'tolerance', 'training_apart',
+           'read_apart', 'blocks_apart', 'quiet', 'more_apart', 'with_unlogged', 'with_new', 'seen_rows',
+           'stretch_profile', 'window_profile', 'look', 'hold', 'explained', 'trace', 'window_findings']
 
 # %% ../nbs/06d_windows.ipynb #6f5d8280
 ORIGIN = pd.Timestamp('1970-01-05', tz='UTC')  # a Monday
@@ -296,7 +296,7 @@ def training_apart(project: Project, watch: Watch, days: float) -> dict[str, dic
 
 def read_apart(kept: dict) -> dict[str, dict[str, Between]]:
     "What was kept as JSON."
-    return {column: {about: Between(*b[:2], tuple(map(tuple, b[2]))) for about, b in told.items()} for column, told in kept.items()}
+    return {column: {about: Between(*b[:2], tuple(map(tuple, b[2] if len(b) > 2 else ()))) for about, b in told.items()} for column, told in kept.items()}
 
 def blocks_apart(project: Project, reference: Profile,
                  rows: pd.DataFrame, # of the reference, as they are read
@@ -345,6 +345,36 @@ def _change(project: Project, watch: Watch, performance: dict[str, Estimate]) ->
     if before is None: return Estimate.undefined(name, 'it was never measured on the test set')
     return square_and_add([performance[metric], before], [1, -1], metric=name)
 
+# %% ../nbs/06d_windows.ipynb #5d884998
+SPREAD, STRETCHES = 50_000, 8   # rows of a window from which a cluster is asked; stretches it is read in
+
+def seen_rows(project: Project, plan: FeaturePlan, log: pd.DataFrame) -> pd.DataFrame:
+    "Logged rows as the model reads them, with the score."
+    names = {stored_name(c): c for c in watched_columns(project, plan)}
+    return as_read(own_columns(log, names), plan, list(names.values())).assign(score=pd.to_numeric(log['score']))
+
+def stretch_profile(folder: str, # of the project, as the worker sees it
+                    watch: Watch, bounds: tuple[str, str], # from, and before
+                    ) -> Profile:
+    "The profile of a version's predictions in a stretch of time; what a worker does."
+    project = Project(folder, read_only=True)
+    return profile(seen_rows(project, watch.plan, predictions(project, since=bounds[0], until=bounds[1], version=watch.version)), like=watch.reference)
+
+def window_profile(project: Project, watch: Watch, log: pd.DataFrame, bounds: tuple[str, str]) -> Profile:
+    "The profile of a window's rows, by a cluster where there is one and the window is large."
+    cluster, seen = project.settings.store.cluster, seen_rows(project, watch.plan, log)
+    found = _by_cluster(cluster, str(project.folder), watch, bounds) if cluster and len(log) >= SPREAD else None
+    if found is None or found.rows != len(log): return profile(seen, like=watch.reference)
+    own = profile(seen[[c for c in seen if c not in watch.reference.columns]], like=watch.reference)   # cut points of their own: not merged
+    return Profile(rows=found.rows, columns=found.columns | own.columns)
+
+def _by_cluster(address: str, folder: str, watch: Watch, bounds: tuple[str, str]) -> Profile:
+    from mlcycle.scan import cluster_client
+    ends = [t.isoformat() for t in pd.date_range(*map(pd.Timestamp, bounds), periods=STRETCHES+1)]
+    mine = watch._replace(basis=None, expected={})
+    with cluster_client(address) as client:
+        return functools.reduce(merge, client.gather([client.submit(stretch_profile, folder, mine, b, pure=False, retries=3) for b in zip(ends, ends[1:])]))
+
 # %% ../nbs/06d_windows.ipynb #154dc5fe
 def look(project: Project, watch: Watch,
          log: pd.DataFrame, # the version's predictions in this stretch, with `label` where it is known
@@ -352,9 +382,7 @@ def look(project: Project, watch: Watch,
          ) -> tuple[Window, Profile]:
     "A window, and the profile of its rows."
     days = (pd.Timestamp(facts['end'])-pd.Timestamp(facts['start']))/pd.Timedelta(days=1)
-    names = {stored_name(c): c for c in watched_columns(project, watch.plan)}
-    seen = as_read(own_columns(log, names), watch.plan, list(names.values()))
-    current = profile(seen.assign(score=pd.to_numeric(log['score'])), like=watch.reference)
+    current = window_profile(project, watch, log, (facts['start'], facts['end']))
     known = log[log['label'].notna()]
     table = drift(watch.reference, current, tolerance(project, watch, days))
     table = with_unlogged(project, watch, with_new(project, watch, table[table.status != 'new column'], log))
@@ -414,11 +442,10 @@ def explained(project: Project, watch: Watch, window: Window,
     known = watch.reference.columns
     drifted = {r.column: r.threshold for r in window.drift.itertuples() if r.status == 'drift' and r.column in known}
     if not drifted or not window.complete: return window
-    names = {stored_name(c): c for c in watched_columns(project, watch.plan)}
-    seen = as_read(own_columns(log, names), watch.plan, list(names.values())).assign(score=pd.to_numeric(log['score']))
+    seen = seen_rows(project, watch.plan, log)
     try: then = reference_rows(project, watch.model)
     except MissingEvidence: then = seen.iloc[:0, :0]
-    then = as_read(then.sample(min(len(then), SAMPLED), random_state=0), watch.plan, list(names.values()))
+    then = as_read(then.sample(min(len(then), SAMPLED), random_state=0), watch.plan, watched_columns(project, watch.plan))
     here = (log['at'] >= pd.Timestamp(window.start)).to_numpy()
     began = {c: onset(seen[c], log['at'], known[c]) for c in drifted if c in seen}
     return window.model_copy(update={'causes': explain(watch.reference, as_parts(then, seen[here], watch.reference), drifted, began)})

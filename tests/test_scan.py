@@ -72,6 +72,34 @@ def test_a_cluster_says_the_same_also_when_a_worker_dies(written):
         assert scan(folder, like=whole, cluster=cluster.scheduler_address) == scan(folder, like=whole)
 
 
+def test_a_window_profiled_by_a_cluster_is_the_window(tmp_path, monkeypatch):
+    pytest.importorskip('distributed')
+    from distributed import LocalCluster
+    from mlcycle import windows
+    from mlcycle.core import Project
+    from mlcycle.features import infer_plan
+    n, rng = 4000, np.random.default_rng(4)
+    at = pd.Timestamp('2026-01-05', tz='UTC')+pd.to_timedelta(np.sort(rng.random(n))*7, unit='D')
+    log = pd.DataFrame({'prediction_id': [f'{i:032x}' for i in range(n)], 'at': at.as_unit('us'), 'version': '1', 'score': rng.random(n), 'decision': 1.,
+                        'income': np.where(rng.random(n) < .05, np.nan, rng.lognormal(8, .4, n)), 'town': rng.choice(['north', 'south', '?'], n)})
+    monkeypatch.setattr(windows, 'SPREAD', 100)
+    def seen(name, cluster, *, known=('income', 'town', 'score')):
+        (tmp_path/name).mkdir()
+        (tmp_path/name/'mlcycle.toml').write_text(f'project = {{name = "x"}}\nproblem = {{task = "binary", target = "y"}}\ndata = {{sources = [{{path = "x.csv"}}]}}\n{cluster}')
+        p = Project(tmp_path/name, actor='Ada')
+        p.tables.write('predictions', log)
+        plan = infer_plan(log[['income', 'town']].assign(y=[0, 1]*(n//2)), p.settings)
+        watch = windows.Watch('1', plan, {}, profile(log[list(known)]), {}, '')
+        return windows.window_profile(p, watch, log, ('2026-01-05', '2026-01-12'))
+    asked = []
+    by_cluster = windows._by_cluster
+    monkeypatch.setattr(windows, '_by_cluster', lambda *args: asked.append(by_cluster(*args)) or asked[-1])
+    with LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None, host='127.0.0.1') as cluster:
+        assert seen('many', f'store = {{cluster = "{cluster.scheduler_address}"}}') == seen('one', '') == asked[0] and len(asked) == 1
+        first = seen('first', f'store = {{cluster = "{cluster.scheduler_address}"}}', known=('income', 'town'))   # scores have no reference yet
+        assert first == seen('alone', '', known=('income', 'town')) and len(asked) == 2
+
+
 def test_a_cluster_elsewhere_is_only_asked_over_tls(written):
     for address in ('tcp://192.0.2.1:8786', 'ws://example.org:1'):
         with pytest.raises(SettingsError, match='tls://'): scan(written[0], cluster=address)
