@@ -32,7 +32,7 @@ __all__ = ['LATER', 'serving_modules', 'loaded_imports', 'pinned_requirements', 
 # %% ../nbs/05_deployment.ipynb #98a95c5f
 def serving_modules() -> dict[str, bytes]: # path in the bundle → source
     "mlcycle's own source as far as a served bundle imports it."
-    home, found, waiting = Path(mlcycle.__file__).parent, {}, ['__init__', 'serving', 'features']
+    home, found, waiting = Path(mlcycle.__file__).parent, {}, ['__init__', 'serving', 'workers', 'features']
     while waiting:
         path = f'mlcycle/{(name := waiting.pop())}.py'
         if path in found: continue
