@@ -226,7 +226,7 @@ class ProjectService:
         if self.writer is not None: self.writer.close()
         self.writer = None
         if self.shadow is not None: self.shadow.close()
-        if 'claims' in self.__dict__: self.claims.close()
+        if 'claims' in self.__dict__: self.__dict__.pop('claims').close()   # a server that starts again opens it again
         self.settle()
 
 KEPT, FEW = 3, 64 # versions that stay loaded beside those that answer; rows that are kept as text
