@@ -349,7 +349,7 @@ def _budget(project: Project, windows: list[Window]) -> str:
     full = [w for w in windows if w.complete and w.status == 'ok']
     told = float(pd.to_numeric(full[-1].drift['chance']).sum()) if full and 'chance' in full[-1].drift else None
     days = days_of(full[-1]) if full else project.settings.monitoring.window_days
-    return budget_text(project.settings.monitoring, days, told)
+    return budget_text(project.settings.monitoring, days, told, unknown=full[-1].unknown_apart if full else 0)
 
 
 

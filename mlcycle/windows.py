@@ -169,6 +169,7 @@ class Window(Result):
     by_group: Frame = Field(default_factory=pd.DataFrame) # of the protected attributes
     disparities: dict[str, Estimate] = {} # largest difference between groups, by metric and attribute
     traffic: Frame = Field(default_factory=pd.DataFrame) # day, rows
+    unknown_apart: int = 0 # compared columns of which it was not known how far windows lie apart by themselves
     trained_on: str = '' # content hash of the training snapshot
     reference: str = '' # hash of the reference's profile
     profile: str = '' # hash of this window's profile
@@ -398,6 +399,7 @@ def look(project: Project, watch: Watch,
         change=change, compared_with=watch.source, parts=split, faults=faults, disparities=_disparities(groups),
         estimated=made, as_made=made, gaps=gap,
         traffic=_traffic(log), trained_on=watch.model['data'], reference=save_profile(folder, watch.reference),
+        unknown_apart=int((table.status.isin(['drift', 'no drift']) & ~table.column.isin([*watch.apart])).sum()),
         profile=save_profile(folder, current), **facts)
     return window, current
 
