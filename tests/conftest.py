@@ -1,4 +1,5 @@
-"""What the tests share: where the real data lies."""
+"""What the tests share: where the real data lies, and a database."""
+import os, shutil, subprocess
 from pathlib import Path
 import pytest
 
@@ -10,3 +11,20 @@ def data_dir() -> Path:
     "The folder of real data sets; a test that needs it is skipped only where there is no `shared` folder at all."
     if not SHARED.exists(): pytest.skip('no ../shared beside the checkout: the real data sets are not here')
     return SHARED/'data'
+
+
+@pytest.fixture(scope='session')
+def postgres(tmp_path_factory):
+    "A PostgreSQL of our own on a loopback port, where its programs are installed."
+    found = sorted(Path('/usr/lib/postgresql').glob('*/bin/initdb')) or [Path(p) for p in [shutil.which('initdb')] if p]
+    if not found: pytest.skip('PostgreSQL is not installed')
+    tools, folder, port = found[-1].parent, Path('/tmp')/f'mlcycle-postgres-{os.getpid()}', 54000+os.getpid() % 1000
+    folder.mkdir()
+    as_user = []
+    if os.getuid() == 0: shutil.chown(folder, 'postgres'); as_user = ['runuser', '-u', 'postgres', '--']
+    run = lambda *command: subprocess.run([*as_user, *command], check=True, stdout=subprocess.DEVNULL, cwd='/tmp')
+    run(tools/'initdb', '-D', folder/'data', '-A', 'trust', '-U', 'mlcycle')
+    run(tools/'pg_ctl', '-D', folder/'data', '-w', '-l', folder/'log', '-o', f'-p {port} -k {folder} -c listen_addresses=127.0.0.1', 'start')
+    yield f'postgresql://mlcycle@127.0.0.1:{port}/postgres'
+    run(tools/'pg_ctl', '-D', folder/'data', '-m', 'immediate', 'stop')
+    shutil.rmtree(folder, ignore_errors=True)

@@ -154,7 +154,7 @@ def test_in_chromium(finished):                                                 
         assert live.evaluate('window.harmed') is None and live.locator('.mlc [onerror]').count() == 0
         assert all(live.evaluate("[...document.querySelectorAll('.mlc img')].map(i => i.naturalWidth > 0)"))
         assert live.evaluate('document.documentElement.scrollWidth') <= 1366
-        assert looking.walk() == ['Version', 'Prediction', 'Prediction id', 'Column']
+        assert [name for name in looking.walk() if name != 'Groups by'] == ['Version', 'Prediction', 'Prediction id', 'Column']   # that one where there are several
         looking.tab_to('Column')
         looking.page.keyboard.type('job')
         live.wait_for_function("[...document.querySelectorAll('.mlc img')].some(i => i.alt.startsWith('job:'))", timeout=60_000)

@@ -150,23 +150,6 @@ def test_names_never_become_sql():
     for name in ('"; DROP TABLE x; --', "a'b", 'é', ''): assert table_name(name).replace('_', '').isalnum() and table_name(name).isascii()
 
 
-@pytest.fixture(scope='session')
-def postgres(tmp_path_factory):
-    "A PostgreSQL of our own on a loopback port, where its programs are installed."
-    found = sorted(Path('/usr/lib/postgresql').glob('*/bin/initdb')) or [Path(p) for p in [shutil.which('initdb')] if p]
-    if not found: pytest.skip('PostgreSQL is not installed')
-    tools, folder, port = found[-1].parent, Path('/tmp')/f'mlcycle-postgres-{os.getpid()}', 54000+os.getpid() % 1000
-    folder.mkdir()
-    as_user = []
-    if os.getuid() == 0: shutil.chown(folder, 'postgres'); as_user = ['runuser', '-u', 'postgres', '--']
-    run = lambda *command: subprocess.run([*as_user, *command], check=True, stdout=subprocess.DEVNULL, cwd='/tmp')
-    run(tools/'initdb', '-D', folder/'data', '-A', 'trust', '-U', 'mlcycle')
-    run(tools/'pg_ctl', '-D', folder/'data', '-w', '-l', folder/'log', '-o', f'-p {port} -k {folder} -c listen_addresses=127.0.0.1', 'start')
-    yield f'postgresql://mlcycle@127.0.0.1:{port}/postgres'
-    run(tools/'pg_ctl', '-D', folder/'data', '-m', 'immediate', 'stop')
-    shutil.rmtree(folder, ignore_errors=True)
-
-
 def test_postgres_by_url_through_the_same_code(project, postgres):
     from sqlalchemy.exc import DatabaseError
     project.update_settings({'store.ledger': postgres})

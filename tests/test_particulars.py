@@ -97,7 +97,7 @@ def test_an_explanation_is_the_stages_own_and_names_columns_people_know(binary):
     assert ask(client, records*21, '?explain=1').status_code == 413
     for query in ('?explian=1', '?explain=2', '?interval=2', '?interval=', '?explain=1&explain=1'): assert ask(client, records, query).status_code == 422, query
     operation = client.get('/openapi.json').json()['paths']['/predict']['post']
-    assert [p['name'] for p in operation['parameters']] == ['explain', 'interval']
+    assert [p['name'] for p in operation['parameters']] == ['explain', 'interval', 'Idempotency-Key']
 
 
 def test_who_asks_for_nothing_pays_nothing(binary, monkeypatch):

@@ -10,7 +10,6 @@ from mlcycle.core import Blocked, Project, SettingsError
 from mlcycle.log import log_event, read_log
 from mlcycle.schedule import begin, claim, finish, run_due, slots, upcoming
 from mlcycle.silence import silence
-from test_ledger import postgres  # a database of its own, started once
 
 TOML = '''
 [project]

@@ -11,7 +11,6 @@ from mlcycle.scoring import labelled, predictions
 from mlcycle.spool import waiting
 from mlcycle.traffic import arms, set_traffic
 from served import crown, new_project, register, strange_rows
-from test_ledger import postgres  # a database of its own, started once
 from test_serving import TOKEN, free_port, start
 from test_workers import HEADERS, record_of
 
