@@ -46,7 +46,7 @@ def loaded_imports(source: bytes) -> list[ast.stmt]:
     return [node for node in body if isinstance(node, (ast.Import, ast.ImportFrom))]
 
 # %% ../nbs/05_deployment.ipynb #278d2f7d
-LATER = ('uvicorn', 'httptools', 'skops', 'threadpoolctl')     # what a server imports only when it needs it
+LATER = ('uvicorn', 'skops', 'threadpoolctl')     # what a server imports only when it needs it
 
 def pinned_requirements(estimator: object) -> list[str]: # name==version, sorted
     "What serving an estimator needs, with all that requires in turn, at the installed versions."

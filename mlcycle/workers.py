@@ -13,7 +13,7 @@ from .core import SettingsError
 
 try:
     import uvicorn
-    from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+    from uvicorn.protocols.http.auto import AutoHTTPProtocol   # httptools where it is installed, else h11
     from uvicorn.supervisors import Multiprocess
 except ImportError as error:
     raise SettingsError(f"Serving needs packages of its own ({error.name} is not here). Next: pip install 'mlcycle[serve]'") from None
@@ -25,7 +25,7 @@ __all__ = ['LINGER', 'TAKEN', 'PATIENT', 'HEARD', 'ONE_THREAD', 'Patient', 'made
 # %% ../nbs/05aa_workers.ipynb #fe5df1df
 LINGER, TAKEN = 2.0, 5.0   # seconds: a silent connection stays; connections that were made may wait to be taken
 
-class Patient(HttpToolsProtocol):
+class Patient(AutoHTTPProtocol):
     "A connection that is not closed in front of a caller who is about to speak."
     def shutdown(self) -> None:
         "The server ends."
@@ -36,10 +36,11 @@ class Patient(HttpToolsProtocol):
     def _silent(self) -> bool: return self.cycle is None or self.cycle.response_complete
 
     def _close_if_silent(self) -> None:
-        if self._silent() and not self.transport.is_closing(): self.transport.close()
+        if not self._silent(): self.cycle.keep_alive = False
+        elif not self.transport.is_closing(): self.transport.close()
 
     def on_headers_complete(self) -> None:
-        "A request begins; at the end it is the last one of its connection."
+        "A request begins (as httptools tells it); at the end it is the last one of its connection."
         super().on_headers_complete()
         if self.cycle is not None and getattr(self.server_state, 'ending', False): self.cycle.keep_alive = False
 
