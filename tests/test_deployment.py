@@ -315,3 +315,17 @@ def test_a_clean_environment_built_from_the_bundle_alone_gives_the_golden_answer
     before = len(predictions(project))
     assert collect(project, tmp_path/'log.jsonl') == 20 and collect(project, tmp_path/'log.jsonl') == 0     # its log comes home, once
     assert len(predictions(project)) == before+20 and not (away/'mlcycle'/'__pycache__').exists()
+
+
+def test_a_bundle_needs_nothing_that_a_plain_install_lacks():
+    from importlib import metadata
+    from packaging.requirements import Requirement
+    from sklearn.linear_model import LogisticRegression
+    plain, waiting = set(), ['mlcycle']
+    while waiting:
+        name = re.sub('[-_.]+', '-', waiting.pop()).lower()
+        if name in plain: continue
+        plain.add(name)
+        needs = [Requirement(text) for text in metadata.requires(name) or []]
+        waiting += [r.name for r in needs if r.marker is None or r.marker.evaluate({'extra': ''})]
+    assert {line.partition('==')[0] for line in pinned_requirements(LogisticRegression())} <= plain
