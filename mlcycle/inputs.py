@@ -57,9 +57,14 @@ def json_schema(columns: list[InputColumn]) -> dict: # of one record
     "The schema of one record for an OpenAPI document."
     def one(c: InputColumn) -> dict:
         kind = {'type': [c.accepts, 'null'] if c.nullable or not c.required else c.accepts}
-        return kind | ({'anyOf': [{'format': 'date'}, {'format': 'date-time'}, {'type': 'null'}]} if c.type == 'date' else {})
+        if c.accepts != 'string': return kind | (_WHOLE if c.accepts == 'number' else {})
+        if c.type == 'date': return kind | {'anyOf': [{'format': 'date'}, {'format': 'date-time'}, {'type': 'null'}]}
+        return kind | ({'pattern': _SAID} if c.type == 'boolean' else {})
     return {'type': 'object', 'additionalProperties': False, 'properties': {c.name: one(c) for c in columns},
             'required': [c.name for c in columns if c.required]}
+
+_WHOLE = {'description': 'whole numbers to 2^53 either way'}
+_SAID = f'^({"|".join("".join(f"[{ch}{ch.upper()}]" if ch.isalpha() else ch for ch in word) for word in (*TRUE, *FALSE))})$'   # in any case
 
 # %% ../nbs/00ib_inputs.ipynb #dbe05504
 class BadRequest(Exception):

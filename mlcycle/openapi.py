@@ -5,12 +5,13 @@
 # %% ../nbs/00icd_openapi.ipynb #4448942b
 from __future__ import annotations
 import html, json
+from .bundle import BundleService
 from .claims import KEY
 from .inputs import json_schema
 from .particulars import WISHES
 
 # %% auto #0
-__all__ = ['document', 'label_schema', 'docs_page', 'label_names']
+__all__ = ['document', 'asked_beside', 'label_schema', 'docs_page', 'label_names']
 
 # %% ../nbs/00icd_openapi.ipynb #b83d24f4
 def document(app, # of FastAPI
@@ -23,10 +24,16 @@ def document(app, # of FastAPI
         rows = {'type': 'array', 'minItems': 1, 'maxItems': 10_000, 'items': record}
         body = {'type': 'object', 'required': [key], 'properties': {key: rows}, 'additionalProperties': False}
         out['paths'][path]['post']['requestBody'] = {'required': True, 'content': {'application/json': {'schema': body}}}
-    out['paths']['/predict']['post']['parameters'] = [*WISHES, KEY]
+    out['paths']['/predict']['post']['parameters'] = asked_beside(service)
     out['components']['securitySchemes'] = {'token': {'type': 'http', 'scheme': 'bearer'}}
     out['security'], out['paths']['/health']['get']['security'] = [{'token': []}], []
     return out
+
+def asked_beside(service) -> list[dict]: # parameters of `/predict`
+    "What this model can give beside an answer, and the key where requests are remembered."
+    far, amount = isinstance(service, BundleService), service.loaded is not None and service.loaded.task == 'regression'
+    given = {'explain': not far, 'interval': amount}
+    return [w for w in WISHES if given[w['name']]]+[KEY]*(not far)
 
 def label_schema(service) -> dict:
     "The schema of one outcome: what names its prediction, and the outcomes that the task knows."
@@ -35,7 +42,7 @@ def label_schema(service) -> dict:
     numbers = [json.loads(c) for c in classes if c.isascii() and c.isdigit() and str(int(c)) == c]
     said = {'enum': [*classes, *numbers]} if classes else {'type': 'number'}
     return {'type': 'object', 'required': ['label'], 'anyOf': [{'required': [n]} for n in names], 'additionalProperties': False,
-            'properties': {**names, 'label': said, 'at': {'type': 'string', 'format': 'date-time'}}}
+            'properties': {**names, 'label': said, 'at': {'type': 'string', 'anyOf': [{'format': 'date'}, {'format': 'date-time'}]}}}
 
 def docs_page(document: dict) -> str: # HTML that loads nothing
     "The operations of an OpenAPI document on one plain page."

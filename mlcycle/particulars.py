@@ -35,7 +35,8 @@ YES_NO = {'1': True, 'true': True, '0': False, 'false': False}
 def read_wish(query: str) -> Wish | None: # None: nothing more than score and decision
     "The wishes in an address; BadRequest names the one that is none."
     if not query: return None
-    given = parse_qsl(query, keep_blank_values=True, max_num_fields=20)
+    try: given = parse_qsl(query, keep_blank_values=True, max_num_fields=20)
+    except ValueError: raise BadRequest('The address asks for too many things. Allowed, once each: explain=1, interval=0.9.', code='wish') from None
     wrong = next((k for k, _ in given if k not in Wish._fields), None) or next((k for k, _ in given if [n for n, _ in given].count(k) > 1), None)
     if wrong is not None: raise BadRequest(f'The address asks for {wrong[:60]!r}. Allowed, once each: explain=1, interval=0.9.', code='wish')
     asked = dict(given)

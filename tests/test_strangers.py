@@ -58,3 +58,10 @@ def test_bodies_that_schemathesis_cannot_send(app):
             assert answer.status_code in (400, 413, 422), (path, name, answer.status_code)
             assert {'code', 'message', 'request_id'} <= set(answer.json()) and 'Traceback' not in answer.text
     assert time.perf_counter()-started < 20
+
+
+def test_addresses_that_ask_for_too_much(app):
+    client = TestClient(app, base_url='http://localhost', headers=HEADERS | {'Content-Type': 'application/json'}, raise_server_exceptions=False)
+    for query in ('explain=1&'*30, 'explain='+'1'*5000, 'interval=%ff%fe', 'interval=1e999', 'interval=0.9', 'explain=%00', '%', '=&=', 'explain[]=1', 'a;b'):
+        answer = client.post(f'/predict?{query}', content='[]')
+        assert answer.status_code == 422 and {'code', 'message', 'request_id'} <= set(answer.json()), query
