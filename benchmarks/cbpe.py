@@ -47,7 +47,8 @@ def peer(reference: pd.DataFrame, current: pd.DataFrame, chunk: int, own: bool) 
 
 def ours(reference: pd.DataFrame, current: pd.DataFrame, chunk: int, own: bool) -> dict:
     "mlcycle's estimates, and the gaps of the reference's chunks, which are what its back-test reads."
-    from mlcycle.estimates import Estimator, Terms, estimate, gaps, learn
+    from mlcycle.estimates import Estimator, estimate, gaps, learn
+    from mlcycle.metrics import Terms
     from mlcycle.recalibration import Curve
     terms = Terms(task='binary', threshold=.5)
     given = Curve(classes=2, coefficients=(0., 1.), covariance=((0., 0.), (0., 0.)), rows=len(reference))

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from mlcycle.decomposition import read_outcomes, split_change
-from mlcycle.estimates import Terms
+from mlcycle.metrics import Terms
 from mlcycle.features import ColumnPlan, FeaturePlan
 
 PLAN = FeaturePlan(columns=[ColumnPlan(name=c, type='number') for c in 'abcd'], target='y', task='binary', positive=1,

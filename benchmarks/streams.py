@@ -64,7 +64,7 @@ def begun(folder: str, name: str, rows: pd.DataFrame, about: dict): # Project, a
     from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
     from mlcycle.core import Project
     from mlcycle.features import encode_target, infer_plan
-    from mlcycle.metrics import evaluate
+    from mlcycle.metrics import Terms, evaluate
     (Path(folder)/'mlcycle.toml').write_text(SETTINGS.format(name=name, **about))
     project = Project(folder, actor='Ada')
     first = rows[rows['at'] < rows['at'].min()+pd.Timedelta(days=TRAINED)].reset_index(drop=True)
@@ -80,7 +80,7 @@ def begun(folder: str, name: str, rows: pd.DataFrame, about: dict): # Project, a
     body = dict(version='1', hash='0'*64, uri='', algorithm='gradient boosting', task=about['task'], threshold=.5 if binary else None, classes=[],
                 columns=inputs, plan=plan.body(), data=snapshot.hash)
     project.ledger.append(stage='development', kind='model', subject='1', body=body, actor='Ada')
-    figures = evaluate(about['task'], y(test), said(test), threshold=.5 if binary else None, resamples=200)
+    figures = evaluate(Terms(task=about['task'], resamples=200), y(test), said(test))
     project.ledger.append(stage='validation', kind='validation', subject='1', actor='Ada', body={'verdict': 'pass', 'metrics': {m: e.body() for m, e in figures.items()}})
     project.ledger.append(stage='deployment', kind='promotion', subject='1', actor='Ada', body={'version': '1', 'role': 'champion', 'because': 'first', 'previous': None})
     live = rows[rows['at'] >= first['at'].max()].reset_index(drop=True)

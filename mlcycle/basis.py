@@ -11,22 +11,21 @@ from typing import NamedTuple
 import pandas as pd
 
 from .core import MlcycleError, Project, digest
-from .estimates import FEWEST_KNOWN, Estimator, Terms, learn
+from .estimates import FEWEST_KNOWN, Estimator, learn
 from .features import FeaturePlan, encode_target
 from .keeping import stored_name, unlogged
+from .metrics import Terms, terms_of
 from .scoring import answers
 from .tables import Snapshot
 
 # %% auto #0
-__all__ = ['ENOUGH_KNOWN', 'terms_of', 'plan_of_log', 'Basis', 'find_basis']
+__all__ = ['ENOUGH_KNOWN', 'logged_terms', 'plan_of_log', 'Basis', 'find_basis']
 
 # %% ../nbs/06bd_basis.ipynb #bc79af9e
-def terms_of(project: Project, model: dict, # body of the ledger's model entry
-             ) -> Terms:
-    "How a version's answers are read."
-    settings = project.settings
-    return Terms(task=settings.problem.task, threshold=model.get('threshold'), costs=settings.problem.costs,
-                 classes=model.get('classes') or [], level=settings.validation.level, seed=settings.project.seed)
+def logged_terms(project: Project, model: dict, # body of the ledger's model entry
+                 ) -> Terms:
+    "How a version's logged answers are read."
+    return terms_of(project.settings, threshold=model.get('threshold'), classes=model.get('classes'))
 
 def plan_of_log(plan: FeaturePlan, *, without: list[str]=()) -> FeaturePlan:
     "A model's plan with its columns named as in the table `predictions`, those left out that the log lacks."
@@ -54,7 +53,7 @@ def _sealed(project: Project, version: str, test_hash: str) -> pd.DataFrame: # a
     return pd.concat([mine, said], axis=1).assign(label=encode_target(rows[target], project.settings).to_numpy())
 
 def _of_test(project: Project, version: str, model: dict, test_hash: str) -> Basis:
-    terms, plan = terms_of(project, model), plan_of_log(FeaturePlan.from_body(model['plan']))
+    terms, plan = logged_terms(project, model), plan_of_log(FeaturePlan.from_body(model['plan']))
     @cache
     def learnt() -> Estimator:
         try: rows = _sealed(project, version, test_hash)
@@ -75,7 +74,7 @@ def _first_windows(log: pd.DataFrame, share: float) -> tuple[pd.DataFrame, pd.Ti
     return log[log['window'].isin(settled.index[settled.index <= last]) & log['label'].notna()], last
 
 def _of_windows(project: Project, model: dict, log: pd.DataFrame, read: Callable) -> Basis:
-    terms, plan = terms_of(project, model), plan_of_log(FeaturePlan.from_body(model['plan']))
+    terms, plan = logged_terms(project, model), plan_of_log(FeaturePlan.from_body(model['plan']))
     known, until = _first_windows(log, project.settings.monitoring.outcomes_share)
     why = f'{ENOUGH_KNOWN} outcomes of whole windows are needed to calibrate it; there is no sealed test set'
     if until is None: return Basis(digest(['nothing']), lambda: Estimator(terms, None, 'production', why))

@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 from scipy.special import ndtr, ndtri
 from .core import Estimate, Settings
-from .metrics import (METRICS, MISSING, by_group, default_metric, difference, disparity, evaluate,
-                             grouped)
+from .metrics import (METRICS, MISSING, Scored, by_group, default_metric, difference, disparity, grouped,
+                             measure, scored, terms_of)
 from .statistics import holm, square_and_add, wilson
 
 # %% auto #0
@@ -35,20 +35,13 @@ class Examined(NamedTuple):
         return self.settings.development.metric or default_metric(self.task)
 
     @property
-    def how(self) -> dict: # how scores become decisions, and what errors cost
-        classes = list(self.model.info.classes) if self.task == 'multiclass' else None
-        return {'classes': classes, 'costs': self.settings.problem.costs}
-
-    @property
-    def threshold(self) -> float | None: return self.model.info.threshold
-
-    @property
     def level(self) -> float: return self.settings.validation.level
 
     @property
-    def sampling(self) -> dict: # of intervals
-        resamples, seed = self.settings.validation.resamples, self.settings.project.seed
-        return {'level': self.level, 'resamples': resamples, 'seed': seed}
+    def scored(self) -> Scored: # as the metrics take them
+        info = self.model.info
+        terms = terms_of(self.settings, threshold=info.threshold, classes=info.classes)
+        return scored(terms, self.y, self.scores)
 
     def part(self, keep: np.ndarray) -> Examined: # positions or a mask
         "Some of the rows."
@@ -56,8 +49,7 @@ class Examined(NamedTuple):
 
     def measured(self, names: list[str] | None=None) -> dict[str, Estimate]:
         "Metrics of the rows with their intervals."
-        terms = {'threshold': self.threshold, **self.how, **self.sampling}
-        return evaluate(self.task, self.y, self.scores, names=names, **terms)
+        return measure(self.scored, names)
 
 def sampled(examined: Examined, most: int) -> Examined:
     "At most so many of the rows, chosen by the project's seed."
@@ -148,10 +140,8 @@ def groups_table(examined: Examined, # with the protected attributes among the r
     return pd.concat(parts, ignore_index=True)[columns] if parts else pd.DataFrame(columns=columns)
 
 def _groups_of(examined: Examined, attribute: str, train: pd.DataFrame | None, names: list) -> pd.DataFrame:
-    asked, (labels, _) = examined.settings.validation, group_labels(examined.rows[attribute])
-    terms = {'threshold': examined.threshold, **examined.how, **examined.sampling}
-    found = by_group(examined.task, examined.y, examined.scores, labels.mask(labels == MISSING), names=names,
-                     min_group=asked.min_group, min_positive=asked.min_positive, **terms)
+    labels, _ = group_labels(examined.rows[attribute])
+    found = by_group(examined.scored, labels.mask(labels == MISSING), names)
     parts = [t.astype(object) for t in (found, _absent(attribute, labels, train, names))]
     return pd.concat(parts, ignore_index=True).assign(attribute=attribute)
 
@@ -220,10 +210,8 @@ def robustness(examined: Examined,
     return pd.DataFrame(lines, columns=['disturbance', 'size', 'metric', *names])
 
 def _drop(some: Examined, X: pd.DataFrame) -> tuple: # status, value, drop, low, high, reason
-    scores, both = some.model.scores(X), (some.threshold, some.threshold)
-    terms = {'thresholds': both, **some.how, **some.sampling}
-    gap = difference(some.task, some.y, some.scores, scores, some.metric, **terms)
-    after = some._replace(scores=scores).measured([some.metric])[some.metric]
+    shaken = some._replace(scores=some.model.scores(X))
+    gap, after = difference(some.scored, shaken.scored, some.metric), shaken.measured([some.metric])[some.metric]
     return gap.status, after.value, gap.value, gap.low, gap.high, gap.reason
 
 # %% ../nbs/04b_checks.ipynb #213bd9f4

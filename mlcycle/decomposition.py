@@ -13,9 +13,9 @@ from sklearn.base import clone
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.model_selection import StratifiedKFold
 from .core import Estimate
-from .estimates import Terms, answered, outcomes
+from .estimates import answered, outcomes
 from .features import ColumnPlan, FeaturePlan, build_pipeline
-from .metrics import METRICS
+from .metrics import METRICS, Terms
 from .profile import ColumnProfile, Profile
 from .weighting import WEIGHTED, weighted
 

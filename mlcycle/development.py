@@ -18,9 +18,9 @@ from .core import (Estimate, Frame, Project, Result, Settings, SettingsError, es
 from .effects import said_and_came, threshold_effects
 from .features import Calibrated, FeaturePlan, build_pipeline, infer_plan, read_target
 from .folds import make_folds
-from .metrics import METRICS, default_metric, difference, evaluate
+from .metrics import METRICS, Scored, default_metric, difference, measure, scored, terms_of
 from .progress import long_work
-from .search import ORDER, Bench, Hunt, Outcome, candidates, search, side_by_side
+from .search import ORDER, Bench, Goal, Hunt, Labelled, Outcome, candidates, search, side_by_side
 
 # %% auto #0
 __all__ = ['SHOWN', 'RESAMPLES', 'Leaderboard', 'training_rows', 'recorded_plan', 'make_bench', 'in_order', 'typical_rows',
@@ -129,9 +129,9 @@ def make_bench(project: Project, plan: FeaturePlan, rows: pd.DataFrame, y: pd.Se
         keep = np.sort(rng.choice(len(rows), settings.development.max_rows, replace=False))
         rows, y = rows.iloc[keep].reset_index(drop=True), y.iloc[keep].reset_index(drop=True)
     folds = list(make_folds(rows, settings, settings.development.folds))
-    bench = Bench(plan, rows[plan.inputs], y, folds, metric=metric, costs=settings.problem.costs, seed=seed)
-    bench.groups = rows[[a for a in settings.data.protected if a in rows]]
-    return bench
+    learnt = Labelled(rows[plan.inputs], y, rows[[a for a in settings.data.protected if a in rows]])
+    terms = terms_of(settings).model_copy(update={'resamples': RESAMPLES})
+    return Bench(plan, learnt, folds, Goal(metric=metric, **terms.model_dump()))
 
 # %% ../nbs/03_development.ipynb #040816ab
 SHOWN = 8        # complete trials on the board, besides the best of each algorithm
@@ -144,19 +144,17 @@ def _entrants(bench: Bench, hunt: Hunt) -> list[Outcome]: # best first
     first = {o.trial.algorithm: o.trial.number for o in reversed(complete)}
     return [o for i, o in enumerate(complete) if i < SHOWN or o.trial.number in first.values()]
 
-def _how(bench: Bench) -> dict:
-    return {'classes': bench.classes or None, 'costs': bench.costs, 'resamples': RESAMPLES, 'seed': bench.seed}
+def _predicted(bench: Bench, o: Outcome) -> Scored: # each row by a model that has not seen it
+    return scored(bench.terms, bench.y[bench.covered], o.scores)
 
 def _gap(bench: Bench, best: Outcome, other: Outcome) -> Estimate:
-    y = bench.y[bench.covered]
-    return difference(bench.task, y, best.scores, other.scores, bench.metric, **_how(bench))
+    return difference(_predicted(bench, best), _predicted(bench, other), bench.metric)
 
 def _board(bench: Bench, entrants: list[Outcome]) -> pd.DataFrame: # one row a trial, best first
     "Each trial's metric and its distance to the best; tied unless the whole interval lies behind."
-    y, best, rows = bench.y[bench.covered], entrants[0], []
+    best, rows = entrants[0], []
     for o in entrants:
-        own = evaluate(bench.task, y, o.scores, names=[bench.metric], **_how(bench))[bench.metric]
-        gap = _gap(bench, best, o)
+        own, gap = measure(_predicted(bench, o), [bench.metric])[bench.metric], _gap(bench, best, o)
         tied = o is best or gap.status != 'ok' or gap.low <= 0
         t = o.trial
         rows.append({'trial': t.number, 'algorithm': t.algorithm, 'parameters': _shown(t.parameters),
@@ -186,7 +184,7 @@ def _named(o: Outcome) -> str: return f'{o.trial.algorithm} (trial {o.trial.numb
 def _finish(bench: Bench, chosen: Outcome, settings: Settings) -> dict: # fields of the leaderboard
     "What is decided from the chosen trial's predictions of unseen rows."
     scores, true = chosen.scores, bench.y[bench.covered]
-    if bench.regression: return {'metrics': evaluate(bench.task, true, scores, **_how(bench)), 'said': said_and_came(true, scores)}
+    if bench.regression: return {'metrics': measure(_predicted(bench, chosen)), 'said': said_and_came(true, scores)}
     y = np.searchsorted(bench.classes, true)
     p = scores if scores.ndim == 2 else np.column_stack([1-scores, scores])
     parts, ordered = [np.searchsorted(bench.covered, held) for _, held in bench.folds], in_order(bench.folds)
@@ -195,7 +193,8 @@ def _finish(bench: Bench, chosen: Outcome, settings: Settings) -> dict: # fields
     rows = ~np.isnan(p[:, 0])
     final = p[rows] if bench.task == 'multiclass' else p[rows, 1]
     threshold = choose_threshold(y[rows], final, settings.problem.costs) if bench.task == 'binary' else None
-    metrics = evaluate(bench.task, true[rows], final, threshold=threshold and threshold.value, **_how(bench))
+    terms = bench.terms.model_copy(update={'threshold': threshold and threshold.value})
+    metrics = measure(scored(terms, true[rows], final))
     return {'calibration': calibration, 'threshold': threshold, 'metrics': metrics, **_looked_at(bench, rows, (y[rows], final, threshold))}
 
 def _looked_at(bench: Bench, rows: np.ndarray, found: tuple) -> dict: # said, and for two classes effects
@@ -219,8 +218,7 @@ def _learning(bench: Bench, estimator, kind: str) -> pd.DataFrame: # rows, and t
         model = build_pipeline(bench.plan, estimator, kind=kind, seed=bench.seed)
         return bench.predict(model.fit(bench.X.iloc[part], bench.y[part]), bench.X.iloc[held])
     with side_by_side() as every: found = list(every(one, parts))
-    measured = [evaluate(bench.task, bench.y[held], scores, names=[bench.metric], **_how(bench))[bench.metric]
-                for scores in found]
+    measured = [measure(scored(bench.terms, bench.y[held], scores), [bench.metric])[bench.metric] for scores in found]
     rows = [(len(p), e.status, e.value, e.low, e.high) for p, e in zip(parts, measured)]
     return pd.DataFrame(rows, columns=['rows', 'status', 'value', 'low', 'high'])
 

@@ -10,27 +10,19 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from .core import Costs, Estimate, Record
+from .core import Estimate
 from .expected_errors import ErrorForest, expected_errors, learn_errors
 from .features import FeaturePlan
+from .metrics import Terms
 from .performance import Answered, covered, expected, outcome_variance
 from .recalibration import Curve, chances, learn_curve
 
 # %% auto #0
-__all__ = ['FEWEST_KNOWN', 'FEWEST_OF_A_CLASS', 'LARGEST', 'SLACK', 'LINE', 'NOT_VALID', 'Terms', 'Estimator', 'score_columns',
-           'answered', 'outcomes', 'learn', 'estimate', 'gaps', 'Standing', 'standings', 'held_to']
+__all__ = ['FEWEST_KNOWN', 'FEWEST_OF_A_CLASS', 'LARGEST', 'SLACK', 'LINE', 'NOT_VALID', 'Estimator', 'score_columns', 'answered',
+           'outcomes', 'learn', 'estimate', 'gaps', 'Standing', 'standings', 'held_to']
 
 # %% ../nbs/06bc_estimates.ipynb #53c7b026
 FEWEST_KNOWN, FEWEST_OF_A_CLASS = 100, 10   # rows to learn from
-
-class Terms(Record):
-    "How a version's answers are read."
-    task: str # binary, multiclass or regression
-    threshold: float | None = None # binary: a score from here on is a 1
-    classes: list = [] # multiclass: in the order of the scores
-    costs: Costs = Costs()
-    level: float = 0.95 # of the intervals
-    seed: int = 0
 
 class Estimator(NamedTuple):
     "Gives metrics of rows without outcomes."
@@ -49,8 +41,7 @@ def answered(terms: Terms, rows: pd.DataFrame) -> Answered:
         scores = rows[score_columns(terms)].to_numpy(float)
         return Answered(scores, scores.argmax(axis=1))
     scores = rows['score'].to_numpy(float)
-    decisions = (scores >= (.5 if terms.threshold is None else terms.threshold)).astype(float)
-    return Answered(scores, decisions, terms.costs)
+    return Answered(scores, (scores >= terms.yes_from).astype(float), terms.costs)
 
 def outcomes(terms: Terms, rows: pd.DataFrame) -> np.ndarray: # 0 and 1, or places of classes (-1: none of them)
     "The labels of logged rows as numbers."

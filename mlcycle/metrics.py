@@ -10,14 +10,14 @@ from typing import Literal, NamedTuple
 import numpy as np
 import pandas as pd
 
-from .core import Costs, DataError, Estimate, Record, SettingsError, TASK_METRICS
-from .statistics import (delong, delong_difference, difference as paired, intervals, paired_rates,
-                                square_and_add, wilson)
+from .core import Costs, DataError, Estimate, Record, Settings, SettingsError, TASK_METRICS
+from .statistics import (Resampling, delong, delong_difference, difference as paired, intervals,
+                                paired_rates, square_and_add, wilson)
 from .weighting import cells, lacking, numbers, unusable, weighted
 
 # %% auto #0
-__all__ = ['METRICS', 'ANALYTIC', 'MISSING', 'DISPARITIES', 'PAIRED_RATES', 'Metric', 'metric_names', 'default_metric', 'Scored',
-           'scored', 'measure', 'evaluate', 'grouped', 'by_group', 'disparity', 'difference']
+__all__ = ['METRICS', 'ANALYTIC', 'MISSING', 'DISPARITIES', 'PAIRED_RATES', 'Metric', 'metric_names', 'default_metric', 'Terms',
+           'terms_of', 'Scored', 'scored', 'measure', 'evaluate', 'grouped', 'by_group', 'disparity', 'difference']
 
 # %% ../nbs/00f_metrics.ipynb #ebfb5eaa
 class Metric(Record):
@@ -48,96 +48,115 @@ def default_metric(task: str) -> str:
     metric_names(task)
     return {'binary': 'roc_auc', 'multiclass': 'log_loss', 'regression': 'rmse'}[task]
 
+# %% ../nbs/00f_metrics.ipynb #cd272fc9
+class Terms(Resampling):
+    "How a model's answers are read, what its errors cost, and how its figures are given."
+    task: str # binary, multiclass or regression
+    threshold: float | None = None # binary: a score from here on is a yes; None: 0.5
+    classes: list = [] # multiclass: in the order of the scores' columns; empty: the labels' own, sorted
+    costs: Costs = Costs() # of a false positive and of a false negative
+    min_group: int = 30 # fewer rows of a group are not estimable
+    min_positive: int = 10 # nor are fewer of the rows that a metric hangs on
+
+    @property
+    def yes_from(self) -> float: # a score
+        "Where yes begins."
+        return 0.5 if self.threshold is None else self.threshold
+
+def terms_of(settings: Settings, *, threshold: float | None=None, # the model's
+             classes: list | None=None, # the model's, in the order of its scores
+             ) -> Terms:
+    "The terms that a project's settings ask for."
+    asked = settings.validation
+    return Terms(task=settings.problem.task, threshold=threshold, classes=list(classes or []),
+                 costs=settings.problem.costs, level=asked.level, resamples=asked.resamples,
+                 seed=settings.project.seed, min_group=asked.min_group, min_positive=asked.min_positive)
+
 # %% ../nbs/00f_metrics.ipynb #023ca8e6
 class Scored(NamedTuple):
-    "Labelled rows with a model's scores and decisions, as numbers."
-    task: str
+    "Labelled rows with a model's scores and decisions, as numbers, and the terms on which they are measured."
+    terms: Terms
     y: np.ndarray # 0 and 1, class numbers, or values
     scores: np.ndarray # n, or n × k for several classes
     decisions: np.ndarray # 0 and 1, class numbers, or the scores themselves
-    costs: Costs # of a false positive and a false negative
 
     def rows(self, keep: np.ndarray) -> Scored: # some of the rows
         return self._replace(y=self.y[keep], scores=self.scores[keep], decisions=self.decisions[keep])
 
-def _class_numbers(y, scores: np.ndarray, classes: list | None) -> np.ndarray:
+def _class_numbers(y, scores: np.ndarray, classes: list) -> np.ndarray:
     labels = pd.Series(y).reset_index(drop=True)
-    if classes is None: classes = sorted(labels.dropna().unique(), key=str)
+    classes = classes or sorted(labels.dropna().unique(), key=str)
     if scores.ndim != 2 or scores.shape[1] != len(classes):
         raise SettingsError(f'Scores of {len(classes)} classes have as many columns; the shape of these is '
-                            f'{scores.shape}. Pass `classes` in the order of the columns.')
+                            f'{scores.shape}. Name `classes` in the Terms, in the order of the columns.')
     number = {str(c): i for i, c in enumerate(classes)}
     return numbers(labels.map(lambda v: number.get(str(v), -1), na_action='ignore'))
 
-def scored(task: str, # binary, multiclass or regression
+def scored(terms: Terms | str, # or the name of a task
            y, scores, # labels, and scores of the same rows
-           *, threshold: float | None=0.5, # a binary decision is yes from here; None: 0.5
-           classes: list | None=None, # in the order of the scores' columns
-           costs: Costs | None=None, # None: 1 each
            ) -> Scored:
-    "Labels, scores and decisions as numbers."
+    "Labels, scores and decisions as numbers; SettingsError or DataError where they do not fit the task."
+    terms = Terms(task=terms) if isinstance(terms, str) else terms
+    task, s = terms.task, numbers(scores)
     metric_names(task)
-    s = numbers(scores)
     if task == 'multiclass':
-        labels = _class_numbers(y, s, classes)
-        return Scored(task, labels, s, s.argmax(axis=1).astype(float), costs or Costs())
+        return Scored(terms, _class_numbers(y, s, terms.classes), s, s.argmax(axis=1).astype(float))
     if task == 'binary' and s.ndim == 2 and s.shape[1] == 2: s = s[:, 1]
     if s.ndim != 1: raise SettingsError(f'A {task} model has one score a row, not the shape {s.shape}.')
     y = numbers(y)
     if task == 'binary' and not np.isin(y[np.isfinite(y)], (0, 1)).all():
         raise DataError('Binary labels are 0 and 1, the positive class 1; others came. Encode them first.')
-    decisions = (s >= (0.5 if threshold is None else threshold)).astype(float) if task == 'binary' else s
-    return Scored(task, y, s, decisions, costs or Costs())
+    return Scored(terms, y, s, (s >= terms.yes_from).astype(float) if task == 'binary' else s)
 
 # %% ../nbs/00f_metrics.ipynb #c30763ff
 def _rate(name: str):
     where = {'precision': lambda y, d: d == 1, 'recall': lambda y, d: y == 1,
              'false_positive_rate': lambda y, d: y == 0}.get(name, lambda y, d: np.ones(len(y), dtype=bool))
     hit = {'accuracy': lambda y, d: y == d, 'precision': lambda y, d: y == 1}.get(name, lambda y, d: d == 1)
-    def estimate(rows: Scored, level):
+    def estimate(rows: Scored) -> Estimate:
         kept, hits = where(rows.y, rows.decisions), hit(rows.y, rows.decisions)
-        return wilson(int(hits[kept].sum()), int(kept.sum()), level=level, metric=name)
+        return wilson(int(hits[kept].sum()), int(kept.sum()), level=rows.terms.level, metric=name)
     return estimate
 
-def _f1(rows: Scored, level, positive=1, metric='f1') -> Estimate:
-    true, said = rows.y == positive, rows.decisions == positive
+def _f1(rows: Scored, positive: float=1) -> Estimate:
+    true, said, level = rows.y == positive, rows.decisions == positive, rows.terms.level
     j = wilson(int((true&said).sum()), int((true|said).sum()), level=level)
     value, low, high = (2*v/(1+v) for v in (j.value, j.low, j.high))
-    return Estimate(metric=metric, value=value, low=low, high=high, n=len(rows.y), level=level)
+    return Estimate(metric='f1', value=value, low=low, high=high, n=len(rows.y), level=level)
 
-def _balanced_accuracy(rows: Scored, level) -> Estimate:
+def _balanced_accuracy(rows: Scored) -> Estimate:
     decided = [(rows.decisions[rows.y == c], c) for c in np.unique(rows.y)]
-    recalls = [wilson(int((d == c).sum()), len(d), level=level) for d, c in decided]
+    recalls = [wilson(int((d == c).sum()), len(d), level=rows.terms.level) for d, c in decided]
     return square_and_add(recalls, [1/len(recalls)]*len(recalls), metric='balanced_accuracy')
 
-def _cost(rows: Scored, level) -> Estimate:
+def _cost(rows: Scored) -> Estimate:
     n, false = len(rows.y), [(rows.y == 0)&(rows.decisions == 1), (rows.y == 1)&(rows.decisions == 0)]
-    rates = [wilson(int(f.sum()), n, level=level) for f in false]
+    rates = [wilson(int(f.sum()), n, level=rows.terms.level) for f in false]
     odds = math.prod(r.value/(1-r.value) if r.value < 1 else 0. for r in rates)   # the two exclude each other
-    weights = [rows.costs.false_positive, rows.costs.false_negative]
+    weights = [rows.terms.costs.false_positive, rows.terms.costs.false_negative]
     total = square_and_add(rates, weights, correlation=-math.sqrt(odds), metric='cost')
     return total.model_copy(update={'n': n})
 
-ANALYTIC = {   # metric → (rows, level) → Estimate, for classification
-    'roc_auc': lambda rows, level: delong(rows.y, rows.scores, level=level),
+ANALYTIC = {   # metric → Scored → Estimate, for classification
+    'roc_auc': lambda rows: delong(rows.y, rows.scores, level=rows.terms.level),
     'f1': _f1, 'balanced_accuracy': _balanced_accuracy, 'cost': _cost,
     **{name: _rate(name)
        for name in ('accuracy', 'precision', 'recall', 'selection_rate', 'false_positive_rate')}}
 
 # %% ../nbs/00f_metrics.ipynb #62ae384f
-def _f1_macro_without_errors(rows: Scored, level) -> Estimate:
-    parts = [_f1(rows, level, c) for c in np.unique(rows.y)]
+def _f1_macro_without_errors(rows: Scored) -> Estimate:
+    parts = [_f1(rows, c) for c in np.unique(rows.y)]
     return square_and_add(parts, [1/len(parts)]*len(parts), correlation=1., metric='f1_macro')
 
-def _resampled(rows: Scored, names: list[str], **how) -> dict[str, Estimate]:
+def _resampled(rows: Scored, names: list[str]) -> dict[str, Estimate]:
     "The metrics that have no closed form, from one set of resamples."
     if not names: return {}
     values = {'score': rows.scores, 'decision': rows.decisions}
     keep, sizes = cells(rows.y, rows.scores, rows.decisions)
     forms = {name: weighted(name, rows.y[keep], values[METRICS[name].needs][keep]) for name in names}
-    found = intervals(forms, sizes, **how)
+    found = intervals(forms, sizes, how=rows.terms)
     perfect = 'f1_macro' in found and (rows.y == rows.decisions).all()
-    return found | ({'f1_macro': _f1_macro_without_errors(rows, how['level'])} if perfect else {})
+    return found | ({'f1_macro': _f1_macro_without_errors(rows)} if perfect else {})
 
 def _why_not(rows: Scored, name: str) -> str:
     needed = rows.decisions if METRICS[name].needs == 'decision' else rows.scores
@@ -148,25 +167,23 @@ def _known(name: str, task: str) -> None:
         raise SettingsError(f'No {task} metric {name!r}. Metrics: {", ".join(metric_names(task))}.')
 
 def measure(rows: Scored, # made by `scored`
-            names: list[str], # which metrics
-            *, level: float=0.95, resamples: int=2000, seed: int=0) -> dict[str, Estimate]: # by name
+            names: list[str] | None=None, # which metrics; None: all of the task
+            ) -> dict[str, Estimate]: # by name
     "Metrics of scored rows with their intervals."
-    for name in names: _known(name, rows.task)
+    names = list(metric_names(rows.terms.task) if names is None else names)
+    for name in names: _known(name, rows.terms.task)
     why = {name: _why_not(rows, name) for name in names}
     sound = [name for name in names if not why[name]]
-    closed = {name: ANALYTIC[name](rows, level) for name in sound if name in ANALYTIC}
-    open_ = [name for name in sound if name not in closed]
-    found = closed | _resampled(rows, open_, level=level, resamples=resamples, seed=seed)
+    closed = {name: ANALYTIC[name](rows) for name in sound if name in ANALYTIC}
+    found = closed | _resampled(rows, [name for name in sound if name not in closed])
     return {n: Estimate.undefined(n, why[n], len(rows.y)) if why[n] else found[n] for n in names}
 
-def evaluate(task: str, # binary, multiclass or regression
+def evaluate(terms: Terms | str, # or the name of a task
              y, scores, # labels, and scores of the same rows
              *, names: list[str] | None=None, # which metrics; None: all of the task
-             threshold: float | None=0.5, classes: list | None=None, costs: Costs | None=None, # see `scored`
-             level: float=0.95, resamples: int=2000, seed: int=0) -> dict[str, Estimate]: # by name
+             ) -> dict[str, Estimate]: # by name
     "A model's metrics on labelled rows with their intervals."
-    rows = scored(task, y, scores, threshold=threshold, classes=classes, costs=costs)
-    return measure(rows, list(names or metric_names(task)), level=level, resamples=resamples, seed=seed)
+    return measure(scored(terms, y, scores), names)
 
 # %% ../nbs/00f_metrics.ipynb #2abbeab4
 MISSING = '(missing)'
@@ -195,32 +212,26 @@ def _smallest(rows: Scored, name: str) -> tuple[int, str]:
         return int(np.unique(rows.y, return_counts=True)[1].min()), 'labels of the rarer class'
     return len(rows.y), 'rows'
 
-def _of_group(rows: Scored, names: list[str], least: tuple, how: tuple) -> dict[str, Estimate]:
-    (min_group, min_positive), (level, resamples, seed), n, small = least, how, len(rows.y), {}
+def _of_group(rows: Scored, names: list[str]) -> dict[str, Estimate]:
+    least, few, n, small = rows.terms.min_group, rows.terms.min_positive, len(rows.y), {}
     for name in names:
         count, what = _smallest(rows, name)
-        if n < min_group: small[name] = f'{n} rows; {min_group} needed'
-        elif what != 'rows' and count < min_positive: small[name] = f'{count} {what}; {min_positive} needed'
-    enough = [m for m in names if m not in small]
-    found = measure(rows, enough, level=level, resamples=resamples, seed=seed)
+        if n < least: small[name] = f'{n} rows; {least} needed'
+        elif what != 'rows' and count < few: small[name] = f'{count} {what}; {few} needed'
+    found = measure(rows, [m for m in names if m not in small])
     return {m: found[m] if m in found else Estimate.undefined(m, small[m], n, 'not estimable') for m in names}
 
-def by_group(task: str, y, scores, # as for `evaluate`
+def by_group(rows: Scored, # made by `scored`; the terms say how few rows are not estimable
              groups, # one value a row; missing values are a group
-             *, names: list[str] | None=None, # which metrics; None: all of the task
-             min_group: int=30, min_positive: int=10, # fewer rows, or rows that count, are not estimable
-             threshold: float | None=0.5, classes: list | None=None, costs: Costs | None=None, # see `scored`
-             level: float=0.95, resamples: int=2000, seed: int=0,
+             names: list[str] | None=None, # which metrics; None: all of the task
              ) -> pd.DataFrame: # group, n, metric, status, value, low, high, reason
     "Each group's metrics with their intervals, one row a group and metric."
-    rows, labels = scored(task, y, scores, threshold=threshold, classes=classes, costs=costs), grouped(groups)
+    labels, names, table = grouped(groups), list(names or metric_names(rows.terms.task)), []
     if len(labels) != len(rows.y): raise SettingsError(f'{len(rows.y)} labels and {len(labels)} groups came.')
-    names, least, how = list(names or metric_names(task)), (min_group, min_positive), (level, resamples, seed)
-    table = []
     for group in sorted(labels.unique(), key=lambda g: (g == MISSING, g)):
         own = rows.rows((labels == group).to_numpy())
         table += [(group, len(own.y), m, e.status, e.value, e.low, e.high, e.reason)
-                  for m, e in _of_group(own, names, least, how).items()]
+                  for m, e in _of_group(own, names).items()]
     return pd.DataFrame(table, columns=['group', 'n', 'metric', 'status', 'value', 'low', 'high', 'reason'])
 
 # %% ../nbs/00f_metrics.ipynb #f8e553b8
@@ -257,43 +268,43 @@ def _pairs(rows: pd.DataFrame, comparisons: int, level: float) -> list[Estimate]
 # %% ../nbs/00f_metrics.ipynb #d9ec8ee2
 def _row_costs(rows: Scored) -> np.ndarray:
     missed, alarmed = (rows.y == 1)&(rows.decisions == 0), (rows.y == 0)&(rows.decisions == 1)
-    return missed*rows.costs.false_negative+alarmed*rows.costs.false_positive
+    return missed*rows.terms.costs.false_negative+alarmed*rows.terms.costs.false_positive
 
-def _rates(a: Scored, b: Scored, metric: str, level: float) -> Estimate:
+def _rates(a: Scored, b: Scored, metric: str) -> Estimate:
     "The paired difference of a rate, or of the mean of every class's recall."
     if metric == 'balanced_accuracy':
-        recalls = [_rates(a.rows(a.y == c), b.rows(b.y == c), 'accuracy', level) for c in np.unique(a.y)]
+        recalls = [_rates(a.rows(a.y == c), b.rows(b.y == c), 'accuracy') for c in np.unique(a.y)]
         return square_and_add(recalls, [1/len(recalls)]*len(recalls), metric=metric)
     where = {'recall': a.y == 1, 'false_positive_rate': a.y == 0}.get(metric, np.ones(len(a.y), dtype=bool))
     hit = [(r.decisions == (a.y if metric == 'accuracy' else 1))[where] for r in (a, b)]
-    return paired_rates(int((hit[0]&~hit[1]).sum()), int((hit[1]&~hit[0]).sum()), int(where.sum()), level=level)
+    counts = [int((hit[0]&~hit[1]).sum()), int((hit[1]&~hit[0]).sum()), int(where.sum())]
+    return paired_rates(*counts, level=a.terms.level)
 
 PAIRED_RATES = ('accuracy', 'balanced_accuracy', 'recall', 'selection_rate', 'false_positive_rate')
 
-def _alike(rows: Scored, metric: str, level: float) -> Estimate:
-    most = max(rows.costs.false_positive, rows.costs.false_negative) if metric == 'cost' else 1
+def _alike(rows: Scored, metric: str) -> Estimate:
+    costs, level = rows.terms.costs, rows.terms.level
+    most = max(costs.false_positive, costs.false_negative) if metric == 'cost' else 1
     reach = wilson(0, max(1, _smallest(rows, metric)[0]), level=level).high*most
     return Estimate(metric=metric, value=0., low=-reach, high=reach, n=len(rows.y), level=level,
                     reason='the same decision on every row')
 
-def difference(task: str, y, scores_a, scores_b, # the same rows, scored by two models
+def difference(a: Scored, b: Scored, # the same rows, scored by two models
                metric: str, # a name of METRICS
-               *, thresholds: tuple=(0.5, 0.5), # of a and of b
-               classes: list | None=None, costs: Costs | None=None, # see `scored`
-               level: float=0.95, resamples: int=2000, seed: int=0) -> Estimate:
+               ) -> Estimate: # at a's level
     "How much better a is than b on the same rows, with the paired interval; positive: a is better."
-    _known(metric, task)
-    a, b = (scored(task, y, s, threshold=t, classes=classes, costs=costs)
-            for s, t in zip((scores_a, scores_b), thresholds))
+    _known(metric, a.terms.task)
+    if not np.array_equal(a.y, b.y, equal_nan=True):
+        raise SettingsError('Two models are compared on the same rows; the labels that came with each differ.')
     why = _why_not(a, metric) or _why_not(b, metric)
     if why: return Estimate.undefined(metric, why, len(a.y))
     alike = METRICS[metric].needs == 'decision' and (a.decisions == b.decisions).all()
-    if metric == 'roc_auc': gap = delong_difference(a.y, a.scores, b.scores, level=level)[0]
-    elif metric in PAIRED_RATES: gap = _rates(a, b, metric, level)
-    elif alike: gap = _alike(a, metric, level)
+    if metric == 'roc_auc': gap = delong_difference(a.y, a.scores, b.scores, level=a.terms.level)[0]
+    elif metric in PAIRED_RATES: gap = _rates(a, b, metric)
+    elif alike: gap = _alike(a, metric)
     else:
-        form, values = 'mean' if metric == 'cost' else metric, [_values(r, metric) for r in (a, b)]
-        gap = paired(form, a.y, *values, level=level, resamples=resamples, seed=seed)
+        form, values = 'mean' if metric == 'cost' else metric, tuple(_values(r, metric) for r in (a, b))
+        gap = paired(form, a.y, values, how=a.terms)
     return _signed(gap, metric)
 
 def _values(rows: Scored, metric: str) -> np.ndarray:

@@ -12,7 +12,7 @@ import pandas as pd
 from .core import Blocked, DataError, Estimate, Frame, MissingEvidence, Project, Result, estimates_table, html_table, escaped
 from .features import FeaturePlan, clean_text
 from .ledger import ROLES, roles
-from .metrics import default_metric, difference, grouped
+from .metrics import Scored, default_metric, difference, grouped, scored, terms_of
 from .registry import Model, ModelVersion
 from .keeping import stored_name, unlogged
 from .scoring import answers, holder, labelled, logged, utc
@@ -91,11 +91,12 @@ def better_by(project: Project, info: ModelVersion, champion: ModelVersion, know
     "How much better a version is than the champion on rows whose outcome is known."
     metric, needed = default_metric(info.task), project.settings.monitoring.min_rows
     if len(known) < needed: return {metric: Estimate.undefined(metric, f'{len(known):,} outcomes are known, monitoring.min_rows asks for {needed:,}', len(known), 'too few')}
-    classes = [str(c) for c in info.classes] if info.task == 'multiclass' else None   # a binary version may name its two
-    pick = lambda first: known[[f'{first}score_{c}' for c in classes]].to_numpy(float) if classes else known[f'{first}score'].to_numpy(float)
+    classes = [str(c) for c in info.classes] if info.task == 'multiclass' else []   # a binary version may name its two
     label = known['label'] if classes else known['label'].astype(float if info.task == 'regression' else int)
-    given = tuple(0.5 if i.threshold is None else i.threshold for i in (info, champion))
-    return {metric: difference(info.task, label.to_numpy(), pick('new_'), pick(''), metric, thresholds=given, classes=classes)}
+    def rows(version: ModelVersion, first: str) -> Scored:
+        columns = [f'{first}score_{c}' for c in classes] or f'{first}score'
+        return scored(terms_of(project.settings, threshold=version.threshold, classes=classes), label, known[columns].to_numpy(float))
+    return {metric: difference(rows(info, 'new_'), rows(champion, ''), metric)}
 
 # %% ../nbs/05b_release.ipynb #ae66135b
 def replay(project: Project, version: str, *, # a version number or a role

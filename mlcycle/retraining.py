@@ -15,7 +15,7 @@ from .core import (Blocked, Criterion, DataError, Estimate, MissingEvidence, Pro
 from .features import FeaturePlan, encode_target
 from .gates import registered
 from .ledger import ROLES, retired, roles, versions
-from .metrics import by_group, default_metric, difference, disparity, evaluate
+from .metrics import Scored, Terms, by_group, default_metric, difference, disparity, measure, scored, terms_of
 from .recent import TAKE_ON, ChallengerRows, Recent, challenger_rows, recent, shortage, unseen
 from .registry import Model, ModelVersion
 from .keeping import stored_name
@@ -36,14 +36,13 @@ def newest_outcomes(project: Project, version: str) -> pd.DataFrame: # predictio
     in_window = int((known['at'] >= start).sum())
     return known.tail(max(in_window, project.settings.retraining.min_rows)).reset_index(drop=True)
 
-def _how(project: Project, info: ModelVersion) -> dict:
-    settings, validation = project.settings, project.settings.validation
-    return dict(threshold=info.threshold, classes=info.classes or None, costs=settings.problem.costs,
-                level=validation.level, resamples=validation.resamples, seed=settings.project.seed)
+def _terms(project: Project, info: ModelVersion) -> Terms:
+    return terms_of(project.settings, threshold=info.threshold, classes=info.classes)
 
-def _scores(info: ModelVersion, known: pd.DataFrame) -> np.ndarray:
-    if info.task == 'multiclass': return known[[f'score_{c}' for c in info.classes]].to_numpy(float)
-    return known['score'].to_numpy(float)
+def _scored(project: Project, info: ModelVersion, known: pd.DataFrame) -> Scored:
+    "Logged answers beside their outcomes."
+    columns = [f'score_{c}' for c in info.classes] if info.task == 'multiclass' else 'score'
+    return scored(_terms(project, info), known['label'], known[columns].to_numpy(float))
 
 def realised(project: Project, version: str,
              known: pd.DataFrame, # from `newest_outcomes`
@@ -54,18 +53,16 @@ def realised(project: Project, version: str,
     if len(known) < needed:
         why = f'{len(known)} outcomes are known, {needed} are needed'
         return {name: Estimate.undefined(name, why, len(known), 'too few') for name in [*wanted, main]}
-    found = evaluate(info.task, known['label'], _scores(info, known), **_how(project, info))
-    groups = {text: _between_groups(project, info, known, c) for text, c in wanted.items() if c.group_by}
+    rows = _scored(project, info, known)
+    found = measure(rows)
+    groups = {text: _between_groups(rows, known, c) for text, c in wanted.items() if c.group_by}
     return {text: found[c.metric] for text, c in wanted.items()} | groups | {main: found[main]}
 
-def _between_groups(project: Project, info: ModelVersion, known: pd.DataFrame, criterion: Criterion) -> Estimate:
+def _between_groups(rows: Scored, known: pd.DataFrame, criterion: Criterion) -> Estimate:
     "The largest difference between groups, where the log has the attribute."
-    column, metric, validation = stored_name(criterion.group_by), criterion.metric, project.settings.validation
+    column, metric = stored_name(criterion.group_by), criterion.metric
     if column not in known: return Estimate.undefined(metric, f'{criterion.group_by} is not in the log')
-    least = dict(min_group=validation.min_group, min_positive=validation.min_positive)
-    table = by_group(info.task, known['label'], _scores(info, known), known[column], names=[metric], **least,
-                     **_how(project, info))
-    return disparity(table, metric, level=validation.level)
+    return disparity(by_group(rows, known[column], [metric]), metric, level=rows.terms.level)
 
 def main_metric(project: Project) -> str: # a name
     "The metric that models are compared by."
@@ -264,15 +261,12 @@ def _facts(project: Project, challenger: Model, champion: Model) -> dict:
     found, source = unseen(project, challenger.info, champion.info)
     n, needed, metric = len(found.rows), project.settings.monitoring.min_rows, main_metric(project)
     if n < needed: raise DataError(f'{n:,} rows with outcomes are new to both versions, {needed:,} are needed')
-    classes = [str(c) for c in challenger.info.classes] if challenger.task == 'multiclass' else None
+    classes = [str(c) for c in challenger.info.classes] if challenger.task == 'multiclass' else []
     y = encode_target(found.rows[project.settings.problem.target], FeaturePlan.from_body(challenger.info.plan))
-    scores = [_aligned(m, found.rows, classes) for m in (challenger, champion)]
-    how, limits = _how(project, challenger.info) | {'classes': classes}, (challenger.info.threshold, champion.info.threshold)
-    measured = [evaluate(challenger.task, y, s, **how | {'threshold': t}) for s, t in zip(scores, limits)]
-    del how['threshold']
-    gain = difference(challenger.task, y, *scores, metric, thresholds=limits, **how)
-    return dict(gain=gain, rows=n, source=source, challenger_metrics=measured[0], champion_metrics=measured[1],
-                **_span(found.keys['at'].dropna()))
+    new, old = (scored(terms_of(project.settings, threshold=m.info.threshold, classes=classes), y,
+                       _aligned(m, found.rows, classes)) for m in (challenger, champion))
+    return dict(gain=difference(new, old, metric), rows=n, source=source, challenger_metrics=measure(new),
+                champion_metrics=measure(old), **_span(found.keys['at'].dropna()))
 
 def _span(at: pd.Series) -> dict:
     return dict(since=at.min().isoformat(), until=at.max().isoformat()) if len(at) else {}

@@ -12,13 +12,13 @@ from scipy.optimize import brentq
 from scipy.special import ndtr, ndtri
 from scipy.stats import rankdata
 
-from .core import Estimate, SettingsError
+from .core import Estimate, Record, SettingsError
 from .weighting import CELLS, Statistic, cells, lacking, numbers, subtract, unusable, weighted
 
 # %% auto #0
 __all__ = ['BLOCK', 'DRAWS', 'FEWEST', 'wilson', 'square_and_add', 'newcombe', 'paired_rates', 'holm', 'benjamini_hochberg',
-           'resampled_counts', 'left_out', 'bca', 'intervals', 'bootstrap', 'difference', 'auc_shares', 'newcombe_auc',
-           'delong', 'delong_difference']
+           'Resampling', 'resampled_counts', 'left_out', 'bca', 'intervals', 'bootstrap', 'difference', 'auc_shares',
+           'newcombe_auc', 'delong', 'delong_difference']
 
 # %% ../nbs/00e_statistics.ipynb #06fee224
 def _z(level: float) -> float:
@@ -107,6 +107,13 @@ def benjamini_hochberg(p, # p-values
     adjusted[order] = np.minimum(1, np.minimum.accumulate(p[order]*len(p)/np.arange(len(p), 0, -1)))
     return adjusted
 
+# %% ../nbs/00e_statistics.ipynb #58055111
+class Resampling(Record):
+    "How sure an interval is to be, and how it is resampled."
+    level: float = 0.95 # confidence
+    resamples: int = 2000 # the more, the steadier the ends
+    seed: int = 0 # of the random numbers
+
 # %% ../nbs/00e_statistics.ipynb #7e77cb51
 BLOCK = 4_000_000 # counts held at a time
 DRAWS = 400_000_000 # counts drawn for one interval; resamples are cut to it above 200,000 rows
@@ -161,18 +168,18 @@ def _all(blocks: Iterator[np.ndarray], functions: dict[str, Callable]) -> dict[s
 
 def intervals(statistics: dict[str, Statistic], # name → metric of the same cells
               sizes: np.ndarray, # rows in each cell
-              *, resamples: int=2000, level: float=0.95, seed: int=0) -> dict[str, Estimate]:
+              *, how: Resampling=Resampling()) -> dict[str, Estimate]: # by name
     "Estimates of several metrics from the same resamples."
-    n, once = int(sizes.sum()), sizes[None]
+    n, once, level = int(sizes.sum()), sizes[None], how.level
     values = {name: float(s.value(once)[0]) for name, s in statistics.items()}
     if n < FEWEST:
         why = f'{n} rows: an interval needs {FEWEST}'
         return {k: _too_few(k, v, n, level, why) for k, v in values.items()}
-    wanted, resamples = resamples, min(resamples, max(200, DRAWS//len(sizes)))
+    resamples = min(how.resamples, max(200, DRAWS//len(sizes)))
     of_counts = {k: _of_counts(s, once) for k, s in statistics.items()}
-    drawn = _all(resampled_counts(sizes, resamples, seed=seed), of_counts)
-    smooth = {k: s.value for k, s in statistics.items() if s.distance is None and resamples == wanted}
-    out = _all(left_out(sizes, seed=seed), smooth)
+    drawn = _all(resampled_counts(sizes, resamples, seed=how.seed), of_counts)
+    smooth = {k: s.value for k, s in statistics.items() if s.distance is None and resamples == how.resamples}
+    out = _all(left_out(sizes, seed=how.seed), smooth)
     found = {k: (values[k], drawn[k], out.get(k)) for k in statistics}
     return {k: _interval(k, s, found[k], sizes, level) for k, s in statistics.items()}
 
@@ -205,7 +212,7 @@ def _interval(metric, statistic, found, sizes, level) -> Estimate:
 # %% ../nbs/00e_statistics.ipynb #144bf232
 def bootstrap(metric: str | Callable, # a name of WEIGHTED, or your own function of (labels, scores)
               y_true, y_score, # labels; scores, or decisions for a metric of decisions
-              *, resamples: int=2000, level: float=0.95, seed: int=0) -> Estimate:
+              *, how: Resampling=Resampling()) -> Estimate: # undefined where the metric is
     "A metric with its BCa interval (Efron 1987); `calibration_error` by the triangle inequality."
     y, s = numbers(y_true), numbers(y_score)
     known, name = isinstance(metric, str), getattr(metric, '__name__', metric)
@@ -213,22 +220,22 @@ def bootstrap(metric: str | Callable, # a name of WEIGHTED, or your own function
     if why: return Estimate.undefined(name, why, len(y))
     rows, sizes = cells(y, s) if known else (np.arange(len(y)), np.ones(len(y), dtype=int))
     statistic = weighted(metric, y[rows], s[rows])
-    return intervals({name: statistic}, sizes, resamples=resamples, level=level, seed=seed)[name]
+    return intervals({name: statistic}, sizes, how=how)[name]
 
 # %% ../nbs/00e_statistics.ipynb #6a83fb19
 def difference(metric: str | Callable, # a name of WEIGHTED, or your own function of (labels, scores)
-               y_true, score_a, score_b, # the same rows, scored by a and by b
-               *, resamples: int=2000, level: float=0.95, seed: int=0) -> Estimate: # of a minus b
+               y_true, scores: tuple, # labels; what a says of these rows, and what b says
+               *, how: Resampling=Resampling()) -> Estimate: # of a minus b
     "The paired difference of a metric between two models, with its interval."
-    y, a, b = numbers(y_true), numbers(score_a), numbers(score_b)
+    y, a, b = numbers(y_true), *map(numbers, scores)
     known, name = isinstance(metric, str), getattr(metric, '__name__', metric)
     why = unusable(y, a, b) or (known and (lacking(metric, y, a) or lacking(metric, y, b)))
     if why: return Estimate.undefined(name, why, len(y))
-    same = dict(value=0., low=0., high=0., n=len(y), level=level, reason='the same on every row')
+    same = dict(value=0., low=0., high=0., n=len(y), level=how.level, reason='the same on every row')
     if np.array_equal(a, b): return Estimate(metric=name, **same)
     rows, sizes = cells(y, a, b) if known else (np.arange(len(y)), np.ones(len(y), dtype=int))
     statistic = subtract(weighted(metric, y[rows], a[rows]), weighted(metric, y[rows], b[rows]))
-    return intervals({name: statistic}, sizes, resamples=resamples, level=level, seed=seed)[name]
+    return intervals({name: statistic}, sizes, how=how)[name]
 
 # %% ../nbs/00e_statistics.ipynb #84be7b3f
 def auc_shares(y_true: np.ndarray, # 0 and 1, both present; or class numbers

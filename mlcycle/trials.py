@@ -12,8 +12,8 @@ from threadpoolctl import threadpool_limits
 from .core import Criterion, DataError, Estimate, Settings
 from .features import FeaturePlan, build_pipeline, fit_pipeline, infer_plan, read_target
 from .folds import choose_strategy, make_folds, time_order
-from .metrics import METRICS, measure, scored
-from .statistics import square_and_add
+from .metrics import METRICS, Terms, measure, scored, terms_of
+from .statistics import Resampling, square_and_add
 
 # %% auto #0
 __all__ = ['MOST_ROWS', 'SIZES', 'AHEAD', 'POWERS', 'simple_models', 'usable_rows', 'Trial', 'make_trial', 'held_out_scores',
@@ -55,15 +55,18 @@ class Trial(NamedTuple):
     @property
     def task(self) -> str: return self.settings.problem.task
     @property
-    def classes(self) -> list | None: # in the order of the scores
-        return {'regression': None, 'binary': [0, 1]}.get(self.task, sorted(self.y.unique()))
+    def classes(self) -> list: # in the order of the scores
+        return {'regression': [], 'binary': [0, 1]}.get(self.task, sorted(self.y.unique()))
+    @property
+    def terms(self) -> Terms: # decisions are taken where both errors cost the same (Elkan 2001)
+        costs = self.settings.problem.costs
+        threshold = costs.false_positive/((costs.false_positive+costs.false_negative) or 1)
+        return terms_of(self.settings, threshold=threshold, classes=self.classes)
 
     def measure(self, positions: np.ndarray, scores: np.ndarray, names: list[str], resamples: int=400) -> dict[str, Estimate]: # by name
-        "Metrics of scores at some positions; decisions are taken where both errors cost the same (Elkan 2001)."
-        costs, validation = self.settings.problem.costs, self.settings.validation
-        threshold = costs.false_positive/((costs.false_positive+costs.false_negative) or 1)
-        rows = scored(self.task, self.y.iloc[positions], scores, threshold=threshold, classes=self.classes, costs=costs)
-        return measure(rows, names, level=validation.level, resamples=resamples, seed=self.settings.project.seed)
+        "Metrics of scores at some positions."
+        terms = self.terms.model_copy(update={'resamples': resamples})
+        return measure(scored(terms, self.y.iloc[positions], scores), names)
 
 def make_trial(rows: pd.DataFrame, # of `usable_rows`
                settings: Settings, *, leave_out: list[str]=()) -> Trial: # columns no model may see
@@ -129,18 +132,18 @@ def _lines(x: np.ndarray, # sizes × powers
 
 def extrapolate(losses: pd.DataFrame, # rows, loss: one line a fold and size, as many folds at each size; a perfect model has loss 0
                 at: list[int], # sizes to be told
-                *, level: float=0.95, seed: int=0, resamples: int=1000) -> pd.DataFrame: # rows, loss, low, high
+                *, how: Resampling=Resampling(resamples=1000)) -> pd.DataFrame: # rows, loss, low, high
     "An inverse power law through a learning curve, carried to other sizes, with a bootstrap interval over the folds."
     sizes = np.sort(losses['rows'].unique())
     folds = np.array([losses.loss[losses['rows'] == n].to_numpy() for n in sizes])   # sizes × folds
     k, mean = folds.shape[1], folds.mean(axis=1)
-    drawn = np.random.default_rng(seed).multinomial(k, np.full(k, 1/k), size=(resamples, len(sizes)))/k
+    drawn = np.random.default_rng(how.seed).multinomial(k, np.full(k, 1/k), size=(how.resamples, len(sizes)))/k
     spread = np.sqrt(k/max(k-1, 1))*((drawn*folds).sum(axis=2)-mean)
     a, b, error = _lines(sizes[:, None]**-POWERS, np.vstack([mean, mean+spread]), sizes/sizes.sum())
     best = error.argmin(axis=1)[:, None]
     a, b = np.take_along_axis(a, best, 1), np.take_along_axis(b, best, 1)
     told = a+b*np.asarray(at, dtype=float)**-POWERS[best]
-    low, high = np.quantile(told[1:], [(1-level)/2, (1+level)/2], axis=0)
+    low, high = np.quantile(told[1:], [(1-how.level)/2, (1+how.level)/2], axis=0)
     return pd.DataFrame({'rows': at, 'loss': told[0], 'low': np.minimum(low, told[0]), 'high': np.maximum(high, told[0])})
 
 # %% ../nbs/00n_trials.ipynb #3ac47aed
@@ -158,7 +161,8 @@ def learning_curve(trial: Trial, name: str, # of a simple model
     losses, greater = _losses(trial, name, metric), METRICS[metric].greater_is_better
     if losses.rows.nunique() < 3: return pd.DataFrame(columns=['rows', 'value', 'low', 'high', 'source'])
     measured = losses.groupby('rows').loss.agg(loss='mean', low='min', high='max').reset_index()
-    ahead = extrapolate(losses, [round(len(trial.rows)*a) for a in AHEAD], level=trial.settings.validation.level, seed=trial.settings.project.seed)
+    how = trial.terms.model_copy(update={'resamples': 1000})
+    ahead = extrapolate(losses, [round(len(trial.rows)*a) for a in AHEAD], how=how)
     both = pd.concat([measured.assign(source='measured'), ahead.assign(source='carried forward')], ignore_index=True)
     value, low, high = (1-both.loss, 1-both.high, 1-both.low) if greater else (both.loss, both.low, both.high)
     return pd.DataFrame(dict(rows=both.rows, value=value, low=low, high=high, source=both.source))

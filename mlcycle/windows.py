@@ -13,7 +13,7 @@ from pydantic import Field
 from scipy import stats
 
 from .alarms import Finding
-from .basis import Basis, plan_of_log, terms_of
+from .basis import Basis, logged_terms, plan_of_log
 from .core import (Criterion, Estimate, Frame, MissingEvidence, MlcycleError, Project, Result, canonical_json, digest,
                           missing_evidence, write_atomic)
 from .budget import criterion_at, share_of, stretch
@@ -21,9 +21,9 @@ from .causes import CAUSE_FIELDS, Onset, as_parts, explain, onset
 from .chance import Between
 from .decomposition import fault_masks, fault_parts, read_outcomes, split_change
 from .drift import Tolerance, apart, drift, neighbours_apart
-from .estimates import estimate, gaps, held_to
+from .estimates import estimate, gaps, held_to, score_columns
 from .features import FeaturePlan
-from .metrics import METRICS, by_group, default_metric, disparity, evaluate, metric_names
+from .metrics import METRICS, Scored, by_group, default_metric, disparity, measure, metric_names, scored
 from .profile import ColumnProfile, Profile, load_profile, merge, profile, quantile, save_profile
 from .registry import ModelVersion
 from .keeping import OURS, PREFIX, stored_name, unlogged
@@ -223,16 +223,12 @@ def main_metric(project: Project) -> str:
     "The metric that the search improved."
     return project.settings.development.metric or default_metric(project.settings.problem.task)
 
-def _how(project: Project, watch: Watch) -> dict:
-    settings = project.settings
-    return dict(threshold=watch.model.get('threshold'), classes=watch.model.get('classes') or None,
-                costs=settings.problem.costs, level=settings.validation.level, seed=settings.project.seed,
-                resamples=min(RESAMPLES, settings.validation.resamples))
-
-def _answers(task: str, known: pd.DataFrame, watch: Watch) -> tuple:
+def _scored(project: Project, watch: Watch, known: pd.DataFrame) -> Scored:
     "Outcomes and scores as the metrics take them."
-    if task != 'multiclass': return known['label'].astype(float), known['score']
-    return known['label'].astype(str), known[[f'score_{c}' for c in watch.model['classes']]].to_numpy(float)
+    terms, fewer = logged_terms(project, watch.model), min(RESAMPLES, project.settings.validation.resamples)
+    terms, task = terms.model_copy(update={'resamples': fewer}), terms.task
+    if task != 'multiclass': return scored(terms, known['label'].astype(float), known['score'])
+    return scored(terms, known['label'].astype(str), known[score_columns(terms)].to_numpy(float))
 
 def realised(project: Project, watch: Watch,
              known: pd.DataFrame, # predictions whose outcome is known
@@ -243,8 +239,7 @@ def realised(project: Project, watch: Watch,
     if len(known) < least:
         why = f'{len(known)} outcomes are known, {least} are needed'
         return {m: Estimate.undefined(m, why, len(known), 'too few') for m in names or metric_names(task)}
-    y, scores = _answers(task, known, watch)
-    return evaluate(task, y, scores, names=names, **_how(project, watch))
+    return measure(_scored(project, watch, known), names)
 
 # %% ../nbs/06d_windows.ipynb #66fa7a5c
 def bands(values: pd.Series, # a protected attribute
@@ -267,13 +262,13 @@ def realised_by_group(project: Project, watch: Watch, known: pd.DataFrame) -> pd
     task, criteria = settings.problem.task, [*settings.problem.success, *settings.problem.kill]
     names = list(dict.fromkeys([main_metric(project), *GROUP_METRICS[task],
                                 *(c.metric for c in criteria if c.group_by)]))
+    if len(known) < settings.monitoring.min_rows: return pd.DataFrame(columns=GROUP_FIELDS)
+    rows = _scored(project, watch, known)
     for attribute in settings.data.protected:
-        if stored_name(attribute) not in known or len(known) < settings.monitoring.min_rows: continue
+        if stored_name(attribute) not in known: continue
         values = as_read(own_columns(known, {stored_name(attribute): attribute}), watch.plan, [attribute])[attribute]
         groups = bands(values, watch.reference.columns.get(attribute))
-        table = by_group(task, *_answers(task, known, watch), groups, names=names, **_how(project, watch),
-                         min_group=settings.validation.min_group, min_positive=settings.validation.min_positive)
-        found.append(table.assign(attribute=attribute)[GROUP_FIELDS])
+        found.append(by_group(rows, groups, names).assign(attribute=attribute)[GROUP_FIELDS])
     return pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=GROUP_FIELDS)
 
 # %% ../nbs/06d_windows.ipynb #3c97c72b
@@ -418,7 +413,7 @@ def _is_no_chance(change: Estimate) -> bool: return change.status == 'ok' and (c
 
 def _why_moved(project: Project, watch: Watch, known: pd.DataFrame) -> tuple[dict, pd.DataFrame]: # parts, faults
     "Whether the main metric moved because of other rows or another relation, and what faulty rows do to it."
-    metric, terms = main_metric(project), terms_of(project, watch.model)
+    metric, terms = main_metric(project), logged_terms(project, watch.model)
     now = read_outcomes(metric, terms, known)
     names = {stored_name(c): c for c in watched_columns(project, watch.plan)}
     masks = fault_masks(watch.reference, as_read(own_columns(now.rows, names), watch.plan, list(names.values())))

@@ -6,7 +6,7 @@ from scipy import stats
 from sklearn import metrics as sk
 
 from mlcycle.core import DataError, SettingsError, judge, Criterion
-from mlcycle.statistics import (auc_shares, bca, benjamini_hochberg, bootstrap, delong, delong_difference, difference,
+from mlcycle.statistics import (Resampling, auc_shares, bca, benjamini_hochberg, bootstrap, delong, delong_difference, difference,
                                 holm, intervals, left_out, newcombe, newcombe_auc, paired_rates, resampled_counts, square_and_add,
                                 wilson)
 from mlcycle.weighting import WEIGHTED, cells, lacking, numbers, unusable, weighted
@@ -75,9 +75,9 @@ def test_cells_give_the_same_values_as_rows():
 def test_multinomial_and_poisson_counts_give_the_same_interval():
     y, s, _ = sample(1900)
     once = np.ones(1900, dtype=int)
-    few = bootstrap('brier', y, s, resamples=4000)
+    few = bootstrap('brier', y, s, how=Resampling(resamples=4000))
     form = weighted('brier', np.tile(y, 2)[:3800], np.tile(s, 2)[:3800])   # above the limit of cells: Poisson
-    many = intervals({'brier': form}, np.ones(3800, dtype=int), resamples=4000)['brier']
+    many = intervals({'brier': form}, np.ones(3800, dtype=int), how=Resampling(resamples=4000))['brier']
     assert many.value == pytest.approx(few.value)
     assert (many.high-many.low)*math.sqrt(2) == pytest.approx(few.high-few.low, rel=0.06)
     assert sum(len(b) for b in resampled_counts(once, 7)) == 7
@@ -92,7 +92,7 @@ def test_counts_come_in_bounded_blocks():
 def test_bca_agrees_with_scipy():
     x = np.random.default_rng(0).exponential(size=80)
     theirs = stats.bootstrap((x,), np.mean, method='BCa', n_resamples=9999, rng=np.random.default_rng(1))
-    ours = bootstrap('mean', np.zeros(80), x, resamples=9999)
+    ours = bootstrap('mean', np.zeros(80), x, how=Resampling(resamples=9999))
     assert (ours.low, ours.high) == pytest.approx(tuple(theirs.confidence_interval), abs=0.015)
 
 
@@ -150,7 +150,7 @@ def test_delong_by_ranks_equals_delong_by_pairs(ties):
 def test_delong_and_the_bootstrap_agree():
     y, a, b = sample(800)
     assert delong(y, a).low == pytest.approx(bootstrap('roc_auc', y, a).low, abs=0.006)
-    one, other = delong_difference(y, a, b)[0], difference('roc_auc', y, a, b)
+    one, other = delong_difference(y, a, b)[0], difference('roc_auc', y, (a, b))
     assert (one.low, one.high) == pytest.approx((other.low, other.high), abs=0.006)
 
 
@@ -176,7 +176,7 @@ BAD = {'empty': ([], []), 'missing score': ([0, 1, 1], [.1, math.nan, .3]), 'inf
 @pytest.mark.parametrize('name', WEIGHTED)
 def test_what_cannot_be_measured_is_undefined_with_a_reason(case, name):
     y, s = BAD[case]
-    for figure in (bootstrap(name, y, s), difference(name, y, s, s)):
+    for figure in (bootstrap(name, y, s), difference(name, y, (s, s))):
         body = figure.body()
         assert figure.status == 'ok' or figure.reason
         assert all(v is None or math.isfinite(v) for v in (body['value'], body['low'], body['high']))
@@ -205,15 +205,15 @@ def test_no_spread_and_too_few_rows_are_never_a_pass():
 
 def test_a_function_of_your_own_may_fail_or_return_nonsense():
     y, s, _ = sample(60)
-    assert bootstrap(sk.roc_auc_score, y, s, resamples=200).metric == 'roc_auc_score'
-    assert bootstrap(lambda y, s: math.nan, y, s, resamples=50).status == 'undefined'
-    mine = bootstrap(lambda y, s: float(np.mean((y-s)**2)), y, s, resamples=1000)
-    assert mine.low == pytest.approx(bootstrap('brier', y, s, resamples=1000).low, abs=0.01)
+    assert bootstrap(sk.roc_auc_score, y, s, how=Resampling(resamples=200)).metric == 'roc_auc_score'
+    assert bootstrap(lambda y, s: math.nan, y, s, how=Resampling(resamples=50)).status == 'undefined'
+    mine = bootstrap(lambda y, s: float(np.mean((y-s)**2)), y, s, how=Resampling(resamples=1000))
+    assert mine.low == pytest.approx(bootstrap('brier', y, s, how=Resampling(resamples=1000)).low, abs=0.01)
 
 
 def test_same_seed_same_interval_and_another_seed_another():
     y, s, _ = sample(300)
-    assert bootstrap('brier', y, s, seed=4) == bootstrap('brier', y, s, seed=4) != bootstrap('brier', y, s, seed=5)
+    assert bootstrap('brier', y, s, how=Resampling(seed=4)) == bootstrap('brier', y, s, how=Resampling(seed=4)) != bootstrap('brier', y, s, how=Resampling(seed=5))
 
 
 COVERED = ['average_precision', 'log_loss', 'brier', 'r2', 'rmse']
@@ -228,11 +228,11 @@ def test_intervals_cover_the_truth_as_often_as_they_say():
     for seed in range(160):
         y, a, b = sample(120, seed=seed)
         forms = {m: weighted(m, y, a) for m in (*COVERED, 'calibration_error')}
-        found = intervals(forms, np.ones(120, dtype=int), resamples=400) | {'roc_auc': delong(y, a)}
+        found = intervals(forms, np.ones(120, dtype=int), how=Resampling(resamples=400)) | {'roc_auc': delong(y, a)}
         for m, e in found.items(): held[m].append(e.low <= truth.get(m, 0.) <= e.high)   # it is calibrated: its error is 0
         gap, _ = delong_difference(y, a, b)
         held['roc_auc gap'].append(gap.low <= gaps['roc_auc'] <= gap.high)
-        gap = difference('log_loss', y, a, b, resamples=400)
+        gap = difference('log_loss', y, (a, b), how=Resampling(resamples=400))
         held['log_loss gap'].append(gap.low <= gaps['log_loss'] <= gap.high)
     covered = {m: float(np.mean(h)) for m, h in held.items()}
     assert all(0.89 <= c <= 0.99 for c in covered.values()), covered   # 0.95, three standard errors, small samples
@@ -271,7 +271,7 @@ def test_a_hundred_thousand_rows_take_seconds_and_little_memory():
 
 def test_above_the_budget_of_draws_the_estimate_says_so():
     y, s, _ = sample(600_000)
-    figure = bootstrap('brier', y, s, resamples=2000)
+    figure = bootstrap('brier', y, s, how=Resampling(resamples=2000))
     assert 'normal interval from 666 resamples' in figure.reason
     error = np.std((y-s)**2)/math.sqrt(len(y))
     assert figure.high-figure.value == pytest.approx(1.96*error, rel=0.1)
