@@ -4,11 +4,14 @@
 
 The model is that of `serving.py`: scaler and one-hot over 20 numeric and 10 categorical columns before histogram gradient boosting.
 "The scorer alone" is as many worker processes, with one thread each, that score pieces which lie in memory already: nothing is read,
-logged or written. It is measured three times: the pipeline on DataFrames, the compiled scorer on columns of Python values, and what
-`mlcycle score` itself uses. The project is made anew in a temporary folder; its disk is the one that TMPDIR names.
+checked, logged or written. It is measured three times: the pipeline on DataFrames, the compiled scorer on columns of Python values, as a
+request brings them, and the compiled scorer on dense arrays of numbers and of levels, the quickest form there is. Then the command runs
+from start to end, with its rows in the log of predictions and without. The project is made anew in a temporary folder; its disk is the
+one that TMPDIR names.
 """
 import argparse, sys, tempfile, time
 from pathlib import Path
+import pandas as pd
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -35,12 +38,13 @@ def alone(folder: str, how: str, seconds: float) -> float:
     "Rows a second of one worker that has its rows in memory."
     from mlcycle.compiled import compile_pipeline
     from mlcycle.core import Project
-    from mlcycle.scoring import answers
+    from mlcycle.encoding import Levels
     model = Project(folder, read_only=True).registry.load('champion')
     piece = rows(PIECE, seed=2).drop(columns='label')
-    columns = {c: piece[c].tolist() for c in piece}
+    columns, codes = {c: piece[c].tolist() for c in piece}, {c: pd.factorize(piece[c]) for c in WORDS}
+    dense = {c: piece[c].to_numpy() for c in NUMBERS} | {c: Levels(levels.tolist(), found) for c, (found, levels) in codes.items()}
     scorer = compile_pipeline(model.estimator, model.info.columns, model.task)
-    do = {'pipeline': lambda: model.scores(piece), 'compiled': lambda: scorer.many(columns), 'answers': lambda: answers(model, piece)}[how]
+    do = {'pipeline': lambda: model.scores(piece), 'compiled': lambda: scorer.many(columns), 'dense': lambda: scorer.many(dense)}[how]
     do()
     begun, done = time.perf_counter(), 0
     while time.perf_counter()-begun < seconds: do(); done += PIECE
@@ -76,19 +80,23 @@ def main() -> None:
         print(f'{asked.rows:,} rows, {source.stat().st_size/1e9:.2f} GB of {asked.format}; {asked.workers} workers', flush=True)
         rates = {}
         with mapper(Spread(workers=asked.workers), parts=asked.workers) as mapped:
-            for how in ('pipeline', 'compiled', 'answers'):
+            for how in ('pipeline', 'compiled', 'dense'):
                 n = asked.workers
                 rates[how] = sum(mapped(alone, [str(project.folder)]*n, [how]*n, [asked.seconds]*n))
                 print(f'  {how:<10} alone, in memory: {rates[how]:>12,.0f} rows/s', flush=True)
         out = home/('scores' if asked.out == 'folder' else f'scores.{asked.out}')
-        seconds, peak = measured([Path(sys.executable).with_name('mlcycle'), 'score', source, '--out', out, '--workers', str(asked.workers), '--project', project.folder])
-        rate, logged = asked.rows/seconds, pq_rows(project)
-        print(f'  mlcycle score, from start to end: {rate:>12,.0f} rows/s ({seconds:.1f} s), peak {peak:.2f} GB; {logged:,} rows in the log')
-        for how, alone_rate in rates.items(): print(f'    {rate/alone_rate:.2f} × {how} alone')
+        command = [Path(sys.executable).with_name('mlcycle'), 'score', source, '--out', out, '--workers', str(asked.workers), '--project', project.folder]
+        for what, more in (('rows in the log', []), ('rows not in the log', ['--no-log'])):
+            before = pq_rows(project)
+            seconds, peak = measured([*command, *more])
+            rate, logged = asked.rows/seconds, pq_rows(project)-before
+            print(f'  mlcycle score, {what:<20}: {rate:>12,.0f} rows/s ({seconds:.1f} s), peak {peak:.2f} GB; {logged:,} rows in the log')
+            print('    '+', '.join(f'{rate/alone_rate:.2f} × {how} alone' for how, alone_rate in rates.items()), flush=True)
 
 
 def pq_rows(project) -> int:
     from deltalake import DeltaTable
+    if not project.tables.exists('predictions'): return 0
     return DeltaTable(project.tables.uri('predictions')).to_pyarrow_dataset().count_rows()
 
 

@@ -18,16 +18,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from .column_types import Rules
 from .content import to_arrow
+from .columns import Scorer, agrees, known_path, layout, load_scorer, log_columns, piece_answers, plain_frame, row_ids, storable
+from .compiled import ScoringPath
 from .core import Blocked, DataError, Project, Record, Result, SettingsError, digest, sync_folder, write_atomic
 from .features import FeaturePlan
 from .formats import FORMATS
+from .keeping import stored_name
 from .log import log_event
-from .pieces import LargeTable, Part, file_hash, pieces, plain_frame, survey
-from .keeping import kept_columns, log_rows, stored_name
-from .scoring import admit, answers, event_times, formula_safe, read_rows
+from .pieces import LargeTable, Part, file_hash, pieces, survey
+from .scoring import admit, event_times, formula_safe, read_rows
 
 # %% auto #0
-__all__ = ['MANIFEST', 'WRITERS', 'SMALL', 'Job', 'row_ids', 'part_files', 'score_part', 'Spread', 'mapper', 'output_kind',
+__all__ = ['MANIFEST', 'WRITERS', 'SMALL', 'Job', 'Done', 'part_files', 'score_part', 'Spread', 'mapper', 'output_kind',
            'publish', 'BatchReport', 'score_file']
 
 # %% ../nbs/00ja_batch.ipynb #68aa53ad
@@ -35,52 +37,59 @@ class Job(Record):
     "What is being scored, as every worker must know it."
     project: str # its folder
     version: str # of the model
+    path: ScoringPath # how its scores are computed
     table: LargeTable # without its parts
     work: str # the folder in which parts are kept
     key: str # 16 hexadecimal digits: the beginning of every prediction id
     at: str # when it began, UTC: the time of rows that have none
+    log: bool = True # whether rows are kept for the log
 
-def row_ids(key: str, first: int, n: int) -> list[str]: # 32 hexadecimal digits each
-    "The prediction ids of rows: the job's key and the row's number."
-    numbers = np.arange(first, first+n, dtype='>u8').tobytes().hex()
-    return [key+numbers[i:i+16] for i in range(0, 16*n, 16)]
+class Done(Record):
+    "What is known of a finished part."
+    rows: int
+    compiled: int # of them, answered by the compiled form
+    hash: str # SHA-256 of the part of the output
 
-# %% ../nbs/00ja_batch.ipynb #44122790
-def part_files(work: str | Path, number: int) -> tuple[Path, Path]: # rows of the output, rows of the log
-    "Where a part is kept once it is finished."
-    return Path(work)/f'part-{number:06}.parquet', Path(work)/f'log-{number:06}.parquet'
+# %% ../nbs/00ja_batch.ipynb #b848fb50
+def part_files(work: str | Path, number: int) -> tuple[Path, Path, Path]: # rows of the output, rows of the log, what is known of them
+    "Where a part is kept; it is finished when the last file is there."
+    return tuple(Path(work)/f'{what}-{number:06}.{ending}' for what, ending in (('part', 'parquet'), ('log', 'parquet'), ('done', 'json')))
 
-def score_part(job: Job, part: Part) -> int: # rows
-    "Score one part, unless that was done; both of its files are there, whole, on return."
-    files = part_files(job.work, part.number)
-    if all(f.exists() for f in files): return part.rows
-    project, model = _loaded(job.project, job.version)
-    with _written(files) as write:
-        first = part.first
-        for rows in pieces(job.table, part):
-            write(*_scored(job, project, (model, rows, first)))
-            first += rows.num_rows
-    return part.rows
+def score_part(job: Job, part: Part) -> Done:
+    "Score one part, unless that was done; its files are there, whole, on return."
+    *files, done = part_files(job.work, part.number)
+    if done.exists(): return Done.model_validate_json(done.read_text())
+    project, scorer = _loaded(job.project, job.path)
+    counts, first, own = {True: 0, False: 0}, part.first, scorer
+    with _written(files[:1+job.log]) as write:
+        for rows in pieces(job.table, part, levels=[c for c, kind in scorer.types.items() if kind != 'number']):
+            if first == part.first and not agrees(scorer, rows, job.table.name): own = scorer._replace(compiled=None)
+            tables, compiled = _scored(job, project, (own, rows, first))
+            write(*tables)
+            first, counts[compiled] = first+rows.num_rows, counts[compiled]+rows.num_rows
+    found = Done(rows=part.rows, compiled=counts[True], hash=file_hash(files[0]))
+    write_atomic(done, found.model_dump_json())
+    return found
 
 @lru_cache(maxsize=2)
-def _loaded(folder: str, version: str): # (Project, Model)
+def _loaded(folder: str, path: ScoringPath) -> tuple[Project, Scorer]:
     project = Project(folder, read_only=True)
-    return project, project.registry.load(version)
+    return project, load_scorer(project.registry.load(path.version), path)
 
-def _scored(job: Job, project: Project, piece: tuple) -> tuple[pa.Table, pa.Table]: # for the output, for the log
-    model, rows, first = piece
-    plan, time = FeaturePlan.from_body(model.info.plan), project.settings.data.time
-    df = plain_frame(rows, [*model.info.columns, *kept_columns(project, plan)], job.table.name)
-    try: found = answers(model, df)
-    except DataError as error:
-        raise DataError(f'{job.table.name}, rows {first+1:,} to {first+rows.num_rows:,}: {error}') from None
-    found.insert(0, 'prediction_id', row_ids(job.key, first, len(df)))
-    found.insert(1, 'at', event_times(df, time, at=None if time in df else job.at))
-    found.insert(2, 'version', job.version)
-    said = to_arrow(found)
-    out = pa.Table.from_arrays([*said.columns, *rows.columns],
-                               names=[*said.column_names, *map(stored_name, rows.column_names)])
-    return out, to_arrow(log_rows(project, df, plan, found))
+def _scored(job: Job, project: Project, piece: tuple) -> tuple[list[pa.Table], bool]: # output [, log]; whether it was compiled
+    (scorer, rows, first), name, n = piece, job.table.name, piece[1].num_rows
+    try: found, compiled = piece_answers(scorer, rows, name)
+    except DataError as error: raise DataError(f'{name}, rows {first+1:,} to {first+n:,}: {error}') from None
+    version = pa.DictionaryArray.from_arrays(pa.array(np.zeros(n, np.int32)), [job.version])
+    said = {'prediction_id': row_ids(job.key, first, n), 'at': _times(project, rows, job), 'version': version, **found}
+    out = pa.table(said | dict(zip(map(stored_name, rows.column_names), rows.columns)))
+    if not job.log: return [out], compiled
+    return [out, pa.table(said | log_columns(project, rows, FeaturePlan.from_body(scorer.model.info.plan), name))], compiled
+
+def _times(project: Project, rows: pa.Table, job: Job) -> pa.Array:
+    time, moment = project.settings.data.time, pa.timestamp('us', 'UTC')
+    if time not in rows.column_names: return pa.repeat(pa.scalar(datetime.fromisoformat(job.at), moment), rows.num_rows)
+    return pa.array(event_times(plain_frame(rows, [time], job.table.name), time), moment)
 
 @contextmanager
 def _written(files: tuple[Path, ...]) -> Iterator[Callable]:
@@ -88,7 +97,8 @@ def _written(files: tuple[Path, ...]) -> Iterator[Callable]:
     names, writers = [f.with_suffix(f'.{os.getpid()}.tmp') for f in files], {}
     def write(*tables):
         for name, table in zip(names, tables):
-            if name not in writers: writers[name] = pq.ParquetWriter(name, table.schema)
+            table = storable(table)
+            if name not in writers: writers[name] = pq.ParquetWriter(name, table.schema, **layout(table))
             writers[name].write_table(table)
     try:
         yield write
@@ -106,9 +116,10 @@ def _put(made: Path, place: Path) -> None:
 
 # %% ../nbs/00ja_batch.ipynb #2850f67b
 class Spread(Record):
-    "On what a table is scored."
+    "On what a table is scored, and whether its rows go into the log."
     workers: int = 0 # processes; 0: one for each core
     cluster: str = '' # a Dask scheduler's address; empty: store.cluster, else this machine
+    log: bool = True # False: of the predictions only the output is left, and its hash in the ledger
 
 @contextmanager
 def mapper(spread: Spread, *, parts: int=2, # with a single one no process is started
@@ -123,6 +134,7 @@ def mapper(spread: Spread, *, parts: int=2, # with a single one no process is st
     else:
         from multiprocessing import get_context
         with ProcessPoolExecutor(workers, get_context('spawn'), initializer=_alone, initargs=(os.getpid(),)) as pool:
+            for _ in range(workers): pool.submit(os.getpid)   # they start while the table is looked over
             yield lambda do, *lists: _mapped(pool, do, lists)
 
 def _mapped(pool: ProcessPoolExecutor, do: Callable, lists: tuple) -> Iterator:
@@ -159,18 +171,23 @@ def output_kind(out: str | Path) -> str: # csv, parquet or folder
 
 MANIFEST = '_predictions.json' # beside the parts of a published folder; names that begin with _ are no data
 
-def publish(files: list[Path], out: str | Path, *, facts: dict) -> None:
+def publish(files: dict[Path, str], # finished parts, with their hashes
+            out: str | Path, *, facts: dict, # told beside the parts of a folder
+            ) -> str: # the hash of what was published
     "Put finished parts in place by one rename."
     out, kind = Path(out), output_kind(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f'.{out.name[:40]}-', dir=out.parent) as beside:
         made = Path(beside)/'made'
-        WRITERS[kind](files, made)
-        if kind != 'folder': return _put(made, out)
-        write_atomic(made/MANIFEST, json.dumps({**facts, 'files': {f.name: file_hash(made/f.name) for f in files}}, indent=1)+'\n')
+        WRITERS[kind]([*files], made)
+        names = {f.name: hash for f, hash in files.items()}
+        hash = digest(names) if kind == 'folder' else file_hash(made)
+        if kind != 'folder': _put(made, out); return hash
+        write_atomic(made/MANIFEST, json.dumps({**facts, 'files': names}, indent=1)+'\n')
         if out.exists(): os.rename(out, Path(beside)/'old')
         os.rename(made, out)
         sync_folder(out.parent)
+        return hash
 
 def _row_groups(files: list[Path]) -> Iterator[pa.Table]:
     for file in files:
@@ -182,7 +199,8 @@ def _as_csv(files: list[Path], made: Path) -> None:
         for i, rows in enumerate(_row_groups(files)): formula_safe(rows.to_pandas()).to_csv(f, index=False, header=not i)
 
 def _as_parquet(files: list[Path], made: Path) -> None:
-    with pq.ParquetWriter(made, pq.ParquetFile(files[0]).schema_arrow) as writer:
+    schema = pq.ParquetFile(files[0]).schema_arrow
+    with pq.ParquetWriter(made, schema, **layout(next(_row_groups(files)))) as writer:
         for rows in _row_groups(files): writer.write_table(rows)
 
 def _as_folder(files: list[Path], made: Path) -> None:
@@ -211,11 +229,16 @@ class BatchReport(Result):
     parts: int
     reused: int = 0 # parts that an earlier call had finished
     key: str # the beginning of the predictions' ids
+    path: str = 'pipeline' # how scores are computed, as the evidence 'compiled' of the version has it
+    why: str = '' # the reason for that
+    compiled: int = 0 # rows answered so; the others by the pipeline
+    logged: bool = True # whether the rows are in the log
+    out_hash: str = '' # SHA-256 of the file, or of the names and hashes of a folder's parts
 
     @property
     def headline(self) -> str:
         again = f', {self.reused} of {self.parts} parts finished earlier' if self.reused else ''
-        return f'{self.rows:,} predictions by version {self.version} in {self.out}{again}'
+        return f'{self.rows:,} predictions by version {self.version} in {self.out}{again}{"" if self.logged else ", not in the log"}'
 
 SMALL = 64*2**20 # bytes up to which a text file is read whole, with all that the strict reader finds out
 
@@ -232,21 +255,21 @@ def score_file(project: Project, source: str | Path, # CSV, Parquet, JSON lines,
     if not source.exists(): raise DataError(f'There is no {source.name!r}. Name a file, a folder of Parquet files, or a Delta table.')
     spread = spread if spread.cluster else spread.model_copy(update={'cluster': project.settings.store.cluster})
     before = _stamp(source)
-    with _job(project, source, version) as (job, asked):
-        table, reused = _all_parts(job, asked, spread)
+    with _job(project, source, (known_path(project, version), spread.log)) as (job, asked):
+        table, done, reused = _all_parts(job, asked, spread)
         if _stamp(source) != before: raise DataError(f'{source.name} changed while it was scored. Nothing was logged; score it again.')
-        return _finish(project, job.model_copy(update={'table': table}), (out, reused))
+        return _finish(project, job.model_copy(update={'table': table}), (out, done, reused))
 
 def _stamp(source: Path) -> list:
     files = sorted(source.rglob('*')) if source.is_dir() else [source]
     return [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files if f.is_file()]
 
 @contextmanager
-def _job(project: Project, source: Path, version: str) -> Iterator[tuple]: # the job, and what is read
+def _job(project: Project, source: Path, asked: tuple[ScoringPath, bool]) -> Iterator[tuple]: # the job, and what is read
     "The work that an earlier call began, or a new folder for it; one process at a time."
-    info = project.registry.info(version)
-    known = file_hash(source) if source.is_file() else [str(source.resolve()), _stamp(source)]
-    work = project.store/'batch'/digest([known, info.hash, version])[:16]
+    path, log = asked
+    known = file_hash(source) if source.is_file() and source.stat().st_size <= SMALL else [str(source.resolve()), _stamp(source)]
+    work = project.store/'batch'/digest([known, path.body(), log])[:16]
     _forget(work.parent)
     work.mkdir(parents=True, exist_ok=True)
     with work.with_suffix('.lock').open('a') as lock:
@@ -257,7 +280,8 @@ def _job(project: Project, source: Path, version: str) -> Iterator[tuple]: # the
             now = datetime.now(timezone.utc).isoformat(timespec='microseconds')
             write_atomic(facts, json.dumps({'key': secrets.token_hex(8), 'at': now}))
         empty = LargeTable(name=source.name, format='', hash='', columns=[], parts=[])
-        job = Job(project=str(project.folder), version=version, table=empty, work=str(work), **json.loads(facts.read_text()))
+        told = json.loads(facts.read_text())
+        job = Job(project=str(project.folder), version=path.version, path=path, table=empty, work=str(work), log=log, **told)
         try: yield job, _readable(project, source, work)
         except DataError: shutil.rmtree(work); raise   # other rows are another job
         shutil.rmtree(work)
@@ -283,25 +307,26 @@ def _readable(project: Project, source: Path, work: Path) -> tuple[Path, Rules]:
         _put(rows.with_suffix('.tmp'), rows)
     return rows, rules
 
-def _all_parts(job: Job, asked: tuple[Path, Rules], spread: Spread) -> tuple[LargeTable, int]: # the table, parts reused
+def _all_parts(job: Job, asked: tuple[Path, Rules], spread: Spread) -> tuple[LargeTable, list[Done], int]: # the table, its parts, how many reused
     "Look the source over and score every part."
     source, rules = asked
     large = source.is_dir() or source.stat().st_size > SMALL
     with mapper(spread, parts=2 if large else 1) as mapped:
         table = survey(source, rules, mapped=mapped).model_copy(update={'name': job.table.name})
-        reused = sum(all(f.exists() for f in part_files(job.work, p.number)) for p in table.parts)
+        reused = sum(part_files(job.work, p.number)[-1].exists() for p in table.parts)
         job = job.model_copy(update={'table': table.model_copy(update={'parts': []})})
-        for _ in mapped(score_part, [job]*len(table.parts), table.parts): pass
-    return table, reused
+        return table, [*mapped(score_part, [job]*len(table.parts), table.parts)], reused
 
-def _finish(project: Project, job: Job, made: tuple[Path, int]) -> BatchReport:
+def _finish(project: Project, job: Job, made: tuple[Path, list[Done], int]) -> BatchReport:
     "Log what was scored, publish it, and leave the report."
-    out, reused = made
-    numbers = [p.number for p in job.table.parts]
-    project.tables.extend('predictions', _row_groups([part_files(job.work, n)[1] for n in numbers]), mark=job.key)
-    report = BatchReport(version=job.version, model_hash=project.registry.info(job.version).hash, source=job.table.name,
-                         source_hash=job.table.hash, out=out.name, rows=job.table.rows, parts=len(numbers), reused=reused, key=job.key)
-    publish([part_files(job.work, n)[0] for n in numbers], out, facts={k: v for k, v in report.body().items() if k != 'reused'})
+    out, done, reused = made
+    files = [part_files(job.work, p.number) for p in job.table.parts]
+    if job.log: project.tables.extend('predictions', _row_groups([logged for _, logged, _ in files]), mark=job.key)
+    facts = dict(version=job.version, model_hash=job.path.model_hash, source=job.table.name, source_hash=job.table.hash, out=out.name,
+                 rows=job.table.rows, parts=len(files), key=job.key, path=job.path.path, why=job.path.why,
+                 compiled=sum(d.compiled for d in done), logged=job.log)
+    hash = publish({part: d.hash for (part, *_), d in zip(files, done)}, out, facts=facts)
+    report = BatchReport(**facts, reused=reused, out_hash=hash)
     project.record(report, subject=job.version)
     log_event(project, 'deployment', 'scored', rows=report.rows, version=job.version)
     return report

@@ -11,7 +11,7 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 import pandas as pd
 from .core import Result
-from .encoding import NAN, Input, NotCompiled, Unusual, as_it_is, bounds, column_setter, encoders, inputs_of, sentinels, setter
+from .encoding import NAN, Input, Levels, NotCompiled, Unusual, as_it_is, bounds, column_setter, encoders, inputs_of, sentinels, setter
 from .features import Calibrated, Clean, apply_curve
 from .inputs import InputColumn, column_values, to_records
 from .masks import Ensemble, masks_of
@@ -174,8 +174,8 @@ class Compiled:
         try: return bool(self.encode(record))
         except Unusual: return False
 
-    def clean(self, columns: dict[str, list | np.ndarray], # raw values; numbers may come as an array, missing ones as NaN
-              ) -> dict[str, list | np.ndarray]:
+    def clean(self, columns: dict[str, list | np.ndarray | Levels], # raw values; numbers may come as an array, missing ones as NaN
+              ) -> dict[str, list | np.ndarray | Levels]:
         "Records, given as columns, as clean columns."
         n = len(next(iter(columns.values())))
         return {given.name: _read_all(given, [columns[r] if r in columns else [None]*n for r in given.raw]) for given, _ in self.columns}
@@ -197,10 +197,11 @@ class Compiled:
         "The scores of records given as columns."
         return self.masks.scores(self.clean(columns)) if self.masks else self.head.many(self.encode_all(columns))
 
-def _read_all(given: Input, raw: list) -> list | np.ndarray:
+def _read_all(given: Input, raw: list) -> list | np.ndarray | Levels:
     "A clean column; plain numbers are read at once, everything else once for each value that differs."
     if given.read is as_it_is: return raw[0]
     if given.column is None:
+        if len(raw) == 1 and isinstance(raw[0], Levels): return raw[0].map(given.read)
         read = {values: given.read(*values) for values in set(zip(*raw))}
         return [*map(read.__getitem__, zip(*raw))]
     x, gone = np.array(raw[0], dtype=float), sentinels(given.column)

@@ -16,8 +16,8 @@ from .values import FALSE, LARGEST, TRUE, plain
 
 # %% auto #0
 __all__ = ['NAN', 'TRUTHS', 'TIMES', 'EPOCH', 'DAY', 'LEVELS', 'SCALES', 'UNKNOWN', 'NotCompiled', 'Unusual', 'value_reader',
-           'bounds', 'sentinels', 'time_reader', 'date_number', 'Input', 'inputs_of', 'as_it_is', 'Lookup', 'Scale',
-           'steps_of', 'encoders', 'setter', 'column_setter', 'touched', 'level_codes']
+           'bounds', 'sentinels', 'time_reader', 'date_number', 'Input', 'inputs_of', 'as_it_is', 'Levels', 'Lookup',
+           'Scale', 'steps_of', 'encoders', 'setter', 'column_setter', 'touched', 'level_codes']
 
 # %% ../nbs/00hb_encoding.ipynb #ed021b18
 class NotCompiled(MlcycleError):
@@ -128,6 +128,21 @@ def _input(name: str, column: dict, part: str) -> Input:
     if part != 'days' or not since: return Input(name, (column['name'],), lambda v: date_number(when(v), part, EPOCH), None)
     start = time_reader({'name': since})
     return Input(name, (column['name'], since), lambda v, s: date_number(when(v), part, start(s)), None)
+
+# %% ../nbs/00hb_encoding.ipynb #a82b2ca7
+class Levels:
+    "A column as its different values, and which of them each row has."
+    def __init__(self, values: list, codes: np.ndarray): self.values, self.codes = values, codes
+
+    def __len__(self) -> int: return len(self.codes)
+
+    def __iter__(self): return map(self.values.__getitem__, self.codes.tolist())
+
+    def __array__(self, dtype=None, copy=None) -> np.ndarray: return np.array(self.values, dtype=dtype or object)[self.codes]
+
+    def map(self, do: Callable) -> 'Levels':
+        "The column after something was done to each different value."
+        return Levels([*map(do, self.values)], self.codes)
 
 # %% ../nbs/00hb_encoding.ipynb #36bb8ebf
 LEVELS, SCALES = ('OneHotEncoder', 'OrdinalEncoder', 'TargetEncoder'), ('SimpleImputer', 'StandardScaler')   # each column on its own
@@ -268,6 +283,7 @@ def level_codes(name: str, way: Lookup) -> Callable: # clean values -> numbers, 
         if (way.missing if gone else way.other) is None: raise Unusual(name)
         return missing if gone else other
     def many(values):
+        if isinstance(values, Levels): return np.array([code(v) for v in values.values], np.intp)[values.codes]
         values = values.tolist() if isinstance(values, np.ndarray) else values
         known = {v: code(v) for v in set(values)}
         return np.fromiter(map(known.__getitem__, values), np.intp, len(values))

@@ -16,7 +16,7 @@ from .features import FeaturePlan, clean_text
 
 # %% auto #0
 __all__ = ['PREFIX', 'SHORTEST', 'OURS', 'stored_as', 'unlogged', 'hashed_name', 'hash_key', 'mark', 'HashKey', 'check_of',
-           'marks_for', 'stored_name', 'kept_columns', 'log_rows', 'id_in_log']
+           'marks_for', 'stored_name', 'kept_columns', 'log_rows', 'as_logged', 'id_in_log']
 
 # %% ../nbs/00hc_keeping.ipynb #2a9c3ec8
 PREFIX = 'hashed ' # of a column's name in the log
@@ -113,7 +113,7 @@ def log_rows(project: Project, df: pd.DataFrame, # what was seen
     marks = marks_for(project, [*columns])
     for column, kind in columns.items():
         if column in marks: kept |= _hashed(df, column, marks[column])
-        elif column in df: kept[stored_name(column)] = _as_logged(df[column], kind)
+        elif column in df: kept[stored_name(column)] = as_logged(df[column], kind)
     return pd.concat([answered.reset_index(drop=True), pd.DataFrame(kept)], axis=1)
 
 def _hashed(df: pd.DataFrame, column: str, mark) -> dict[str, pd.Series]: # by its name in the log
@@ -121,7 +121,9 @@ def _hashed(df: pd.DataFrame, column: str, mark) -> dict[str, pd.Series]: # by i
     if (name := hashed_name(column)) in df: return {name: pd.Series(clean_text(df[name]), dtype='str')}
     return {name: pd.Series([mark(t) for t in clean_text(df[column])], dtype='str')} if column in df else {}
 
-def _as_logged(values: pd.Series, kind: str) -> pd.Series:
+def as_logged(values: pd.Series, kind: str, # of the column, as `kept_columns` gives it
+              ) -> pd.Series: # floats, or text
+    "A column's values as the log has them, where they are kept."
     if kind != 'number': return pd.Series(clean_text(values, strip=False), dtype='str')
     if pd.api.types.is_numeric_dtype(values): return pd.Series(values.to_numpy(dtype=float, na_value=np.nan))
     texts = pd.Series(clean_text(values, strip=False), dtype=object)

@@ -6,7 +6,7 @@
 from __future__ import annotations
 import csv, hashlib, io, re
 from pathlib import Path
-from typing import Callable, Iterator
+from typing import Callable, Collection, Iterator
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -14,12 +14,11 @@ import pyarrow.parquet as pq
 from .column_types import COMMA, EVIDENT, TOKENS, Rules, by_value, type_column
 from .content import NAME, ORDER
 from .core import DataError, Record, SettingsError, digest
-from .formats import plain_column
 from .reading import check_names, csv_table, shortened, sniff_separator
 
 # %% auto #0
 __all__ = ['PART', 'PIECE', 'BLOCK', 'LONGEST', 'Part', 'LargeTable', 'parquet_parts', 'file_hash', 'csv_blocks', 'csv_rows',
-           'survey', 'pieces', 'plain_frame']
+           'survey', 'pieces']
 
 # %% ../nbs/00j_pieces.ipynb #9b6822c0
 class Part(Record):
@@ -73,8 +72,8 @@ def _group_sizes(path: Path) -> list[int]:
     metadata = _opened(path).metadata
     return [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
 
-def _opened(path: str | Path) -> pq.ParquetFile:
-    try: return pq.ParquetFile(path, memory_map=False)
+def _opened(path: str | Path, **how) -> pq.ParquetFile:
+    try: return pq.ParquetFile(path, memory_map=False, pre_buffer=False, **how)   # what is read ahead costs twice what it saves on a disk
     except (pa.ArrowException, OSError) as error:
         raise DataError(f'{Path(path).name} is damaged or cut Parquet: {str(error).splitlines()[0][:200]}. '
                         'Give the whole file.') from None
@@ -256,13 +255,15 @@ def _parquet_files(folder: Path) -> list[Path]:
 # %% ../nbs/00j_pieces.ipynb #6d846922
 def pieces(table: LargeTable, part: Part, # one of its parts
            *, rows: int=PIECE, # in memory at once
+           levels: Collection[str]=(), # Parquet: columns of text that may come as a dictionary of their values
            ) -> Iterator[pa.Table]: # the columns in the table's order
     "One part's rows, in order."
     if table.format == 'csv':
         typed = _as_decided(table, csv_rows(table, part))
         for start in range(0, part.rows, rows): yield typed.slice(start, rows)
         return
-    for batch in _opened(part.path).iter_batches(batch_size=rows, row_groups=part.groups, use_threads=False):
+    stored = [next((n for n, own in table.names.items() if own == c), c) for c in levels]
+    for batch in _opened(part.path, read_dictionary=stored).iter_batches(batch_size=rows, row_groups=part.groups, use_threads=False):
         found = pa.Table.from_batches([batch])
         found = found.drop_columns([ORDER]) if ORDER in found.column_names else found
         for name, value in part.values.items(): found = found.append_column(name, pa.repeat(value, found.num_rows))
@@ -283,12 +284,3 @@ def _as_decided(table: LargeTable, text: pa.Table) -> pa.Table:
         array = array.slice(0, text.num_rows) if number else array
         columns.append(array.cast(kind, safe=False) if str(array.type) != kind else array)
     return pa.Table.from_arrays(columns, names=table.columns)
-
-def plain_frame(rows: pa.Table, columns: list[str], # those wanted, of which some may not be there
-                name: str, # of the source, for messages
-                ): # DataFrame
-    "Some columns of a piece as a DataFrame of plain values."
-    wanted = [c for c in dict.fromkeys(columns) if c in rows.column_names]
-    arrays = [plain_column(c, rows[c], name)[0] for c in wanted]
-    df = pa.Table.from_arrays(arrays, names=[str(i) for i in range(len(wanted))]).to_pandas()
-    return df.set_axis(wanted, axis=1)

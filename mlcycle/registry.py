@@ -80,15 +80,16 @@ class Model:
 
     def predict(self, df: pd.DataFrame) -> pd.DataFrame: # score, decision [, score_<class>…]; index as df's
         "Scores with the decision that follows from them."
-        found, classes = self.scores(df), np.array([str(c) for c in self.info.classes], dtype=object)
-        if self.task == 'regression': columns = {'score': found, 'decision': found}
-        elif self.task == 'binary':
-            columns = {'score': found, 'decision': (found >= self.info.threshold).astype(int)}
-        else:
-            best = found.argmax(axis=1)
-            columns = {'score': found[np.arange(len(found)), best], 'decision': classes[best]}
-            columns |= {f'score_{c}': found[:, i] for i, c in enumerate(classes)}
-        return pd.DataFrame(columns, index=df.index)
+        return pd.DataFrame(self.decided(self.scores(df)), index=df.index)
+
+    def decided(self, found: np.ndarray, # as `scores` gives them
+                ) -> dict[str, np.ndarray]: # score, decision [, score_<class>…]
+        "The decisions that follow from scores, beside them."
+        if self.task == 'regression': return {'score': found, 'decision': found}
+        if self.task == 'binary': return {'score': found, 'decision': (found >= self.info.threshold).astype(int)}
+        best, classes = found.argmax(axis=1), np.array([str(c) for c in self.info.classes], dtype=object)
+        return {'score': found[np.arange(len(found)), best], 'decision': classes[best],
+                **{f'score_{c}': found[:, i] for i, c in enumerate(classes)}}
 
 # %% ../nbs/00c_registry.ipynb #edb2be27
 class Registry:

@@ -2,11 +2,15 @@
 import json, os, signal, subprocess, sys, time
 import numpy as np
 import pandas as pd
-import psutil, pytest
+import psutil, pyarrow as pa, pytest
 from sklearn.linear_model import LogisticRegression
 from mlcycle import batch
 from mlcycle.batch import BatchReport, Spread, score_file
+from mlcycle.columns import log_columns, plain_frame
+from mlcycle.content import to_arrow
 from mlcycle.core import Blocked, DataError, Project, SettingsError
+from mlcycle.features import FeaturePlan
+from mlcycle.keeping import log_rows
 from mlcycle.scoring import label_file, predictions, score
 from served import FORMULA, HTML, crown, new_project, register, strange_rows
 
@@ -42,6 +46,21 @@ def test_file_in_file_out(ready, tmp_path):
     assert len(pd.read_parquet(tmp_path/'out.parquet')) == 12 and ready.latest(BatchReport, subject='1') == report
     (tmp_path/'labels.csv').write_text('prediction_id,label\n'+'\n'.join(f'{i},no' for i in out['prediction_id']))
     assert label_file(ready, tmp_path/'labels.csv').matched == 12
+
+
+def test_columns_of_the_log_are_those_of_its_rows(tmp_path, monkeypatch):
+    "Whatever the types in the file: numbers as text, gaps, times, truth values, levels that clean to the same text, hashes."
+    monkeypatch.setenv('MLCYCLE_HASH_KEY', 'a key of thirty-one characters.')
+    project = new_project(tmp_path/'project', data='id = "id"\nprotected = ["sex"]', more='[deployment.log]\ncolumns = [{name = "sex", stored = "hashed"}]')
+    when = pd.to_datetime(['2024-05-31 08:00', None, '2024-06-01 00:00'], utc=True)
+    rows = pa.table({'id': ['1', '', None], 'sex': ['m', ' m', None], 'n': [1.5, float('nan'), None], 'whole': pa.array([1, None, 3]), 'texts': ['1', 'x', ''],
+                     'town': pa.array(['Bonn', '', None]).dictionary_encode(), 'codes': pa.array([1., 2.5, None]), 'when': pa.array(when), 'true': [True, False, None],
+                     'kind': pa.DictionaryArray.from_arrays([0, 1, 0], ['a', 'a ']), 'score': ['a', 'b', 'c']})
+    types = {'n': 'number', 'whole': 'number', 'texts': 'number', 'town': 'category', 'codes': 'category', 'when': 'date', 'true': 'boolean', 'kind': 'text', 'score': 'text'}
+    plan = FeaturePlan.from_body({'target': 'y', 'task': 'binary', 'columns': [{'name': c, 'type': t} for c, t in types.items()]})
+    found = pa.table(log_columns(project, rows, plan, 'rows'))
+    wanted = to_arrow(log_rows(project, plain_frame(rows, rows.column_names, 'rows'), plan, pd.DataFrame({'prediction_id': ['a', 'b', 'c']}))).drop_columns(['prediction_id'])
+    assert found.cast(wanted.schema).equals(wanted), (found.to_pylist(), wanted.to_pylist())
 
 
 def test_output_is_whole_or_not_at_all(ready, tmp_path, monkeypatch):
@@ -80,6 +99,7 @@ def test_large_tables_part_by_part(ready, many, tmp_path, monkeypatch, kind):
     report = score_file(ready, source, tmp_path/'out', spread=Spread(workers=2 if kind == 'csv' else 1))
     made = pd.concat(pd.read_parquet(f) for f in sorted((tmp_path/'out').glob('*.parquet')))
     same_as_in_memory(ready, many, made)
+    assert report.path == 'compiled' and report.compiled == 4000
     assert report.rows == 4000 == json.loads((tmp_path/'out'/batch.MANIFEST).read_text())['rows'] and len(predictions(ready)) == before+4000
     assert report.parts == 1 if kind == 'parquet' else report.parts > 3
 
