@@ -30,7 +30,7 @@ class Mlcycle(click.Group):
             click.echo('mlcycle: stopped. What was done is kept; mlcycle run goes on from there.', err=True)
             context.exit(1)
 
-EXTRA_OF = {'voila': 'apps', 'tornado': 'apps', 'jupyterlab': 'apps', 'ipywidgets': 'apps', 'plotly': 'apps', 'anywidget': 'apps', 'fastapi': 'serve',
+EXTRA_OF = {'voila': 'apps', 'tornado': 'apps', 'jupyterlab': 'apps', 'ipywidgets': 'apps', 'anywidget': 'apps', 'fastapi': 'serve',
             'uvicorn': 'serve', 'starlette': 'serve', 'prometheus_client': 'serve', 'lightgbm': 'boost', 'xgboost': 'boost',
             'onnxruntime': 'onnx', 'skl2onnx': 'onnx', 'dask': 'dask', 'distributed': 'dask'}
 

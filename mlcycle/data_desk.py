@@ -125,10 +125,10 @@ def column_lines(project: Project) -> list[Line]:
 
 def _column_line(project: Project, column: str, known: tuple) -> Line:
     profile, plan, odd = known
-    missing = f'{profile.missing/profile.rows:.1%} missing' if profile and profile.rows else ''
+    missing = f'{profile.missing/profile.rows:.1%} missing' if profile and profile.missing else ''
     kind = plan.type if plan else ''
     words = ' · '.join(filter(None, [kind, missing, f'{profile.distinct:,} different' if profile and profile.distinct else '', *(escaped(t, 160) for t in odd)]))
-    html = f'<div style="display:flex;gap:10px;align-items:center"><b style="flex:0 0 170px;overflow-wrap:anywhere">{escaped(column, 60)}</b>{shape(profile)}<span class="note">{words}</span></div>'
+    html = f'<div style="display:flex;gap:10px;align-items:center"><b style="flex:0 0 170px;overflow-wrap:anywhere">{escaped(column, 60)}</b><span style="flex:0 0 120px">{shape(profile)}</span><span class="note">{words}</span></div>'
     declared = project.settings.data.types.get(column, 'as read')
     return Line(html, (Pick('Role', ROLES, role_of(project, column), lambda role: set_role(project, column, role)),
                        Pick('Type', TYPES, declared, lambda kind: set_type(project, column, kind))))

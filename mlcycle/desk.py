@@ -4,14 +4,14 @@
 
 # %% ../nbs/12d_desk.ipynb #f6346f1d
 from __future__ import annotations
-import os
+import functools, os
 from importlib.util import find_spec
 from typing import Callable
 from .core import MlcycleError, Project, escaped, read_settings, shown
 
 # %% auto #0
-__all__ = ['STYLE', 'BLUE', 'ORANGE', 'RED', 'GREY', 'is_live', 'part_html', 'drawn', 'View', 'inside', 'html_box', 'named',
-           'Folded', 'unfolded', 'Desk', 'opened', 'Dial', 'result_html']
+__all__ = ['STYLE', 'BLUE', 'ORANGE', 'RED', 'GREY', 'SLIDER', 'is_live', 'part_html', 'drawn', 'View', 'inside', 'html_box',
+           'named', 'Folded', 'unfolded', 'Desk', 'opened', 'slider', 'Dial', 'result_html']
 
 # %% ../nbs/12d_desk.ipynb #904ce63c
 def is_live() -> bool:
@@ -143,6 +143,48 @@ def opened(folder: str) -> Project:
     return Project(folder, read_only=os.environ.get('MLCYCLE_READ_ONLY') == '1')
 
 # %% ../nbs/12d_desk.ipynb #919bf9ce
+SLIDER = """export default { render({model, el}) {
+  const bar = document.createElement('input'), said = document.createElement('output');
+  bar.dataset.lmSuppressShortcuts = 'true';   // JupyterLab would take the arrow keys for itself
+  bar.type = 'range';
+  bar.style.width = '420px';
+  bar.style.maxWidth = '75%';
+  bar.style.verticalAlign = 'middle';
+  said.style.marginLeft = '10px';
+  const draw = () => {
+    const texts = model.get('texts'), index = model.get('index');
+    bar.max = texts.length-1;
+    bar.value = index;
+    said.textContent = texts[index];
+    bar.setAttribute('aria-label', model.get('description'));
+    bar.setAttribute('aria-valuetext', texts[index]);
+  };
+  bar.addEventListener('input', () => { model.set('index', Number(bar.value)); model.save_changes(); });
+  model.on('change', draw);
+  draw();
+  el.append(bar, said);
+} }"""
+
+@functools.cache
+def slider(): # a kind of widget
+    "The browser's own slider, over values in order; it moves by their places and reads out their texts."
+    import anywidget, traitlets
+    class Slider(anywidget.AnyWidget):
+        _esm = SLIDER
+        texts = traitlets.List(traitlets.Unicode()).tag(sync=True)
+        index = traitlets.Int().tag(sync=True)
+        description = traitlets.Unicode().tag(sync=True)
+        value = traitlets.Any()
+        def __init__(self, options: list[tuple[str, object]], value: object, **more):
+            self.options, self.values = options, [v for _, v in options]
+            super().__init__(texts=[t for t, _ in options], index=self.values.index(value), value=value, **more)
+        @traitlets.observe('index')
+        def _moved(self, change): self.value = self.values[change['new']]
+        @traitlets.observe('value')
+        def _set(self, change): self.index = self.values.index(change['new'])
+    return Slider
+
+# %% ../nbs/12d_desk.ipynb #c305828d
 class Dial:
     "Something to see at a value that a person chooses."
     def __init__(self, title: str, draw: Callable[[Project, object], str], *, options: Callable[[Project], list], # values, or (text, value)
@@ -177,7 +219,7 @@ class Dial:
         import ipywidgets
         kept, self.seen = self.control and self.control.value, offered
         value = kept if kept in [v for _, v in offered] else self._first(self.desk.project, offered)
-        kind = ipywidgets.SelectionSlider if all(isinstance(v, float) for _, v in offered) else ipywidgets.Dropdown
+        kind = slider() if all(isinstance(v, float) for _, v in offered) else ipywidgets.Dropdown
         self.control = kind(options=offered, value=value, layout=ipywidgets.Layout(width='520px', max_width='98%')) if offered else None
         if self.control: named(self.control, self.title).observe(lambda _: self._draw(), 'value')
         self.place.children = [self.control] if self.control else []

@@ -54,9 +54,16 @@ def curve_svg(points: list[dict], # x, value, low, high, dashed; in order
     band = ' '.join(f"{f.x(p['x']):.1f},{f.y(p[k]):.1f}" for k, part in (('low', known), ('high', known[::-1])) for p in part)
     solid, dashed = ([p for p in known if bool(p.get('dashed')) == d] for d in (False, True))
     lines = _path(f, solid, '')+_path(f, solid[-1:]+dashed, '5 4')
-    dots = ''.join(f'<circle cx="{f.x(p["x"]):.1f}" cy="{f.y(p["value"]):.1f}" r="3" fill="{BLUE}"/>' for p in solid)
+    dots = ''.join(_dot(f.x(p['x']), f.y(p['value']), f'{p["x"]:,.6g} {x}: {_figure_text(p)}') for p in solid)
     drawn = f'<polygon points="{band}" fill="{BLUE}" opacity="0.18"/>{lines}{dots}{_levels(f, levels)}{_axes(f, known, x, y)}'
     return f'<svg viewBox="0 0 {f.width} {f.height}" width="{f.width}" style="max-width:100%" role="img" aria-label="{escaped(y)} over {escaped(x)}">{drawn}</svg>'
+
+def _figure_text(f: dict) -> str: # beside an interval, and at a point
+    return f'{shown(float(f["value"]))} [{shown(float(f["low"]))}, {shown(float(f["high"]))}] {f.get("note", "")[:40]}'.rstrip()
+
+def _dot(x: float, y: float, told: str, radius: int=3) -> str:
+    "A point that says its figures when the mouse is near."
+    return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius}" fill="{BLUE}" stroke="transparent" stroke-width="12"><title>{escaped(told, 300)}</title></circle>'
 
 def _path(f: Frame, points: list[dict], dashes: str) -> str:
     if len(points) < 2: return ''
@@ -98,9 +105,10 @@ def said_svg(bins: list[dict], # said, came, low, high
 
 def _bin(f: Frame, b: dict) -> str:
     x, missed = f.x(b['said']), not b['low'] <= b['said'] <= b['high']
+    told = f'said {shown(float(b["said"]))}, came {_figure_text(b | {"value": b["came"]})}'
     ring = f'<circle cx="{x:.1f}" cy="{f.y(b["came"]):.1f}" r="8" fill="none" stroke="{RED}" stroke-width="2"/>'*missed
     return (f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{f.y(b["low"]):.1f}" y2="{f.y(b["high"]):.1f}" stroke="{BLUE}" stroke-width="2"/>'
-            f'<circle cx="{x:.1f}" cy="{f.y(b["came"]):.1f}" r="4" fill="{BLUE}"/>{ring}')
+            f'{_dot(x, f.y(b["came"]), told, 4)}{ring}')
 
 # %% ../nbs/12ga_drawings.ipynb #40783e10
 def intervals_svg(figures: list[dict], # name, value, low, high, note; value None: named, not drawn
@@ -117,9 +125,6 @@ def intervals_svg(figures: list[dict], # name, value, low, high, note; value Non
     wide = max([720, *(490+6.4*len(_figure_text(f)) for f in known)])
     return f'<svg viewBox="0 0 {wide:.0f} {bottom}" width="{wide:.0f}" style="max-width:100%" role="img" aria-label="figures with their intervals">{mark}{lines}</svg>'
 
-def _figure_text(f: dict) -> str: # beside an interval
-    return f'{shown(float(f["value"]))} [{shown(float(f["low"]))}, {shown(float(f["high"]))}] {f.get("note", "")[:40]}'
-
 def _interval(f: dict, y: int, x) -> str:
     short = f["name"] if len(f["name"]) <= 34 else f["name"][:33]+'…'
     name = f'<g><title>{escaped(f["name"], 400)}</title><text x="200" y="{y+4}" text-anchor="end">{escaped(short)}</text></g>'
@@ -135,6 +140,6 @@ def bars_svg(shares: dict[str, float], *, colours: tuple[str, ...]=(BLUE, ORANGE
     for i, (name, share) in enumerate(shares.items()):
         wide, where = 600*share/total, max(at+2, said)   # names give way to one another
         said = where+6.6*len(name[:30])+8 if share > 0 else said
-        parts += f'<rect x="{at:.1f}" y="2" width="{max(wide-1, .5):.1f}" height="20" fill="{colours[i % len(colours)]}"/><text x="{where:.1f}" y="36">{escaped(name, 30)}</text>'*(share > 0)
+        parts += f'<rect x="{at:.1f}" y="2" width="{max(wide-1, .5):.1f}" height="20" fill="{colours[i % len(colours)]}"><title>{escaped(name, 300)}</title></rect><text x="{where:.1f}" y="36">{escaped(name, 30)}</text>'*(share > 0)
         at += wide
     return f'<svg viewBox="0 0 720 42" width="720" style="max-width:100%" role="img" aria-label="shares">{parts}</svg>'

@@ -146,7 +146,7 @@ STEPS = {steps}   # step: notebook, cron expression
 for step, (notebook, cron) in STEPS.items():
     with DAG(dag_id=f'mlcycle_{name}_{{step}}', schedule=CronTriggerTimetable(cron, timezone={zone}), start_date=datetime({since}, tzinfo=timezone.utc),
              catchup=False, max_active_runs=1, tags=['mlcycle']) as dag:
-        PapermillOperator(task_id=step, input_nb=f'{{PROJECT}}/notebooks/{{notebook}}', kernel_name='python3', language_name='python',
+        PapermillOperator(task_id=step, input_nb=f'{{PROJECT}}/notebooks/{{notebook}}', kernel_name='mlcycle', language_name='python',
                           output_nb=f'{{PROJECT}}/reports/airflow-{{step}}-'+'{{{{ ts_nodash }}}}.ipynb', parameters={{'project': PROJECT}})
     globals()[dag.dag_id] = dag
 '''
@@ -163,7 +163,8 @@ def airflow_dag(project: Project, every: int) -> Timetable:
     text = DAG.format(name=name, described=_described(project), path=repr(_plain_path(project)), steps=repr(steps), zone=repr(setting.zone),
                       since=f'{today.year}, {today.month}, {today.day}')
     return Timetable(kind='airflow', files={f'mlcycle_{name.replace("-", "_")}.py': text},
-                     next='pip install apache-airflow-providers-papermill where Airflow runs, then cp {file} "$AIRFLOW_HOME/dags/"')
+                     next=f'as the user that Airflow runs as, {shlex.quote(sys.executable)} -m ipykernel install --user --name mlcycle; '
+                          'pip install apache-airflow-providers-papermill in Airflow\'s environment; cp {file} "$AIRFLOW_HOME/dags/"')
 
 def jupyter_definitions(project: Project, every: int) -> Timetable:
     "A job definition a step, as jupyter-scheduler's REST API takes it."

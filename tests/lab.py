@@ -98,7 +98,7 @@ class Seat:
 
     def turn(self, part: str, key: str, times: int) -> None:
         "Move a dial by the keyboard, and wait until what hangs on it has moved."
-        dial, handle = self.part(part), self.part(part).locator('.noUi-handle').first
+        dial, handle = self.part(part), self.part(part).locator('input[type=range]').first
         before = dial.inner_text()
         handle.focus()
         for _ in range(times): handle.press(key)

@@ -23,7 +23,7 @@ MARK = """() => { window.reachable = [...document.querySelectorAll('.mlcycle-liv
   return window.reachable.map(e => [e.tabIndex, e.getBoundingClientRect().top, (e.labels?.[0]?.innerText || e.innerText || e.placeholder || '').slice(0, 40)]) }"""
 FOCUS = """() => { const e = document.activeElement, s = getComputedStyle(e);
   return [window.reachable.indexOf(e), s.boxShadow !== 'none' || s.outlineStyle !== 'none'] }"""
-UNNAMED = re.compile(r'^ *- (?:button|checkbox|combobox|link|searchbox|textbox)(?! ").*', re.M)
+UNNAMED = re.compile(r'^ *- (?:button|checkbox|combobox|link|searchbox|slider|textbox)(?! ").*', re.M)
 
 
 def by_keyboard(seat, case) -> dict:

@@ -80,6 +80,7 @@ def test_airflow(project, monkeypatch):
     assert [d['schedule'] for d in made] == [('30 2 * * *', 'Europe/Berlin'), ('0 5 * * MON', 'Europe/Berlin')]
     assert all(d['catchup'] is False and d['max_active_runs'] == 1 and d['start_date'].tzinfo and re.fullmatch(r'[\w.-]+', d['dag_id']) and d['dag_id'] in space for d in made)
     assert [t['task_id'] for t in tasks] == ['monitoring', 'retraining'] and tasks[0]['parameters'] == {'project': str(project.folder)}
+    assert {t['kernel_name'] for t in tasks} == {'mlcycle'}   # Airflow's own Python has no mlcycle
     assert tasks[0]['input_nb'] == f'{project.folder}/notebooks/06_monitoring.ipynb' and tasks[0]['output_nb'].endswith('{{ ts_nodash }}.ipynb') and project.reports.is_dir()
 
 
