@@ -27,6 +27,7 @@ from .keeping import stored_name
 from .log import log_event
 from .pieces import LargeTable, Part, file_hash, pieces, survey
 from .scoring import admit, event_times, formula_safe, read_rows
+from .sources import types_as_read
 
 # %% auto #0
 __all__ = ['MANIFEST', 'WRITERS', 'SMALL', 'Job', 'Done', 'part_files', 'score_part', 'Spread', 'mapper', 'output_kind',
@@ -296,7 +297,7 @@ def _readable(project: Project, source: Path, work: Path) -> tuple[Path, Rules]:
     "What is surveyed: the source, or, where it is small or of another format, its rows as the strict reader has them."
     declared = project.settings.data.sources
     text = [*(c for s in declared for c in s.text), *([project.settings.data.id] if project.settings.data.id else [])]
-    rules = Rules(missing=list(dict.fromkeys(t for s in declared for t in s.missing)), text=list(dict.fromkeys(text)))
+    rules = Rules(missing=list(dict.fromkeys(t for s in declared for t in s.missing)), text=list(dict.fromkeys(text)), types=types_as_read(project))
     csv = FORMATS.get(source.suffix.lower()) == 'csv'
     if source.is_dir() or (csv and source.stat().st_size > SMALL): return source, rules
     with source.open('rb') as f:

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from .column_types import COMMA, EVIDENT, TOKENS, Rules, by_value, type_column
+from .column_types import COMMA, EVIDENT, ORDERS, TOKENS, Rules, by_value, type_column
 from .content import NAME, ORDER
 from .core import DataError, Record, SettingsError, digest
 from .reading import check_names, csv_table, shortened, sniff_separator
@@ -272,7 +272,8 @@ def pieces(table: LargeTable, part: Part, # one of its parts
 def _as_decided(table: LargeTable, text: pa.Table) -> pa.Table:
     "A block's text as the types that were decided on the whole file."
     declared = {'double': 'number', 'int64': 'number', 'timestamp[us]': 'date', 'string': 'category'}
-    types = {c: declared[k] for c, k in table.kinds.items() if k in declared and c not in table.rules.text}
+    known = {c: form for c, form in table.rules.types.items() if form in ORDERS}
+    types = {c: declared[k] for c, k in table.kinds.items() if k in declared and c not in table.rules.text} | known
     rules = table.rules.model_copy(update={'types': types})
     sample = '0,5' if rules.decimal == ',' else '0.5'   # a row that shows what a number is, where a block alone may not
     columns = []

@@ -145,12 +145,12 @@ def formula_safe(df: pd.DataFrame) -> pd.DataFrame:
 
 # %% ../nbs/00i_scoring.ipynb #c11f9e20
 def read_rows(project: Project, path: str | Path, *, text: tuple=()) -> pd.DataFrame:
-    "A file's rows by the strict reader, with the missing tokens and text columns that the sources declare."
-    from mlcycle.sources import read_file
+    "A file's rows by the strict reader, with the missing tokens and types of the settings, and dates as the training rows had them."
+    from mlcycle.sources import read_file, types_as_read
     sources = project.settings.data.sources
     missing = list(dict.fromkeys(t for s in sources for t in s.missing))
     kept = list(dict.fromkeys([*text, *(c for s in sources for c in s.text), project.settings.data.id]))
-    rows, _ = read_file(path, missing=missing, text=[c for c in kept if c])
+    rows, _ = read_file(path, missing=missing, text=[c for c in kept if c], types=types_as_read(project))
     if not len(rows): raise DataError(f'{Path(path).name}: no rows below the header. Give at least one.')
     return rows
 

@@ -12,6 +12,7 @@ from mlcycle.core import Blocked, DataError, Project, SettingsError
 from mlcycle.features import FeaturePlan
 from mlcycle.keeping import log_rows
 from mlcycle.scoring import label_file, predictions, score
+from mlcycle.sources import read_file
 from served import FORMULA, HTML, crown, new_project, register, strange_rows
 
 
@@ -175,3 +176,18 @@ def test_a_cluster_gives_the_same(ready, many, tmp_path, monkeypatch):
         report = score_file(ready, tmp_path/'in', tmp_path/'out.parquet', spread=Spread(cluster=cluster.scheduler_address))
     assert report.parts == 4
     same_as_in_memory(ready, many, pd.read_parquet(tmp_path/'out.parquet'))
+
+
+@pytest.mark.parametrize('large', [False, True])
+def test_dates_are_read_in_the_order_of_the_training_rows(tmp_path, monkeypatch, large):
+    "Two rows of which nobody can tell day from month, of a model that learnt from rows that left no doubt."
+    rows = pd.DataFrame({'day': pd.date_range('2026-01-01', periods=60).strftime('%d/%m/%Y'), 'x': np.arange(60.), 'label': ['no', 'yes']*30})
+    learnt, reading = read_file(rows.to_csv(index=False).encode(), types={'day': 'time'})
+    project = new_project(tmp_path/'project', data='time = "day"')
+    crown(project, register(project, learnt, LogisticRegression()))
+    (tmp_path/'in.csv').write_text('day,x\n02/03/2026,1\n05/03/2026,2\n')
+    if large: monkeypatch.setattr(batch, 'SMALL', 0)
+    with pytest.raises(DataError, match='cannot be told apart'): score_file(project, tmp_path/'in.csv', tmp_path/'out.csv', spread=Spread(workers=1))
+    project.ledger.append(stage='data', kind='schema', body={'readings': [reading.body()]}, actor='Ada')
+    assert score_file(project, tmp_path/'in.csv', tmp_path/'out.csv', spread=Spread(workers=1)).rows == 2
+    assert pd.to_datetime(predictions(project)['at']).dt.strftime('%d.%m.').tolist() == ['02.03.', '05.03.']
