@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+from .adoption import adopt, numbered, row_groups, rows_so_far
 from .column_types import Rules
 from .content import to_arrow
 from .columns import Scorer, agrees, known_path, layout, load_scorer, log_columns, piece_answers, plain_frame, row_ids, storable
@@ -44,6 +45,7 @@ class Job(Record):
     key: str # 16 hexadecimal digits: the beginning of every prediction id
     at: str # when it began, UTC: the time of rows that have none
     log: bool = True # whether rows are kept for the log
+    start: int = 0 # rows that the log had then
 
 class Done(Record):
     "What is known of a finished part."
@@ -85,7 +87,8 @@ def _scored(job: Job, project: Project, piece: tuple) -> tuple[list[pa.Table], b
     said = {'prediction_id': row_ids(job.key, first, n), 'at': _times(project, rows, job), 'version': version, **found}
     out = pa.table(said | dict(zip(map(stored_name, rows.column_names), rows.columns)))
     if not job.log: return [out], compiled
-    return [out, pa.table(said | log_columns(project, rows, FeaturePlan.from_body(scorer.model.info.plan), name))], compiled
+    kept = log_columns(project, rows, FeaturePlan.from_body(scorer.model.info.plan), name)
+    return [out, numbered(pa.table(said | kept), job.start+first)], compiled
 
 def _times(project: Project, rows: pa.Table, job: Job) -> pa.Array:
     time, moment = project.settings.data.time, pa.timestamp('us', 'UTC')
@@ -190,19 +193,14 @@ def publish(files: dict[Path, str], # finished parts, with their hashes
         sync_folder(out.parent)
         return hash
 
-def _row_groups(files: list[Path]) -> Iterator[pa.Table]:
-    for file in files:
-        opened = pq.ParquetFile(file)
-        for i in range(opened.num_row_groups): yield opened.read_row_group(i)
-
 def _as_csv(files: list[Path], made: Path) -> None:
     with made.open('w', encoding='utf-8', newline='') as f:
-        for i, rows in enumerate(_row_groups(files)): formula_safe(rows.to_pandas()).to_csv(f, index=False, header=not i)
+        for i, rows in enumerate(row_groups(files)): formula_safe(rows.to_pandas()).to_csv(f, index=False, header=not i)
 
 def _as_parquet(files: list[Path], made: Path) -> None:
     schema = pq.ParquetFile(files[0]).schema_arrow
-    with pq.ParquetWriter(made, schema, **layout(next(_row_groups(files)))) as writer:
-        for rows in _row_groups(files): writer.write_table(rows)
+    with pq.ParquetWriter(made, schema, **layout(next(row_groups(files)))) as writer:
+        for rows in row_groups(files): writer.write_table(rows)
 
 def _as_folder(files: list[Path], made: Path) -> None:
     made.mkdir()
@@ -279,7 +277,7 @@ def _job(project: Project, source: Path, asked: tuple[ScoringPath, bool]) -> Ite
         facts = work/'job.json'
         if not facts.exists():
             now = datetime.now(timezone.utc).isoformat(timespec='microseconds')
-            write_atomic(facts, json.dumps({'key': secrets.token_hex(8), 'at': now}))
+            write_atomic(facts, json.dumps({'key': secrets.token_hex(8), 'at': now, 'start': rows_so_far(project, 'predictions')}))
         empty = LargeTable(name=source.name, format='', hash='', columns=[], parts=[])
         told = json.loads(facts.read_text())
         job = Job(project=str(project.folder), version=path.version, path=path, table=empty, work=str(work), log=log, **told)
@@ -322,7 +320,7 @@ def _finish(project: Project, job: Job, made: tuple[Path, list[Done], int]) -> B
     "Log what was scored, publish it, and leave the report."
     out, done, reused = made
     files = [part_files(job.work, p.number) for p in job.table.parts]
-    if job.log: project.tables.extend('predictions', _row_groups([logged for _, logged, _ in files]), mark=job.key)
+    if job.log: adopt(project, 'predictions', [logged for _, logged, _ in files], start=job.start, mark=job.key)
     facts = dict(version=job.version, model_hash=job.path.model_hash, source=job.table.name, source_hash=job.table.hash, out=out.name,
                  rows=job.table.rows, parts=len(files), key=job.key, path=job.path.path, why=job.path.why,
                  compiled=sum(d.compiled for d in done), logged=job.log)

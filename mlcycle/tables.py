@@ -19,7 +19,8 @@ from .core import (DataError, IntegrityError, MissingEvidence, Project, Result, 
                           sync_folder)
 
 # %% auto #0
-__all__ = ['Where', 'OPERATORS', 'HASH', 'COMMIT', 'RULES', 'UNFIT', 'condition', 'Snapshot', 'check_place', 'Tables']
+__all__ = ['Where', 'OPERATORS', 'HASH', 'COMMIT', 'RULES', 'UNFIT', 'condition', 'Snapshot', 'check_place', 'Tables',
+           'table_schema', 'row_count', 'settle']
 
 # %% ../nbs/00b_tables.ipynb #0e280646
 Where = list[tuple]   # [('column', '=', value), …]
@@ -121,7 +122,7 @@ class Tables:
         with _readable(which): return DeltaTable(self.uri(name), version=version)
 
     @contextmanager
-    def _alone(self, name: str) -> Iterator[None]:
+    def alone(self, name: str) -> Iterator[None]:
         "One writer at a time on a disk; in an object store Delta's own commits decide."
         self.project.must_write(f'table {name}')
         if (folder := self.folder(name)) is None: yield; return
@@ -140,7 +141,7 @@ class Tables:
             raise SettingsError(f'No mode {mode!r}. Allowed: overwrite, append.')
         self.project.must_write(f'table {name}')
         table = df if isinstance(df, pa.Table) else to_arrow(df)
-        with self._alone(name):
+        with self.alone(name):
             how = self._append if mode == 'append' and self.exists(name) else self._overwrite
             return how(name, table, once=once)
 
@@ -157,7 +158,7 @@ class Tables:
         newest = next((c for c in opened.history(50) if not c.get('operation', '').startswith('VACUUM')), {})
         if newest.get(HASH) != hash: return None
         columns = list(_names(opened))
-        found = Snapshot(table=name, version=newest['version'], rows=_count(opened), columns=columns,
+        found = Snapshot(table=name, version=newest['version'], rows=row_count(opened), columns=columns,
                          hash=hash)
         try: self._verified(found)
         except IntegrityError: return None   # written anew
@@ -165,9 +166,9 @@ class Tables:
 
     def _append(self, name: str, table: pa.Table, **more) -> Snapshot:
         opened = self._open(name)
-        there, count = _names(opened), _count(opened)
+        there, count = _names(opened), row_count(opened)
         names = stored_names(list(dict.fromkeys([*there, *table.column_names])), there)
-        kinds = {n: _schema(opened).field(stored).type for n, stored in there.items()}
+        kinds = {n: table_schema(opened).field(stored).type for n, stored in there.items()}
         fitting = pa.table({n: _fit(name, n, table, kinds.get(n)) for n in names})
         merge = 'merge' if len(names) > len(there) else None
         more |= dict(mode='append', schema_mode=merge)
@@ -179,14 +180,14 @@ class Tables:
                *, mark: str, # of this call; where the table's log has it already, nothing is done
                ) -> bool: # whether rows were added
         "Append more rows than fit into memory, in one commit, at most once, durable on return."
-        with self._alone(name):
+        with self.alone(name):
             opened = self._open(name) if self.exists(name) else None
             if opened and any(c.get(COMMIT) == mark for c in opened.history()): return False
-            there, count = (_names(opened), _count(opened)) if opened else ({}, 0)
+            there, count = (_names(opened), row_count(opened)) if opened else ({}, 0)
             pieces = iter(pieces)
             first = next(pieces)
             names = stored_names(list(dict.fromkeys([*there, *first.column_names])), there)
-            kinds = {n: _schema(opened).field(stored).type for n, stored in there.items()}
+            kinds = {n: table_schema(opened).field(stored).type for n, stored in there.items()}
             fitting = (pa.table({n: _fit(name, n, t, kinds.get(n)) for n in names}) for t in chain([first], pieces))
             how = {'schema_mode': 'merge' if len(names) > len(there) else None} if opened else {'configuration': RULES}
             self._put(name, opened, _stream(fitting, names, count), {COMMIT: mark, HASH: ''}, mode='append', **how)
@@ -209,7 +210,7 @@ class Tables:
         opened.update_incremental()
         lately = (c for many in (1, 500) for c in opened.history(many))
         version = next(c['version'] for c in lately if c.get(COMMIT) == facts[COMMIT])
-        if (folder := self.folder(name)) is not None: _settle(folder, version)
+        if (folder := self.folder(name)) is not None: settle(folder, version)
         return version
 
     def moved(self, name: str, writer: str) -> int: # 0 where there was none
@@ -251,7 +252,7 @@ class Tables:
               without: Where=()) -> pa.Table:
         "Rows in order, columns by their own names: where `where` holds, or where `without` does not."
         from pyarrow import fs
-        names, schema, place = _names(opened), _schema(opened), self.folder(name)
+        names, schema, place = _names(opened), table_schema(opened), self.folder(name)
         wanted = list(names) if columns is None else list(columns)
         stored, chosen = [_known(c, names) for c in wanted], condition(where or without, schema, names)
         files = fs.SubTreeFileSystem(str(place), fs.LocalFileSystem()) if place else None
@@ -283,16 +284,16 @@ class Tables:
     def delete(self, name: str, where: Where) -> int: # rows deleted
         "Take out the rows for which all conditions hold, in one commit; `vacuum` then removes their bytes."
         if not where: raise SettingsError('Deleting needs a condition. To remove a whole table use drop.')
-        with self._alone(name):
+        with self.alone(name):
             opened = self._open(name)
-            kept, before = self._rows(name, opened, without=where), _count(opened)
+            kept, before = self._rows(name, opened, without=where), row_count(opened)
             if kept.num_rows < before:
                 self._commit(name, opened, kept, _names(opened), hash=content_hash(kept), mode='overwrite')
         return before-kept.num_rows
 
     def vacuum(self, name: str, *, hours: int=0) -> list[str]: # files removed
         "Remove files that only versions older than some hours need; with 0 only the newest stays."
-        with self._alone(name):
+        with self.alone(name):
             opened, folder = self._open(name), self.folder(name)
             removed = opened.vacuum(retention_hours=hours, dry_run=False, full=folder is not None,
                                     enforce_retention_duration=False)
@@ -305,7 +306,7 @@ class Tables:
 
     def drop(self, name: str) -> None:
         "Remove a table with all its versions; in an object store an empty table stays."
-        with self._alone(name):
+        with self.alone(name):
             if (folder := self.folder(name)) is not None:
                 dropped = folder.with_name(f'.{name}.dropped')   # gone at once, whatever happens next
                 if folder.exists(): folder.rename(dropped)
@@ -319,9 +320,12 @@ class Tables:
 def _names(opened) -> dict[str, str]: # name → name in the files
     return {f.metadata.get(NAME, f.name): f.name for f in opened.schema().fields if f.name != ORDER}
 
-def _schema(opened) -> pa.Schema: return pa.schema(opened.schema().to_arrow())
+def table_schema(opened) -> pa.Schema:
+    "The columns of an opened table as its files hold them."
+    return pa.schema(opened.schema().to_arrow())
 
-def _count(opened) -> int: # rows, from the log
+def row_count(opened) -> int: # from the log
+    "How many rows an opened table has."
     return int(pc.sum(pa.table(opened.get_add_actions(flatten=True))['num_records']).as_py() or 0)
 
 def _numbered(table: pa.Table, names: dict[str, str], start: int) -> pa.Table:
@@ -336,7 +340,8 @@ def _stream(tables: Iterable[pa.Table], names: dict[str, str], start: int) -> pa
     def batches():
         begun = start
         for table in tables:
-            yield from _numbered(table, names, begun).to_batches()
+            made = _numbered(table, names, begun)
+            yield from made.to_batches() or [pa.RecordBatch.from_pylist([], made.schema)]   # without rows it still has columns
             begun += table.num_rows
     found = batches()
     first = next(found)
@@ -364,7 +369,7 @@ def _fit(name: str, column: str, table: pa.Table, kind: pa.DataType | None) -> p
     raise DataError(f'Column {column!r} of table {name!r} holds {kind}, the new rows hold {values.type}. '
                     'Nothing was appended; convert them first.')
 
-def _settle(folder: Path, version: int) -> None:
+def settle(folder: Path, version: int) -> None:
     "Make a commit durable: its files, its line in the log, and the folders."
     log = folder/'_delta_log'/f'{version:020}.json'
     actions = [json.loads(line) for line in log.read_text().splitlines()]
