@@ -5,6 +5,7 @@
 # %% ../nbs/00i_scoring.ipynb #53bb3b8b
 from __future__ import annotations
 import os
+from collections.abc import Sequence
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
@@ -245,7 +246,7 @@ def check_labels(project: Project, df: pd.DataFrame) -> LabelReport:
 def _weighed(project: Project, df: pd.DataFrame) -> tuple[pd.DataFrame, LabelReport]: # the rows to keep, and what they are worth
     given = incoming(project, df)
     rows = find_predictions(project, given.assign(row=range(len(given))))
-    made = known_ids(project)
+    made = known_ids(project, rows['prediction_id'].dropna().unique())
     rows = rows.assign(known=rows['prediction_id'].isin(made), prediction_id=rows['prediction_id'].fillna(''), id=_kept_ids(project, rows['id']))
     said = _compared(project, rows)
     matched = int(said['known'].sum())
@@ -262,15 +263,15 @@ def _kept_ids(project: Project, ids: pd.Series) -> pd.Series:
 
 def _hash(mark, id: str) -> str: return id.removeprefix(PREFIX) if id.startswith(PREFIX) else mark(id)
 
-def known_ids(project: Project) -> set[str]:
-    "The ids of every prediction that was logged."
-    if not logged(project): return set()
-    return set(project.tables.read('predictions', columns=['prediction_id'])['prediction_id'])
+def known_ids(project: Project, among: Sequence[str], # ids
+              ) -> set[str]:
+    "Those ids that a logged prediction has."
+    if not len(among) or not logged(project): return set()
+    return set(project.tables.read('predictions', columns=['prediction_id'], where=[('prediction_id', 'in', [*among])])['prediction_id'])
 
 def _compared(project: Project, rows: pd.DataFrame) -> pd.DataFrame: # known, doubled, contradictory by outcome
     "Each outcome beside the one that was known before it, from this delivery or an earlier one."
-    before = _all_labels(project)
-    before = before[before['prediction_id'].isin(set(rows['prediction_id']))].drop_duplicates('prediction_id', keep='last')
+    before = _all_labels(project, [('prediction_id', 'in', rows['prediction_id'].unique().tolist())]).drop_duplicates('prediction_id', keep='last')
     both = pd.concat([before.assign(row=-1)[['prediction_id', 'label', 'row']], rows[['prediction_id', 'label', 'row']]], ignore_index=True)
     earlier = both.groupby('prediction_id')['label'].shift(1).iloc[len(before):].to_numpy(dtype=object)
     told = pd.notna(earlier) & rows['known'].to_numpy(dtype=bool)
@@ -278,9 +279,9 @@ def _compared(project: Project, rows: pd.DataFrame) -> pd.DataFrame: # known, do
     flags = pd.DataFrame({'row': rows['row'].to_numpy(), 'known': rows['known'].to_numpy(dtype=bool), 'doubled': told & same, 'contradictory': told & ~same})
     return flags.groupby('row').any()
 
-def _all_labels(project: Project) -> pd.DataFrame: # in the order they came
+def _all_labels(project: Project, where: list | None=None) -> pd.DataFrame: # in the order they came
     if not project.tables.exists('labels'): return pd.DataFrame({'prediction_id': [], 'label': [], 'at': [], 'received': [], 'row': []})
-    return project.tables.read('labels').sort_values(['received', 'row'], kind='stable')
+    return project.tables.read('labels', where=where).sort_values(['received', 'row'], kind='stable')
 
 def label_file(project: Project, path: str | Path, *, # of the outcomes
                by: str='', # who hands them in; default: the project's actor

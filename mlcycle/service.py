@@ -237,7 +237,7 @@ def collect(project: Project, path: str | Path) -> int: # predictions that were 
     from mlcycle.spool import append
     lines = [_line(text, i, Path(path).name) for i, text in enumerate(Path(path).read_text(encoding='utf-8').splitlines()) if text.strip()]
     made = pd.DataFrame([line for line in lines if line['kind'] == 'prediction'])
-    known = known_ids(project)
+    known = known_ids(project, made['prediction_id'] if len(made) else [])
     fresh = made[~made['prediction_id'].isin(known)].drop_duplicates('prediction_id') if len(made) else made
     for version, part in fresh.groupby('version') if len(fresh) else ():
         plan = FeaturePlan.from_body(registered(project, version).body['plan'])

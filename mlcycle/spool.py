@@ -14,7 +14,7 @@ from .core import IntegrityError, Project, sync_folder, write_atomic
 from .tables import to_arrow
 
 # %% auto #0
-__all__ = ['HEAD', 'TYPES', 'log', 'LARGEST', 'QUICK', 'SHORT', 'FULL', 'AT_ONCE', 'frame', 'frames', 'arrow_content',
+__all__ = ['HEAD', 'TYPES', 'log', 'LARGEST', 'QUICK', 'SHORT', 'FULL', 'MANY', 'AT_ONCE', 'frame', 'frames', 'arrow_content',
            'columns_content', 'json_head', 'read_contents', 'Writer', 'spool_folder', 'spool', 'waiting',
            'spill_folder', 'append', 'gather']
 
@@ -239,22 +239,14 @@ def _rest(file: Path, start: int, most: int=-1) -> bytes:
     except FileNotFoundError: return b''   # moved and deleted by another process
 
 # %% ../nbs/00ha_spool.ipynb #d073422f
-def append(project: Project, name: str, df: pd.DataFrame | pa.Table, *, once: tuple[str, int] | None=None) -> None:
-    "Append rows to a table in one commit, on disk when this returns."
-    started = time.time()
-    project.tables.write(name, df, mode='append', once=once)
-    folder = Path(project.tables.uri(name))
-    if folder.is_dir(): _force(folder, started-5)
+MANY = 64   # appends after which small files are joined
 
-def _force(folder: Path, since: float) -> None:
-    "Make the files of a folder that changed lately, and the folders themselves, durable."
-    for root, _, files in os.walk(folder):
-        for name in [*files, '.']:
-            path = os.path.join(root, name)
-            if name != '.' and os.stat(path).st_mtime < since: continue
-            handle = os.open(path, os.O_RDONLY)
-            try: os.fsync(handle)
-            finally: os.close(handle)
+def append(project: Project, name: str, df: pd.DataFrame | pa.Table, *, once: tuple[str, int] | None=None) -> None:
+    "Append rows to a table in one commit, on disk when this returns; now and then its small files are joined."
+    made = project.tables.write(name, df, mode='append', once=once)
+    if made.version % MANY: return
+    try: project.tables.compact(name)
+    except Exception: log.exception('the small files of %s stay for now', name)   # the rows are there
 
 # %% ../nbs/00ha_spool.ipynb #1eef368c
 AT_ONCE = 64*2**20   # bytes of segments in one move

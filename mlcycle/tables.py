@@ -19,7 +19,7 @@ from .core import (DataError, IntegrityError, MissingEvidence, Project, Result, 
                           sync_folder)
 
 # %% auto #0
-__all__ = ['Where', 'OPERATORS', 'HASH', 'COMMIT', 'RULES', 'UNFIT', 'condition', 'Snapshot', 'check_place', 'Tables',
+__all__ = ['Where', 'OPERATORS', 'HASH', 'COMMIT', 'RULES', 'LARGE', 'UNFIT', 'condition', 'Snapshot', 'check_place', 'Tables',
            'table_schema', 'row_count', 'settle']
 
 # %% ../nbs/00b_tables.ipynb #0e280646
@@ -80,6 +80,7 @@ HASH, COMMIT = 'mlcycle.hash', 'mlcycle.commit'   # in the log: what the content
 RULES = {'delta.dataSkippingNumIndexedCols': '0', 'delta.enableExpiredLogCleanup': 'false',
          'delta.logRetentionDuration': 'interval 36500 days',
          'delta.deletedFileRetentionDuration': 'interval 36500 days'}
+LARGE = 2**25   # bytes of a file that `compact` leaves as it is
 UNFIT = r'[#?\[\]\\^|{}`<>\x00-\x1f]|%[0-9A-Fa-f]{2}'   # in a path: what the Delta library cannot open
 
 def check_place(path: str) -> str: # the path
@@ -109,7 +110,8 @@ class Tables:
 
     def exists(self, name: str) -> bool:
         "Whether a table has been written."
-        if (folder := self.folder(name)) is not None and not (folder/'_delta_log').is_dir(): return False
+        if (folder := self.folder(name)) is not None and (folder/'_delta_log'/f'{0:020}.json').is_file(): return True
+        if folder is not None and not (folder/'_delta_log').is_dir(): return False
         from deltalake import DeltaTable
         return DeltaTable.is_deltatable(self.uri(name))
 
@@ -304,6 +306,20 @@ class Tables:
             sync_folder(folder)
             return removed+[f.name for f in strays]
 
+    def compact(self, name: str, *, files: int=32, # from which number of files on
+                hours: int=1, # for which a reader may still be at the small ones
+                ) -> bool: # whether they were joined
+        "Join the small files of a table that is appended to; rows and their order stay."
+        from deltalake import CommitProperties
+        with self._alone(name):
+            opened = self._open(name)
+            if len(opened.file_uris()) < files: return False
+            facts = CommitProperties(custom_metadata={COMMIT: secrets.token_hex(8), HASH: ''})
+            with _readable(f'Table {name!r}'): opened.optimize.compact(target_size=LARGE, commit_properties=facts)
+            if (folder := self.folder(name)) is not None: _settle(folder, opened.version())
+        self.vacuum(name, hours=hours)
+        return True
+
     def drop(self, name: str) -> None:
         "Remove a table with all its versions; in an object store an empty table stays."
         with self.alone(name):
@@ -373,7 +389,8 @@ def settle(folder: Path, version: int) -> None:
     "Make a commit durable: its files, its line in the log, and the folders."
     log = folder/'_delta_log'/f'{version:020}.json'
     actions = [json.loads(line) for line in log.read_text().splitlines()]
-    for path in [*(folder/unquote(a['add']['path']) for a in actions if 'add' in a), log]:
+    written = [folder/unquote(a['add']['path']) for a in actions if 'add' in a]
+    for path in [*written, log, *log.parent.glob(f'{version:020}.checkpoint*'), *log.parent.glob('_last_checkpoint')]:
         handle = os.open(path, os.O_RDONLY)
         try: os.fsync(handle)
         finally: os.close(handle)

@@ -178,3 +178,22 @@ def test_a_full_disk_spills_to_another_or_says_so(project, small_disk, spills):
     keep(writer, 99)
     writer.close()
     assert stored(project) == sorted([*kept, 99]) and waiting(project, 'visits') == 0 and not [*beside.glob('*')]
+
+
+def test_small_files_are_joined_and_nobody_notices(project, monkeypatch):
+    "Two who append past the point where files are joined, one who reads: the same rows in their order, few files; and a join that fails loses nothing."
+    from mlcycle import spool as module
+    monkeypatch.setattr(module, 'MANY', 8)
+    monkeypatch.setattr(type(project.tables).compact, '__kwdefaults__', {'files': 4, 'hours': 1})
+    def work(k: int) -> None:
+        for i in range(20): module.append(Project(project.folder), 'visits', pd.DataFrame({'n': [100*k+i]}))
+    threads = [threading.Thread(target=work, args=(k,)) for k in (1, 2)]
+    for t in threads: t.start()
+    for t in threads: t.join()
+    found = project.tables.read('visits')['n'].tolist()
+    assert [n for n in found if n < 200] == [*range(100, 120)] and [n for n in found if n >= 200] == [*range(200, 220)] and len(found) == 40
+    operations = project.tables.versions('visits')['operation']
+    assert (operations == 'OPTIMIZE').sum() >= 3
+    monkeypatch.setattr(type(project.tables), 'compact', lambda *a, **k: 1/0)
+    for i in range(9): module.append(project, 'visits', pd.DataFrame({'n': [300+i]}))
+    assert project.tables.read('visits')['n'].tolist() == [*found, *range(300, 309)]
