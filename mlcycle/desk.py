@@ -4,14 +4,14 @@
 
 # %% ../nbs/12d_desk.ipynb #f6346f1d
 from __future__ import annotations
-import functools, os
+import errno, functools, os
 from importlib.util import find_spec
 from typing import Callable
 from .core import MlcycleError, Project, escaped, read_settings, shown
 
 # %% auto #0
-__all__ = ['STYLE', 'BLUE', 'ORANGE', 'RED', 'GREY', 'SLIDER', 'is_live', 'part_html', 'drawn', 'View', 'inside', 'html_box',
-           'named', 'Folded', 'unfolded', 'Desk', 'opened', 'slider', 'Dial', 'result_html']
+__all__ = ['STYLE', 'BLUE', 'ORANGE', 'RED', 'GREY', 'SLIDER', 'FULL', 'is_live', 'part_html', 'drawn', 'View', 'inside',
+           'html_box', 'named', 'Folded', 'unfolded', 'Desk', 'opened', 'slider', 'Dial', 'in_words', 'result_html']
 
 # %% ../nbs/12d_desk.ipynb #904ce63c
 def is_live() -> bool:
@@ -229,9 +229,16 @@ class Dial:
         self.box.value = inside(drawn(lambda p: self.draw(p, value), self.desk.project))
 
 # %% ../nbs/12d_desk.ipynb #a6365207
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)   # no room, none left of a share, none in a file
+
+def in_words(error: Exception) -> str: # plain text
+    "An error for a person; of a full disk also what to do."
+    if not isinstance(error, OSError) or error.errno not in FULL: return str(error)
+    return f'There is no room on the disk ({error.strerror}). Nothing was written, and what you typed is still here: make room, then press again.'
+
 def result_html(do: Callable[[], object]) -> str: # trusted HTML
     "What came of a call: the result as it shows itself, or the error in words."
     try: done = do()
-    except (MlcycleError, OSError) as error: return f'<p class="bad">{escaped(error, 2000)}</p>'
+    except (MlcycleError, OSError) as error: return f'<p class="bad">{escaped(in_words(error), 2000)}</p>'
     said = getattr(done, 'headline', None) or (done if isinstance(done, str) else '')
     return f'<p class="good">Done. {escaped(said, 1000)}</p>'

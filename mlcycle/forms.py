@@ -4,13 +4,14 @@
 
 # %% ../nbs/12e_forms.ipynb #69d938ac
 from __future__ import annotations
-import json, tomllib
+import json, os, tomllib
+from contextlib import contextmanager
 from datetime import datetime, timezone
 from typing import Callable
 from .controls import annotation_of, control, help_of
 from .core import (Conflict, MlcycleError, Project, Record, Settings, SettingsError, changed_text, check_settings, escaped, html_pairs,
                           jsonable, label, read_settings, setting_value, shown)
-from .desk import Desk, html_box, inside, named, part_html
+from .desk import Desk, html_box, in_words, inside, named, part_html
 from .pipeline import STEPS
 
 # %% auto #0
@@ -37,13 +38,27 @@ def _whole(line: str) -> dict | None: # None: empty, or torn when the disk was f
     except ValueError: return None
 
 def write(project: Project, after: dict, *, seen: dict | None=None, undoes: bool=False) -> Change:
-    "Change settings, and note what was there before."
+    "Note what was there before, and change settings; where there is room for one of the two only, neither is done."
+    project.must_write('settings')
     text = _text(project)
     before = {key: _in_file(tomllib.loads(text), key.split('.')) for key in after}
-    project.update_settings(after, seen=seen)
     done = Change(at=datetime.now(timezone.utc).isoformat(), by=project.actor, before=before, after=jsonable(after), undoes=undoes)
-    with _journal(project).open('a') as file: file.write('\n'+json.dumps(done.body()))   # after whatever a full disk has left
+    with _noted(project, done): project.update_settings(after, seen=seen)
     return done
+
+@contextmanager
+def _noted(project: Project, change: Change):
+    "The change stands in the journal before it is made, and is taken out again when it is not made."
+    line, written = b'\n'+json.dumps(change.body()).encode(), 0   # after whatever a full disk has left
+    _journal(project).parent.mkdir(parents=True, exist_ok=True)
+    with _journal(project).open('ab', buffering=0) as file:
+        start = file.tell()
+        try:
+            while written < len(line): written += file.write(line[written:])
+            yield
+        except BaseException:
+            if os.fstat(file.fileno()).st_size == start+written: file.truncate(start)   # unless somebody else has noted something since
+            raise
 
 def _text(project: Project) -> str: # of mlcycle.toml
     file = project.folder/'mlcycle.toml'
@@ -161,7 +176,7 @@ class Form:
 
     def _do(self, act: Callable[[], Change], done: str) -> None:
         try: change = act()
-        except (MlcycleError, OSError) as error: return self._say(error, bad=True)
+        except (MlcycleError, OSError) as error: return self._say(in_words(error), bad=True)
         self.look(forget=True)
         self._say(f'{done}: {", ".join(change.after)}.')
         self.desk.refresh()

@@ -7,7 +7,7 @@ from __future__ import annotations
 import os, signal, subprocess, sys, threading, time
 from typing import Callable, NamedTuple
 from .core import Blocked, MlcycleError, Project, Record, escaped, shown
-from .desk import BLUE, GREY, Desk, html_box, inside, part_html
+from .desk import BLUE, GREY, Desk, html_box, in_words, inside, part_html
 from .pipeline import last_end
 from .progress import Progress, ask_to_stop, progress_of
 
@@ -129,7 +129,7 @@ class Job:
     def begin(self, desk: Desk) -> None:
         "Start, and watch from beside."
         try: self.process = start(desk.project, self.stage, self.parameters())
-        except (MlcycleError, OSError) as error: return self._say(f'<p class="bad">{escaped(error)}</p>')
+        except (MlcycleError, OSError) as error: return self._say(f'<p class="bad">{escaped(in_words(error))}</p>')
         self._follow(desk)
 
     def _follow(self, desk: Desk) -> None:

@@ -6,7 +6,7 @@
 from __future__ import annotations
 from typing import Callable, NamedTuple
 from .core import MlcycleError, Project, escaped
-from .desk import Desk, html_box, inside, part_html
+from .desk import Desk, html_box, in_words, inside, part_html
 
 # %% auto #0
 __all__ = ['Pick', 'Press', 'Line', 'Lines']
@@ -102,6 +102,6 @@ class Lines:
         self.said.value = inside('')
         try: act()
         except (MlcycleError, OSError) as error:
-            self.said.value = inside(f'<p class="bad">{escaped(error, 1500)}</p>')
+            self.said.value = inside(f'<p class="bad">{escaped(in_words(error), 1500)}</p>')
             self.made = []   # controls go back to what holds
         self.desk.refresh()

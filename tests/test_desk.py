@@ -109,8 +109,23 @@ def test_a_full_disk_is_said_on_the_form_and_leaves_the_old_settings_whole(proje
         resource.setrlimit(resource.RLIMIT_FSIZE, (len(now)//2, limit[1]))
         form.save.click()
     finally: resource.setrlimit(resource.RLIMIT_FSIZE, limit)
-    assert 'File too large' in form.said.value and form.controls['development.trials'].read() == 9   # said, and what was typed is still there
+    assert 'File too large' in form.said.value and 'make room' in form.said.value and form.controls['development.trials'].read() == 9   # what was typed is still there
+    assert [c.after for c in changes(project)] == [{'development.trials': 7}]   # no undo of what was not done
+    form.save.click()
+    assert Project(project.folder).settings.development.trials == 9 and 'Written' in form.said.value
+    undo(project)
     assert (project.folder/'mlcycle.toml').read_text() == now != before and not list(project.folder.glob('*.tmp'))
+
+
+def test_where_there_is_room_for_the_settings_but_not_for_their_undo_nothing_is_written(project):
+    before, limit, journal = (project.folder/'mlcycle.toml').read_text(), resource.getrlimit(resource.RLIMIT_FSIZE), project.store/'settings.jsonl'
+    journal.parent.mkdir()
+    journal.write_text('\n'*(2*len(before)))
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (journal.stat().st_size+20, limit[1]))   # a part of a line
+        with pytest.raises(OSError, match='File too large'): write(project, {'development.trials': 9})
+    finally: resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert (project.folder/'mlcycle.toml').read_text() == before and not changes(project) and journal.stat().st_size == 2*len(before)
 
 
 def test_a_line_torn_by_a_full_disk_takes_no_undo_with_it(project):
