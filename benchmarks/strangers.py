@@ -93,7 +93,7 @@ class Talk:
         if b'Traceback' in content or status >= 500: self.findings[where, way, f'{status}: {content[:500]!r}'] += 1
 
 
-def untold():
+def untold(usual: str):
     "Methods, addresses, headers and bodies that no document tells."
     from hypothesis import strategies as st
     plain = st.text(st.characters(min_codepoint=33, max_codepoint=126, exclude_characters=' #?'), max_size=40)
@@ -101,19 +101,21 @@ def untold():
     known = st.sampled_from(['Content-Type', 'Accept', 'Origin', 'X-Forwarded-For', 'X-HTTP-Method-Override', 'Range', 'If-None-Match', 'Cookie', 'Idempotency-Key', 'Content-Encoding', 'Forwarded'])
     value = st.text(st.characters(min_codepoint=32, max_codepoint=255, exclude_characters=''.join(map(chr, range(127, 160)))), max_size=60).map(str.strip) | st.sampled_from(['application/json', 'gzip', '*/*', 'null', ''])
     body = st.binary(max_size=60) | st.sampled_from([b'', b'{}', b'[]', b'{"records": []}', b'[{}]', b'null', b'[1e999]'])
-    return st.tuples(st.sampled_from(METHODS), st.just('') | plain.map('?'.__add__) | plain.map('/'.__add__), st.dictionaries(name | known, value, max_size=4), body)
+    return st.tuples(st.just(usual) | st.sampled_from(METHODS), st.just('') | plain.map('?'.__add__) | plain.map('/'.__add__), st.dictionaries(name | known, value, max_size=4).map({'Content-Type': 'application/json'}.__or__), body)
 
 
 def talk(port: int, cases: int, seed: int, said) -> None:
-    "All operations, in rounds of a few hundred cases with a seed each; puts what came into a queue."
+    "All operations, in rounds of a few hundred cases with a seed each; puts what came of each into a queue."
     import schemathesis
     from schemathesis.generation import GenerationMode
     api, caller = schemathesis.openapi.from_url(f'http://127.0.0.1:{port}/openapi.json', headers=HEADERS), Talk(port, seed)
     for operation in [found.ok() for found in api.get_all_operations()]:
         for way, mode in (('by the document', GenerationMode.POSITIVE), ('against it', GenerationMode.NEGATIVE)):
             rounds(operation.as_strategy(generation_mode=mode), lambda case: caller.ask(case, way), cases//3, seed)
-        rounds(untold(), lambda sent: caller.plainly(operation.path, sent), cases-2*(cases//3), seed)
-    said.put((caller.statuses, caller.findings))
+        rounds(untold(operation.method.upper()), lambda sent: caller.plainly(operation.path, sent), cases-2*(cases//3), seed)
+        said.put((caller.statuses, caller.findings))
+        caller.statuses, caller.findings = collections.Counter(), collections.Counter()
+    said.put(None)
 
 
 def rounds(strategy, do, cases: int, seed: int) -> None:
@@ -139,18 +141,20 @@ def phases(port: int) -> int: # exit status
 async def around(folder: Path, cases: int, processes: int, seed: int) -> tuple: # statuses, findings, status of the phases
     "Start, talk, stop."
     import asyncio
-    project, body = prepared(folder/'project')
+    (project, body), statuses, findings = prepared(folder/'project'), collections.Counter(), collections.Counter()
     server, said = Serving(folder, project.folder, 1), multiprocessing.Queue()
     await server.start(body)
     try:
         memory, callers = [server.memory()], [multiprocessing.Process(target=talk, args=(server.port, cases//processes, seed*processes+i, said)) for i in range(processes)]
         for c in callers: c.start()
-        parts = [await asyncio.to_thread(said.get) for _ in callers]
+        for _ in callers:
+            while (part := await asyncio.to_thread(said.get)) is not None:
+                statuses, findings = statuses+part[0], findings+part[1]
+                print(table(*part).to_string(index=False, header=False), flush=True)
         for c in callers: c.join()
         status = await asyncio.to_thread(phases, server.port)
         memory.append(server.memory())
     finally: await server.end(signal.SIGTERM)
-    statuses, findings = (sum((p[i] for p in parts), collections.Counter()) for i in (0, 1))
     if 'Traceback' in (log := server.log.read_text()): findings['server', 'log', log[log.index('Traceback'):][:3000]] += log.count('Traceback')
     print(f'memory of the server, MB: {memory[0]:.0f} before, {memory[1]:.0f} after')
     return statuses, findings, status

@@ -311,12 +311,12 @@ class Tables:
                 ) -> bool: # whether they were joined
         "Join the small files of a table that is appended to; rows and their order stay."
         from deltalake import CommitProperties
-        with self._alone(name):
+        with self.alone(name):
             opened = self._open(name)
             if len(opened.file_uris()) < files: return False
             facts = CommitProperties(custom_metadata={COMMIT: secrets.token_hex(8), HASH: ''})
             with _readable(f'Table {name!r}'): opened.optimize.compact(target_size=LARGE, commit_properties=facts)
-            if (folder := self.folder(name)) is not None: _settle(folder, opened.version())
+            if (folder := self.folder(name)) is not None: settle(folder, opened.version())
         self.vacuum(name, hours=hours)
         return True
 
