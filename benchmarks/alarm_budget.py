@@ -10,7 +10,8 @@ a quarter, of which these two causes may spend sixty in a hundred. The rest is f
     large         5,000 rows a window, so that chance stays below the smallest effect that matters
     restless      weeks that vary more than independent rows would: half of the columns move by a tenth of their spread, anew each week;
                   the reference has 26 weeks of the same kind, from which this is learnt
-    blind         the same, with a reference whose weeks are not known: it is learnt from the windows as they pass
+    blind         the same, with a reference whose weeks are not known: how far windows lie apart is learnt from them as they pass, and
+                  until then a column rings only for what no restlessness thought likely would make
 
     python benchmarks/alarm_budget.py --quarters 1000
     python benchmarks/alarm_budget.py --quarters 40          # a quick run
@@ -28,7 +29,7 @@ from scipy import stats
 from mlcycle.budget import share_of
 from mlcycle.core import MonitoringSection
 from mlcycle.drift import Tolerance, apart, drift, neighbours_apart
-from mlcycle.profile import profile
+from mlcycle.profile import ColumnProfile, Profile, profile
 from mlcycle.slow import follow
 
 WEEKS, COLUMNS, REFERENCE = 13, 20, 5200
@@ -36,19 +37,46 @@ KINDS = ('independent', 'sizes', 'large', 'restless', 'blind')
 SETTINGS = MonitoringSection(false_alarms='1 per quarter')
 
 
-def rows(rng, n: int, moved: np.ndarray) -> pd.DataFrame:
-    "One week of rows; `moved` shifts each column by so many of its standard deviations."
+def drawn(rng, n: int, moved: np.ndarray) -> dict[str, np.ndarray]: # numbers, or places of levels
+    "One week; `moved` shifts each column by so many of its standard deviations."
     make = (rng.normal, lambda size: np.exp(rng.normal(size=size)), lambda size: rng.poisson(8, size).astype(float), lambda size: rng.uniform(size=size))
     spread = (1, 2.16, 2.83, .289)
     found = {f'n{i}': make[i % 4](size=n)+moved[i]*spread[i % 4] for i in range(10)}
     found['n4'] = np.where(rng.random(n) < .6, 0, found['n4'])
     found['n5'] = np.where(rng.random(n) < .1, np.nan, found['n5'])
     for i in range(10):
-        levels = 400 if i == 9 else 2+3*i
-        weight = 1/(np.arange(levels)+2)**(1 if i % 2 else .3)
+        weight = 1/(np.arange(levels(i))+2)**(1 if i % 2 else .3)
         weight[0] *= np.exp(2*moved[10+i])
-        found[f'c{i}'] = pd.Categorical.from_codes(rng.choice(levels, n, p=weight/weight.sum()), [f'level {k}' for k in range(levels)])
-    return pd.DataFrame(found)
+        found[f'c{i}'] = rng.choice(levels(i), n, p=weight/weight.sum())
+    return found
+
+
+def levels(i: int) -> int: return 400 if i == 9 else 2+3*i
+
+
+def rows(found: dict) -> pd.DataFrame:
+    "The same as a table."
+    named = lambda name: [f'level {k}' for k in range(levels(int(name[1:])))]
+    return pd.DataFrame({name: v if name[0] == 'n' else pd.Categorical.from_codes(v, named(name)) for name, v in found.items()})
+
+
+def counted(found: dict, like: Profile) -> Profile:
+    "What `profile` counts of a week, without the way through a table: as far as monitoring's judgement looks at it."
+    return like.model_copy(update=dict(rows=len(found['n0']), columns={n: (_numbers if n[0] == 'n' else _names)(v, like.columns[n]) for n, v in found.items()}))
+
+
+def _numbers(values: np.ndarray, like: ColumnProfile) -> ColumnProfile:
+    x, edges = values[~np.isnan(values)], like.edges
+    counts = np.bincount(np.searchsorted(edges, x, side='left'), minlength=len(edges)+1)
+    facts = dict(minimum=float(x.min()), maximum=float(x.max()), mean=float(x.mean()), variance=float(x.var()), counts=counts.tolist())
+    return like.model_copy(update=dict(rows=len(values), nulls=len(values)-len(x), nans=0, **facts))
+
+
+def _names(codes: np.ndarray, like: ColumnProfile) -> ColumnProfile:
+    counts = np.bincount(codes)
+    told = {f'level {k}': int(counts[k]) for k in np.flatnonzero(counts)}
+    known, fresh = ({v: n for v, n in told.items() if (v in like.levels) == named} for named in (True, False))
+    return like.model_copy(update=dict(rows=len(codes), levels=known, fresh=fresh, other=0))
 
 
 def sizes(kind: str, rng) -> np.ndarray:
@@ -64,21 +92,24 @@ def moves(kind: str, rng, weeks: int) -> np.ndarray:
 
 def quarter(seed: int, kind: str) -> tuple[int, int, float]: # alarms of single windows, of windows together, and what the columns said beforehand
     rng = np.random.default_rng([seed, KINDS.index(kind)])
-    past = [rows(rng, REFERENCE//26, m) for m in moves(kind, rng, 26)]
-    reference = profile(pd.concat(past, ignore_index=True))
-    known = apart(reference, [profile(p, like=reference) for p in past]) if kind != 'blind' else {}
-    windows = [profile(rows(rng, n, m), like=reference) for n, m in zip(sizes(kind, rng), moves(kind, rng, WEEKS))]
-    alarms, told, quiet, tolerance = 0, 0., [], None
-    for window in windows:
-        pairs = {}
-        for (then, calm), (now, too) in zip(quiet, quiet[1:]):
-            for c in calm & too - set(known): pairs.setdefault(c, []).append((then.columns[c], now.columns[c]))
-        tolerance = Tolerance(level=share_of('drift', SETTINGS, 7), floor=SETTINGS.min_effect, between=known | neighbours_apart(pairs))
+    past = [drawn(rng, REFERENCE//26, m) for m in moves(kind, rng, 26)]
+    reference = profile(rows({name: np.concatenate([p[name] for p in past]) for name in past[0]}))
+    known = apart(reference, [counted(p, reference) for p in past]) if kind != 'blind' else {}
+    windows = [counted(drawn(rng, n, m), reference) for n, m in zip(sizes(kind, rng), moves(kind, rng, WEEKS))]
+    alarms, told, rang, names = 0, 0., set(), set(reference.columns)-set(known)
+    for i, window in enumerate(windows):
+        near = neighbours_apart(reference, {c: [(a.columns[c], b.columns[c]) for a, b in zip(windows[:i], windows[1:i])] for c in names})
+        tolerance = Tolerance(level=share_of('drift', SETTINGS, 7), floor=SETTINGS.min_effect, between=known | near)
         found = drift(reference, window, tolerance)
-        quiet.append((window, set(found.column[found.status == 'no drift'])))
         alarms, told = alarms+int((found.status == 'drift').sum()), told+float(found.chance.sum())
+        if names or i+1 == len(windows): rang |= together(reference, windows[:i+1], tolerance)   # what is known of columns changes each week
+    return alarms, len(rang), told
+
+
+def together(reference: Profile, windows: list[Profile], tolerance: Tolerance) -> set[tuple[int, str]]: # window, column
+    "What rings for small and lasting drift."
     slow = follow(reference, windows, COLUMNS/share_of('slow drift', SETTINGS, 7), tolerance)
-    return alarms, sum(int((t.evidence >= t.needed).sum()) for t in slow), told
+    return {(at, r.column) for at, t in enumerate(slow) for r in t.itertuples() if r.evidence >= r.needed}
 
 
 def interval(counts: np.ndarray) -> tuple[float, float]: # of the mean, 95 %

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from scipy import stats
 
+from .chance import FEWEST_PAIRS
 from .core import Criterion, Estimate, MonitoringSection, PERIODS, false_alarms_per_day, judge, shown
 
 # %% auto #0
@@ -45,14 +46,14 @@ def criterion_at(estimate: Estimate, criterion: Criterion, *, baseline: float | 
 def budget_text(monitoring: MonitoringSection,
                 days: float, # length of a window
                 told: float | None=None, # chance of a false alarm about drift in one window; None: not known yet
-                *, unknown: int=0, # columns of which nobody knows how far one window lies from the next
+                *, unknown: int=0, # columns of which it is not known yet how far windows lie apart by themselves
                 ) -> str:
     "The budget and what is spent of it, for a page."
     period = monitoring.false_alarms.split(' per ')[1].strip()
     windows = PERIODS[period]/days
     spent = '' if told is None else (f' With these columns and as many rows as in the newest window, chance alone calls {shown(float(f"{told*windows:.2g}"))} '
                                      f'times a {period} about drift.')
-    if unknown: spent += (f' For {unknown} column{"s" if unknown > 1 else ""} that counts independent rows only: how far windows lie apart by themselves is not '
-                          'known (training rows without times or of few windows, and few quiet windows so far). Where they do, more will call.')
+    if unknown: spent += (f' For {unknown} column{"s" if unknown > 1 else ""} it is not known yet how far windows lie apart by themselves (training rows without times or of few '
+                          f'windows): until {FEWEST_PAIRS+1} full windows have been seen only large differences call, and small ones that last are not added up.')
     return (f'Budget: {monitoring.false_alarms} false alarms, {SHARES["drift"]:.0%} of them for drift of a column in one window of {days:g} '
             f'days, the rest for small and lasting drift and for metrics. A difference below {100*monitoring.min_effect:g} % of the rows calls nobody.{spent}')

@@ -9,32 +9,46 @@ from typing import NamedTuple
 
 import numpy as np
 from scipy import stats
-from scipy.special import ndtr
+from scipy.special import gammainc, gammaincinv, ndtr, ndtri, pdtr
 
 from .measures import DISTANCES, gap_of
 
 # %% auto #0
-__all__ = ['DRAWS', 'MANY', 'TAIL', 'CHANCES', 'LINEAR', 'FEWEST_BLOCKS', 'BEYOND', 'RARE', 'draws', 'Chance', 'effective',
-           'chances', 'Between', 'p_value', 'threshold', 'between']
+__all__ = ['DRAWS', 'MANY', 'TAIL', 'CHANCES', 'LINEAR', 'FEWEST_BLOCKS', 'BEYOND', 'RARE', 'NEARER', 'SHARED', 'FEWEST_PAIRS',
+           'draws', 'Chance', 'effective', 'chances', 'Between', 'p_value', 'threshold', 'between', 'beside',
+           'reach_of', 'held_back']
 
 # %% ../nbs/06ab_chance.ipynb #34bd03c4
 DRAWS = 4096     # pairs of samples
 MANY = 20        # rows of a part from which normal deviates stand for counts
+_QUANTILES = (np.arange(DRAWS)+.5)/DRAWS
 
-def _sample(rng, shares: np.ndarray, rows: int) -> np.ndarray: # one line a draw
+@functools.lru_cache(maxsize=4)
+def _orders(side: int, parts: int) -> np.ndarray: # one line a part
+    "An order of the quantiles for each part, the same ones every time."
+    return np.random.default_rng(side).permuted(np.tile(np.arange(DRAWS, dtype=np.uint16), (parts, 1)), axis=1)
+
+def _counts(means: np.ndarray) -> np.ndarray: # one line a mean
+    "Quantiles of Poisson's distribution, ascending."
+    values = np.arange(4*MANY)
+    upto = np.floor(pdtr(values, means[:, None])*DRAWS+.5).astype(int)
+    upto[:, -1] = DRAWS
+    return np.repeat(np.tile(values.astype(np.float32), len(means)), np.diff(upto, prepend=0).ravel()).reshape(-1, DRAWS)
+
+def _sample(side: int, shares: np.ndarray, rows: int) -> np.ndarray: # one line a draw
     "Shares of the parts in samples of some rows."
-    mean = shares*rows
-    large, counts = mean >= MANY, np.empty((DRAWS, len(shares)), dtype=np.float32)
-    counts[:, large] = rng.standard_normal((DRAWS, large.sum()), dtype=np.float32)*np.sqrt(mean[large])+mean[large]
-    counts[:, ~large] = rng.poisson(mean[~large], (DRAWS, (~large).sum()))
-    return counts/np.maximum(counts.sum(1, keepdims=True), 1)
+    mean, orders = shares*rows, _orders(side, 64 if len(shares) <= 64 else 512)[:len(shares)]
+    large, counts = mean >= MANY, np.empty((len(shares), DRAWS), dtype=np.float32)
+    normal, spread = ndtri(_QUANTILES).astype(np.float32), np.sqrt(mean[large, None]).astype(np.float32)
+    counts[large] = np.take(normal, orders[large])*spread+mean[large, None].astype(np.float32)
+    for i, ascending in zip(np.flatnonzero(~large), _counts(mean[~large])): np.take(ascending, orders[i], out=counts[i], mode='clip')
+    return (counts/np.maximum(counts.sum(0), 1)).T
 
-def draws(shares: np.ndarray, # of the parts, as far as they are known
+def draws(shares: np.ndarray, # of the parts, as far as they are known; at most 512
           then: int, now: int, # rows of reference and window
           ) -> tuple[np.ndarray, np.ndarray]: # shares, one line a pair
     "Pairs of samples of one distribution."
-    rng = np.random.default_rng(0)
-    return _sample(rng, shares, then), _sample(rng, shares, now)
+    return _sample(0, shares, then), _sample(1, shares, now)
 
 # %% ../nbs/06ab_chance.ipynb #4ee9f603
 TAIL = .03       # chance from which on the exponential stands for the draws
@@ -144,9 +158,54 @@ def between(squares: list[float], # of a measure between blocks and the rest
 
 def _likely(found: float, k: int, rows: float, chance: Chance) -> tuple[tuple[float, float], ...]:
     "What k blocks with this mean of squares times rows leave likely."
-    mean, variance = chance.mean+_GRID, chance.spread**2+2*_GRID**2+2*_GRID*chance.excess
+    mean, variance = _squares_of(_GRID, chance)
     shape = k*mean**2/np.maximum(variance, 1e-12)
-    told = stats.gamma.logpdf(max(found, 1e-9), shape, scale=mean/shape)-RARE*np.sqrt(_GRID/rows)
-    weights = np.exp(told-told.max())*np.gradient(np.sqrt(_GRID))
+    return _weighed(_GRID/rows, stats.gamma.logpdf(max(found, 1e-9), shape, scale=mean/shape))
+
+def _squares_of(moved: np.ndarray, chance: Chance) -> tuple[np.ndarray, np.ndarray]: # mean, variance
+    "What chance and a shift with these mean squares make of a measure's square, all times the rows."
+    return chance.mean+moved, chance.spread**2+2*moved**2+2*moved*chance.excess
+
+def _weighed(spreads: np.ndarray, told: np.ndarray, reach: float=1.) -> tuple[tuple[float, float], ...]:
+    "Mean squares and how likely each is, from logarithms of what was seen; the prior is applied here."
+    told = told-RARE/reach*np.sqrt(spreads)
+    weights = np.exp(told-told.max())*np.gradient(np.sqrt(spreads))
     weights /= weights.sum()
-    return tuple((float(f'{v/rows:.4g}'), float(f'{w:.4g}')) for v, w in zip(_GRID, weights) if w > 1e-6)
+    return tuple((float(f'{v:.4g}'), float(f'{w:.4g}')) for v, w in zip(spreads, weights) if w > 1e-6)
+
+# %% ../nbs/06ab_chance.ipynb #736f7dc7
+NEARER, SHARED = .75, 1.5  # share of the pairs that is looked at; of a variance, because pairs share windows
+FEWEST_PAIRS = 8           # below which nothing is added up over windows
+_WIDEST = .25              # mean square, half of the rows: further apart windows are not thought to lie
+
+def beside(squares: list[float], # of a measure between each window and the next; may be none
+           rows: list[float], # effective, of each
+           chance: Chance | None, # of such a pair; None where there is none
+           reach: float=1., # how far the reference's shares can move, see `reach_of`
+           ) -> Between:
+    "How far windows lie apart by themselves, as far as pairs of them say and a prior for the rest."
+    k, size = len(squares), 1/np.mean(1/np.array(rows)) if len(rows) else 1000.
+    kept, spreads = k-math.ceil((1-NEARER)*k), np.r_[0, np.geomspace(.02/size, _WIDEST, 40)]
+    told = np.zeros(len(spreads))
+    if kept:
+        found = np.sort(np.array(squares)*np.array(rows))[:kept].mean()
+        mean, variance = _nearer(*_squares_of(2*spreads*size, chance), kept/k)   # two windows differ by what both vary
+        told = stats.gamma.logpdf(max(found, 1e-9), mean**2*kept/(SHARED*variance), scale=SHARED*variance/mean/kept)
+    likely = _weighed(spreads, told, reach)
+    return Between(float(f'{sum(v*w for v, w in likely):.6g}') if k >= FEWEST_PAIRS else 1., k, likely)
+
+def reach_of(shares: np.ndarray) -> float: # one for a half
+    "How far shares can be thought to move, as the largest standard deviation of a row among them, twice: a share near none hardly does."
+    return float(2*np.sqrt(np.max(shares*(1-shares), initial=1e-6)))
+
+def _nearer(mean: np.ndarray, variance: np.ndarray, part: float) -> tuple[np.ndarray, np.ndarray]:
+    "Mean and variance (of the mean, times its number) of the smaller part of a gamma distribution's values."
+    shape, scale = mean**2/np.maximum(variance, 1e-12), np.maximum(variance, 1e-12)/mean
+    edge = gammaincinv(shape, part)
+    first = shape*gammainc(shape+1, edge)/part
+    second = shape*(shape+1)*gammainc(shape+2, edge)/part
+    return first*scale, np.maximum(second-first**2+(edge-first)**2*(1-part), 1e-12)*scale**2
+
+def held_back(between: Between) -> bool:
+    "Whether too few windows have been seen to add up what is small and lasts."
+    return between.square >= 1

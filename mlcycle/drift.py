@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from .chance import Between, Chance, between, chances, effective, p_value, threshold
+from .chance import Between, Chance, beside, between, chances, effective, p_value, reach_of, threshold
 from .core import Record, shown
 from .measures import (DISTANCES, chi_squared, gap_of, hellinger, jensen_shannon, psi, total_variation, wasserstein)
 from .profile import ColumnProfile, Profile, profile
@@ -309,17 +309,28 @@ def apart(reference: Profile, # of all rows
 
 Pairs = dict[str, list[tuple[ColumnProfile, ColumnProfile]]]
 
-def _apart(pairs: Pairs, halves: float=1.) -> dict[str, dict[str, Between]]:
-    found = {}
-    for name, these in pairs.items():
-        if not these: continue
-        first = _values(cells(*these[0])), _missing(*these[0])   # blocks are about as large: what chance does is told once
-        asked = [[_values(cells(*p), first[0].chance) for p in these], [_missing(*p, first[1].chance) for p in these]]
-        told = {q[0].about: between([v.effect**2 for v in q], [v.rows for v in q], q[0].chance) for q in asked}
-        found[name] = {about: b._replace(square=b.square*halves, likely=tuple((v*halves, w) for v, w in b.likely)) for about, b in told.items() if b.likely}
+def _asked(these: list[tuple[ColumnProfile, ColumnProfile]]) -> dict[str, list[Question]]:
+    "What is asked of each pair; they are about as large, and so what chance does is told once."
+    valued, first = [cells(*p) for p in these if p[0].valid and p[1].valid], {}
+    values = [_values(c, first.setdefault('values', _values(valued[0])).chance) for c in valued]
+    return dict(values=values, missing=[_missing(*p, first.setdefault('missing', _missing(*these[0])).chance) for p in these])
+
+def _measured(questions: list[Question], how, *more) -> Between:
+    return how([q.effect**2 for q in questions], [q.rows for q in questions], questions[0].chance if questions else None, *more)
+
+def _reaches(column: ColumnProfile) -> dict[str, float]:
+    "How far the shares of values, and that of what is missing, can move."
+    found, lost = cells(column, column), (column.rows-column.valid+.5)/(column.rows+1)
+    shares = found.then/max(column.valid, 1)
+    return dict(values=reach_of(np.minimum(np.cumsum(shares), 1) if found.starts else shares), missing=reach_of(np.array([lost])))
+
+def _apart(pairs: Pairs) -> dict[str, dict[str, Between]]:
+    found = {name: {about: _measured(q, between) for about, q in _asked(these).items() if q} for name, these in pairs.items()}
+    found = {name: {about: b for about, b in told.items() if b.likely} for name, told in found.items()}
     return {name: told for name, told in found.items() if told}
 
-def neighbours_apart(pairs: Pairs, # column → a quiet window and the one after it
+def neighbours_apart(reference: Profile, pairs: Pairs, # column → a window and the one after it, as often as there are any; may be none
                      ) -> dict[str, dict[str, Between]]: # column → 'values' and 'missing'
-    "How far windows lie apart, from each to the next: a slow change does not count as restlessness."
-    return _apart(pairs, halves=.5)   # two windows differ by what both vary
+    "How far windows lie apart by themselves, from each to the next; with no pairs, what is thought beforehand."
+    return {name: {about: _measured(q, beside, reach[about]) for about, q in _asked(these).items()}
+            for name, these in pairs.items() for reach in [_reaches(reference.columns[name])]}

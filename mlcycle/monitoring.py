@@ -186,7 +186,7 @@ def alarms_table(report: MonitoringReport) -> pd.DataFrame:
     return pd.DataFrame([[cell(a, f) for f in fields] for a in alarms], columns=fields, dtype=object)
 
 # %% ../nbs/06_monitoring.ipynb #a7ce0b3e
-FORMAT = 5  # of windows: a higher number makes all of them anew
+FORMAT = 6  # of windows: a higher number makes all of them anew
 
 def logged_rows(project: Project, version: str,
                 index: pd.DataFrame, # some of the version's predictions: prediction_id, at, label

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from .chance import Between
+from .chance import Between, held_back
 from .drift import Tolerance
 from .profile import ColumnProfile, Profile
 
@@ -96,11 +96,11 @@ def follow(reference: Profile, # then
 
 def _step(trails: dict, column: str, pair: tuple, at: int, needed: float, tolerance: Tolerance) -> tuple | None:
     reference, current = pair
-    shares = followed(*pair) if current.rows >= tolerance.min_rows else []
-    if not shares: return None
     apart = tolerance.between.get(column, {})
-    kinds = ['missing' if s.name == 'without a value' else 'values' for s in shares]
-    log_e = np.concatenate([_log_e(s, _line(s, reference.rows, tolerance.floor), apart.get(k, Between())) for s, k in zip(shares, kinds)])
+    of = lambda share: apart.get('missing' if share.name == 'without a value' else 'values', Between())
+    shares = [s for s in followed(*pair) if not held_back(of(s))] if current.rows >= tolerance.min_rows else []
+    if not shares: return None
+    log_e = np.concatenate([_log_e(s, _line(s, reference.rows, tolerance.floor), of(s)) for s in shares])
     if column not in trails or len(trails[column].sums) != len(log_e): trails[column] = _Trail(len(log_e))
     trail = trails[column]
     evidence = trail.add(log_e, at)

@@ -18,7 +18,7 @@ from .core import (Criterion, Estimate, Frame, MissingEvidence, MlcycleError, Pr
                           missing_evidence, write_atomic)
 from .budget import criterion_at, share_of, stretch
 from .causes import CAUSE_FIELDS, Onset, as_parts, explain, onset
-from .chance import Between
+from .chance import Between, held_back
 from .decomposition import fault_masks, fault_parts, read_outcomes, split_change
 from .drift import Tolerance, apart, drift, neighbours_apart
 from .estimates import estimate, gaps, held_to, score_columns
@@ -38,7 +38,7 @@ __all__ = ['ORIGIN', 'RESAMPLES', 'GROUP_FIELDS', 'GROUP_METRICS', 'BLOCKS', 'SP
            'KOLMOGOROV', 'DRIFT_ANSWERS', 'window_number', 'window_bounds', 'Watch', 'as_read', 'watched_columns',
            'own_columns', 'profiles_folder', 'reference_rows', 'watch', 'with_scores', 'Window', 'days_of',
            'data_quality', 'main_metric', 'realised', 'bands', 'realised_by_group', 'tolerance', 'training_apart',
-           'read_apart', 'blocks_apart', 'quiet', 'more_apart', 'with_unlogged', 'with_new', 'seen_rows',
+           'read_apart', 'blocks_apart', 'judged', 'more_apart', 'with_unlogged', 'with_new', 'seen_rows',
            'stretch_profile', 'window_profile', 'look', 'hold', 'explained', 'trace', 'window_findings']
 
 # %% ../nbs/06d_windows.ipynb #6f5d8280
@@ -169,7 +169,7 @@ class Window(Result):
     by_group: Frame = Field(default_factory=pd.DataFrame) # of the protected attributes
     disparities: dict[str, Estimate] = {} # largest difference between groups, by metric and attribute
     traffic: Frame = Field(default_factory=pd.DataFrame) # day, rows
-    unknown_apart: int = 0 # compared columns of which it was not known how far windows lie apart by themselves
+    unknown_apart: int = 0 # compared columns of which too few windows had been seen to know how far they lie apart by themselves
     trained_on: str = '' # content hash of the training snapshot
     reference: str = '' # hash of the reference's profile
     profile: str = '' # hash of this window's profile
@@ -305,18 +305,17 @@ def blocks_apart(project: Project, reference: Profile,
     chosen = chosen[::-(-len(chosen)//BLOCKS)]
     return apart(reference, [profile(rows[numbers == n], like=reference) for n in chosen], min_rows=project.settings.monitoring.min_rows)
 
-def quiet(window: Window) -> list[str]: # columns
-    "The columns of a full window that are as they were."
-    return [r.column for r in window.drift.itertuples() if window.complete and r.status == 'no drift']
+def judged(window: Window) -> set[str]: # columns
+    "The columns of a full window that were compared with training."
+    return {r.column for r in window.drift.itertuples() if window.complete and r.status in ('drift', 'no drift')}
 
 def more_apart(watch: Watch, past: list[tuple[Window, Profile]], # in order
                ) -> Watch:
-    "The watch with what past quiet windows say of columns of which the training rows say nothing."
-    pairs = {}
+    "The watch with what past windows, drifted or not, say of columns of which the training rows say nothing."
+    pairs, past = {column: [] for column in watch.reference.columns if column not in watch.apart}, past[-BLOCKS-1:]
     for (earlier, then), (later, now) in zip(past, past[1:]):
-        for column in sorted(set(quiet(earlier)) & set(quiet(later))):
-            if column not in watch.apart: pairs.setdefault(column, []).append((then.columns[column], now.columns[column]))
-    return watch._replace(apart=watch.apart | neighbours_apart(pairs))
+        for column in judged(earlier) & judged(later) & pairs.keys(): pairs[column].append((then.columns[column], now.columns[column]))
+    return watch._replace(apart=watch.apart | neighbours_apart(watch.reference, pairs))
 
 def with_unlogged(project: Project, watch: Watch, table: pd.DataFrame) -> pd.DataFrame:
     "Drift with the inputs about which nothing can be said, because `deployment.log` keeps a hash of them or nothing."
@@ -394,7 +393,7 @@ def look(project: Project, watch: Watch,
         change=change, compared_with=watch.source, parts=split, faults=faults, disparities=_disparities(groups),
         estimated=made, as_made=made, gaps=gap,
         traffic=_traffic(log), trained_on=watch.model['data'], reference=save_profile(folder, watch.reference),
-        unknown_apart=int((table.status.isin(['drift', 'no drift']) & ~table.column.isin([*watch.apart])).sum()),
+        unknown_apart=sum(any(map(held_back, watch.apart.get(c, {}).values())) for c in table.column[table.status.isin(['drift', 'no drift'])]),
         profile=save_profile(folder, current), **facts)
     return window, current
 
@@ -500,7 +499,7 @@ def _with_cause(answer: str, why: str, column: str, causes: dict) -> tuple[str, 
 
 def _with_slow(answer: str, why: str, trail) -> tuple[str, str]:
     "What a window says of a column, and what windows say together: the same cause, told once."
-    if trail is None or answer == 'alarm' or '; follows ' in why or trail.evidence < 1: return answer, why
+    if trail is None or answer == 'alarm' or '; follows ' in why or trail.evidence < 1/WEAK: return answer, why
     if trail.evidence < trail.needed: return ('unknown' if answer == 'clear' else answer), why
     return 'alarm', '; '.join(filter(None, [f'small but lasting since {trail.since[:10]}, {trail.what}', why]))
 
