@@ -4,7 +4,7 @@
 
 # %% ../nbs/13_cli.ipynb #a1b4a172
 from __future__ import annotations
-import atexit, gc, sys
+import atexit, gc, shlex, sys
 from pathlib import Path
 import click
 from . import __version__
@@ -54,7 +54,7 @@ def new(folder: str, **options) -> None:
     from mlcycle.project import Outline, scaffold
     made = scaffold(folder, Outline(**options))
     click.echo(f'Made {made.name!r} in {folder}.\n'+'\n'.join(f'- {note}' for note in made.notes)
-               +f'\nNext: mlcycle run --project {folder}   (or mlcycle lab --project {folder})')
+               +'\nNext: mlcycle run --project {0}   (or mlcycle lab --project {0})'.format(shlex.quote(folder)))
 
 @main.command('run')
 @click.argument('steps', nargs=-1, metavar='[STEP]...')

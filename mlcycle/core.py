@@ -121,9 +121,15 @@ def escaped(value: object, longest: int=300) -> str: # safe inside an HTML eleme
 def html_pairs(pairs: dict, # label → value
                ) -> str: # an HTML table of two columns
     "Labels and values as an escaped table."
-    rows = ''.join(f'<tr><th style="text-align:left">{escaped(k)}</th><td style="text-align:left">{escaped(v)}</td></tr>'
+    rows = ''.join(f'<tr><th style="text-align:left">{escaped(k)}</th><td style="text-align:left">{_lines(v)}</td></tr>'
                    for k, v in pairs.items())
     return f'<table class="mlcycle">{rows}</table>'
+
+def _lines(value: object, most: int=50) -> str:
+    "A list of sentences a line each, so that none is cut off; anything else as it is."
+    long = isinstance(value, (list, tuple)) and len(shown(value)) > 100 and all(isinstance(v, str) for v in value)
+    if not long: return escaped(value)
+    return '<br>'.join([*map(escaped, value[:most]), *([f'and {len(value)-most:,} more'] if len(value) > most else [])])
 
 def html_table(df, *, # a DataFrame
                caption: str='', # a line above the table
@@ -133,7 +139,7 @@ def html_table(df, *, # a DataFrame
     rows = list(df.head(limit).itertuples(index=False, name=None))
     sides = [_side([r[i] for r in rows]) for i in range(df.shape[1])]
     line = lambda cells, tag: '<tr>'+''.join(f'<{tag} style="text-align:{s}">{escaped(v)}</{tag}>' for v, s in zip(cells, sides))+'</tr>'
-    head, body = line(df.columns, 'th'), ''.join(line(r, 'td') for r in rows)
+    head, body = line(df.columns, 'th'), ''.join(line(r, 'td') for r in rows) or f'<tr><td colspan="{df.shape[1]}">none</td></tr>'
     note = f'<p>{limit} of {len(df):,} rows</p>' if len(df) > limit else ''
     title = f'<caption style="text-align:left">{escaped(caption)}</caption>' if caption else ''
     return f'<table class="mlcycle">{title}<thead>{head}</thead><tbody>{body}</tbody></table>{note}'

@@ -8,9 +8,9 @@ from .core import Blocked, Gate, Project, Record, SettingsError, digest, shown
 from .ledger import Entry, champion, retired, versions
 
 # %% auto #0
-__all__ = ['COMMANDS', 'STAGE_OF', 'UNSIGNED_FIELDS', 'AGAINST_CHAMPION', 'EVIDENCE_CHECKS', 'GateResult', 'command_for',
-           'approval_digest', 'registered', 'required_signatures', 'signatures', 'person', 'check', 'field_of',
-           'check_all', 'must_pass', 'override']
+__all__ = ['COMMANDS', 'REPAIRS', 'STAGE_OF', 'UNSIGNED_FIELDS', 'AGAINST_CHAMPION', 'EVIDENCE_CHECKS', 'GateResult',
+           'command_for', 'approval_digest', 'registered', 'required_signatures', 'signatures', 'person', 'check',
+           'field_of', 'check_all', 'must_pass', 'override']
 
 # %% ../nbs/00ab_gates.ipynb #a4c0fe63
 class GateResult(Record):
@@ -31,6 +31,8 @@ COMMANDS = {   # evidence → the command that leaves it
 def command_for(evidence: str, version: str) -> str: # a command line
     "The command that leaves a kind of evidence."
     return COMMANDS.get(evidence, f'mlcycle run {STAGE_OF.get(evidence, evidence)}').format(version=version)
+
+REPAIRS = {'validation': 'mlcycle run development'}   # evidence that is there and says no → what may change its answer; another look does not
 
 STAGE_OF = {'problem': 'problem', 'feasibility': 'problem', 'schema': 'data', 'snapshot': 'data', 'split': 'data',
             'leaderboard': 'development', 'model': 'development', 'validation': 'validation', 'look': 'validation',
@@ -85,7 +87,7 @@ def check(project: Project, gate: Gate, version: str) -> GateResult: # the answe
 def _check_field(project: Project, gate: Gate, version: str) -> GateResult:
     entry = project.ledger.last(gate.evidence, version) or _about_the_project(project, gate)
     answer = lambda verdict, why, entries=(): GateResult(name=gate.name, answer=verdict, why=why, entries=list(entries),
-        command='' if verdict == 'pass' else command_for(gate.evidence, version))
+        command=REPAIRS.get(gate.evidence, command_for(gate.evidence, version)) if verdict == 'fail' else command_for(gate.evidence, version) if verdict == 'missing' else '')
     if entry is None: return answer('missing', f'no {gate.evidence} about version {version}')
     model = registered(project, version).body
     if entry.body.get('model_hash', model['hash']) != model['hash']: return answer('missing', f'the {gate.evidence} is of other bytes', [entry.seq])

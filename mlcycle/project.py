@@ -29,14 +29,26 @@ def infer_task(target, # a Series
     values = target.dropna()
     values = values[values.astype(str).str.strip() != '']
     counts = values.value_counts()
-    if len(counts) < 2: raise DataError(f'The target {target.name!r} has {len(counts)} different values in {len(target):,} rows. It needs at least two.')
+    if len(counts) < 2: raise _nothing_to_tell_apart(target, counts)
     if len(counts) == 2 or positive is not None: return _binary(target, counts, positive)
     numeric = getattr(values.dtype, 'kind', 'O') in 'iufb' or str(values.dtype) in ('Int64', 'Float64')
     if numeric and (len(counts) > 20 or values.astype(float).mod(1).any()):
         return Question(task='regression', why=f'{len(counts):,} different numbers')
     if len(counts) > MOST_CLASSES:
-        raise DataError(f'The target {target.name!r} has {len(counts):,} different values, too many for classes, and they are not numbers. Choose another target.')
+        raise DataError(f'The target {target.name!r} has {len(counts):,} different values, too many for classes, and {_not_numbers(values)}')
     return Question(task='multiclass', why=f'{len(counts)} classes')
+
+def _nothing_to_tell_apart(target, counts) -> DataError:
+    only = f'{str(counts.index[0])[:60]!r} only' if len(counts) else 'no value at all'
+    empty = len(target)-int(counts.sum())
+    return DataError(f'The target {target.name!r} has {only} in {len(target):,} rows, {empty:,} of them empty. It needs at least two different values.')
+
+def _not_numbers(values) -> str: # the end of a sentence, and what to do
+    "Whether the values are no numbers at all, or numbers but for a few."
+    import pandas as pd
+    strays = values[pd.to_numeric(values, errors='coerce').isna()].astype(str)
+    if len(strays) > len(values)/10: return 'they are not numbers. Choose another target.'
+    return f'{len(strays):,} of {len(values):,} are not numbers, such as {shown([repr(v[:40]) for v in strays.unique()[:3]])}. Mend them, or leave those cells empty.'
 
 def _binary(target, counts, positive: str | None) -> Question:
     known = {str(v).strip(): v for v in counts.index}
@@ -143,6 +155,7 @@ def scaffold(folder: str | Path, # to be made; may exist when it is empty
     folder = Path(folder).expanduser().resolve()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise SettingsError(f'{folder.name!r} is there already and not empty. Name a new folder.')
+    above = [p for p in folder.parents if not p.exists()]   # the nearest first
     folder.parent.mkdir(parents=True, exist_ok=True)
     building = Path(tempfile.mkdtemp(prefix='.mlcycle-new-', dir=folder.parent))
     try:
@@ -150,7 +163,10 @@ def scaffold(folder: str | Path, # to be made; may exist when it is empty
         if folder.exists(): folder.rmdir()
         os.chmod(building, 0o755)
         os.rename(building, folder)
-    finally: shutil.rmtree(building, ignore_errors=True)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+        for parent in above:
+            if not any(parent.iterdir()): parent.rmdir()
     return made
 
 def _fill(building: Path, name: str, outline: Outline) -> Scaffold:
@@ -163,7 +179,7 @@ def _fill(building: Path, name: str, outline: Outline) -> Scaffold:
     write_atomic(building/'mlcycle.toml', settings_text(name, outline, question, source))
     Project(building)
     copy_steps(building/'notebooks')
-    counts = 'as 1 counts '+shown(question.positive)+f' ({question.why})' if question.task == 'binary' else question.why
+    counts = f'as 1 counts {question.positive}'+f' ({question.why})' if question.task == 'binary' else question.why
     return Scaffold(name=name, notes=[f'{len(frame):,} rows, {frame.shape[1]} columns', f'{question.task}: {counts}',
         'time order: '+(f'by {outline.time}; the newest fifth is held back to be replayed as production' if outline.time else 'no time column declared'),
         'open: objective, owner, costs, questionnaire (mlcycle.toml)'])
@@ -185,6 +201,8 @@ def _check_columns(frame, outline: Outline) -> None:
              '--protected': outline.protected, '--drop': outline.drop}
     missing = [f'{option} {c!r}' for option, columns in named.items() for c in columns if c and c not in frame.columns]
     if missing: raise DataError(f'No such column: {", ".join(missing)}. Columns: {shown([str(c) for c in frame.columns][:60])}.')
+    if not set(frame.columns)-{outline.target, outline.id, outline.label_time, *outline.drop}:
+        raise DataError(f'No column is left to learn from. Columns: {shown([str(c) for c in frame.columns][:60])}; one beside target, id and dropped ones is needed.')
 
 def copy_steps(folder: Path) -> list[Path]: # the copies
     "Copy the shipped step notebooks into a project; one that is there already is the analyst's and stays."

@@ -264,6 +264,8 @@ def promote(project: Project, version: str, *,
     version = str(version)
     answers = may_take(project, version, to)
     if roles(project.ledger)[to] == version: return project.ledger.last('promotion', version)
+    whole = project.ledger.verify()
+    if not whole.ok: raise IntegrityError(f'No version takes a role on evidence that was touched: {whole.why}. Entry by entry: mlcycle audit')
     project.registry.load(version)
     return _assign(project, version, to, because=because, by=by, gates={a.name: a.entries for a in answers})
 

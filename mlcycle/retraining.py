@@ -183,10 +183,14 @@ def decide(project: Project,
     "Retrain or do nothing, with the reasons, recorded."
     project.must_write('decision')
     version = roles(project.ledger)['champion']
-    none = Decision(action='nothing', reasons=['no version is champion; mlcycle run development makes one'])
-    decision = none if version is None else _weigh(project, version, now or datetime.now(timezone.utc))
+    decision = _without_champion(project) if version is None else _weigh(project, version, now or datetime.now(timezone.utc))
     project.record(decision, subject=version or '')
     return decision
+
+def _without_champion(project: Project) -> Decision:
+    waiting = [v for v in versions(project.ledger) if v not in retired(project.ledger)]
+    then = f'version {waiting[-1]} waits, mlcycle status says at which gate' if waiting else 'mlcycle run development makes one'
+    return Decision(action='nothing', reasons=[f'no version is champion; {then}'])
 
 def _weigh(project: Project, version: str, now: datetime) -> Decision:
     (days, old), alarms = _age(project, version, now), open_alarms(project, version)

@@ -162,4 +162,4 @@ def _cells(line: StepLine) -> list[str]: # HTML
     found = line.summary or Summary(stage=line.stage)
     name = f'<a href="{escaped(line.page)}">{escaped(line.stage)}</a>' if line.page else escaped(line.stage)
     changed = '; '.join(f'{c.name} {c.before or "–"} → {c.now}' for c in found.changed[:3]) if found.compared else ''
-    return [name, escaped(line.state), escaped(round(line.seconds, 1)), escaped(line.why, 300), escaped(' '.join(_few(found.verdicts, 2)), 400), escaped(changed, 400)]
+    return [name, escaped(line.state), escaped(round(line.seconds, 1)), escaped(line.why, 300), escaped(' '.join(v if v.endswith('.') else v+'.' for v in _few(found.verdicts, 2)), 400), escaped(changed, 400)]

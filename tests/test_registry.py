@@ -496,3 +496,13 @@ def test_a_server_that_is_away_holds_up_neither_the_ledger_nor_the_project(proje
         warnings.simplefilter('error', UserWarning)
         assert champion(Project(project.folder, actor='Ada').ledger) == '1'
     assert aliases(project) == {'champion': '1'}
+
+
+def test_no_role_on_a_ledger_that_was_touched(project):
+    "Somebody with a shell drops the triggers and puts another name under an approval."
+    project.ledger.append(stage='governance', kind='approval', subject='2', body={'by': 'Ada'}, actor='Ada')
+    raw = sqlite3.connect(project.store/'ledger.db')
+    raw.execute('DROP TRIGGER ledger_no_update')
+    raw.execute("UPDATE ledger SET body = replace(body, 'Ada', 'Eve') WHERE kind = 'approval'"); raw.commit(); raw.close()
+    with pytest.raises(IntegrityError, match='was changed'): promote(project, '2', because='x')
+    assert champion(project.ledger) != '2'

@@ -188,6 +188,9 @@ def alarm(project, id, kind, state='raised', version='1'):
 def test_reasons_age_alarms_and_none_of_them(tmp_path):
     project = make(tmp_path/'p')
     assert decide(project).reasons == ['no version is champion; mlcycle run development makes one']
+    project.ledger.append(stage='development', kind='model', subject='0', body={}, actor='Ada')
+    assert decide(project).reasons == ['no version is champion; version 0 waits, mlcycle status says at which gate']
+    project = make(tmp_path/'q')
     begin(project, world(200))
     assert decide(project).action == 'nothing' and 'no alarm that counts is open' in decide(project).reasons[0]
     produce(project, world(200, '2024-04-01', seed=1))
