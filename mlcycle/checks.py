@@ -10,8 +10,8 @@ import pandas as pd
 from scipy.special import ndtr, ndtri
 from .core import Estimate, Settings
 from .metrics import (METRICS, MISSING, Scored, by_group, default_metric, difference, disparity, grouped,
-                             measure, scored, terms_of)
-from .statistics import holm, square_and_add, wilson
+                             measure, said_and_came, scored, terms_of)
+from .statistics import holm, square_and_add
 
 # %% auto #0
 __all__ = ['GROUP_METRICS', 'GROUPS', 'NOISE', 'SHARES', 'ROBUST_ROWS', 'UNSEEN', 'SLICES', 'Examined', 'sampled',
@@ -61,29 +61,11 @@ def sampled(examined: Examined, most: int) -> Examined:
 # %% ../nbs/04b_checks.ipynb #7694962b
 def calibration_table(examined: Examined, *, bins: int=10) -> pd.DataFrame: # bin, n, said, came, low, high
     "Scores beside outcomes in bins of about equal size."
-    said, came = _said_and_came(examined)
-    columns = ['bin', 'n', 'said', 'came', 'low', 'high']
-    if not len(said): return pd.DataFrame(columns=columns)
-    edges = np.unique(np.quantile(said, np.linspace(0, 1, bins+1)[1:-1], method='nearest'))
-    place = np.searchsorted(edges, said, side='right')
-    inside = [place == b for b in np.unique(place)]
-    lines = [(i+1, int(b.sum()), said[b].mean(), *_mean_interval(came[b], examined.task, examined.level))
-             for i, b in enumerate(inside)]
-    return pd.DataFrame(lines, columns=columns)
-
-def _said_and_came(examined: Examined) -> tuple[np.ndarray, np.ndarray]:
-    if examined.task != 'multiclass': return examined.scores, examined.y.astype(float)
-    if not len(examined.y): return np.zeros(0), np.zeros(0)
-    classes = np.array([str(c) for c in examined.model.info.classes], dtype=object)
-    return examined.scores.max(axis=1), (classes[examined.scores.argmax(axis=1)] == examined.y).astype(float)
-
-def _mean_interval(values: np.ndarray, task: str, level: float) -> tuple: # mean, low, high
-    if task != 'regression':
-        rate = wilson(int(values.sum()), len(values), level=level)
-        return rate.value, rate.low, rate.high
-    if len(values) < 2: return values.mean(), None, None
-    reach = ndtri((1+level)/2)*values.std(ddof=1)/np.sqrt(len(values))
-    return values.mean(), values.mean()-reach, values.mean()+reach
+    said, came = examined.scores, examined.y
+    if examined.task == 'multiclass' and len(came):   # confidence in the decision, and whether it was right
+        classes = np.array([str(c) for c in examined.model.info.classes], dtype=object)
+        said, came = said.max(axis=1), classes[said.argmax(axis=1)] == came
+    return said_and_came(came.astype(float), said, bins=bins, level=examined.level)
 
 # %% ../nbs/04b_checks.ipynb #fce5845f
 def curve(examined: Examined) -> pd.DataFrame: # x, y

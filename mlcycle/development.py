@@ -15,10 +15,10 @@ from pydantic import Field
 from .calibration import Calibration, Threshold, choose_curve, choose_threshold, cross_fitted
 from .core import (Estimate, Frame, Project, Result, Settings, SettingsError, escaped, estimates_table,
                           html_pairs, html_table)
-from .effects import said_and_came, threshold_effects
+from .effects import threshold_effects
 from .features import Calibrated, FeaturePlan, build_pipeline, infer_plan, read_target
 from .folds import make_folds
-from .metrics import METRICS, Scored, default_metric, difference, measure, scored, terms_of
+from .metrics import METRICS, Scored, default_metric, difference, measure, said_and_came, scored, terms_of
 from .progress import long_work
 from .search import ORDER, Bench, Goal, Hunt, Labelled, Outcome, candidates, search, side_by_side
 
@@ -192,9 +192,9 @@ def _finish(bench: Bench, chosen: Outcome, settings: Settings) -> dict: # fields
     if calibration and calibration.curve: p = cross_fitted(y, p, parts, method=calibration.method, ordered=ordered)
     rows = ~np.isnan(p[:, 0])
     final = p[rows] if bench.task == 'multiclass' else p[rows, 1]
-    threshold = choose_threshold(y[rows], final, settings.problem.costs) if bench.task == 'binary' else None
-    terms = bench.terms.model_copy(update={'threshold': threshold and threshold.value})
-    metrics = measure(scored(terms, true[rows], final))
+    terms = bench.terms
+    threshold = choose_threshold(y[rows], final, terms.costs, level=terms.level) if bench.task == 'binary' else None
+    metrics = measure(scored(terms.model_copy(update={'threshold': threshold and threshold.value}), true[rows], final))
     return {'calibration': calibration, 'threshold': threshold, 'metrics': metrics, **_looked_at(bench, rows, (y[rows], final, threshold))}
 
 def _looked_at(bench: Bench, rows: np.ndarray, found: tuple) -> dict: # said, and for two classes effects

@@ -5,13 +5,13 @@
 # %% ../nbs/03c_effects.ipynb #1f2d5e4e
 from __future__ import annotations
 import numpy as np, pandas as pd
-from .core import Costs, Estimate, SettingsError
-from .metrics import grouped
+from .core import Costs, SettingsError
+from .metrics import Terms, grouped, mean_cost
 from .statistics import wilson
 
 # %% auto #0
 __all__ = ['GROUPS', 'STEPS', 'COUNTS', 'RATES', 'threshold_effects', 'nearest', 'confusion_at', 'rates_at', 'cost_of',
-           'costs_for', 'said_and_came']
+           'costs_for']
 
 # %% ../nbs/03c_effects.ipynb #8c7a162f
 GROUPS, STEPS = 12, 40   # of an attribute, the largest; between the lowest and the highest score
@@ -63,34 +63,13 @@ def _at(effects: pd.DataFrame, threshold: float) -> pd.DataFrame:
 
 # %% ../nbs/03c_effects.ipynb #17c4c926
 def cost_of(effects: pd.DataFrame, costs: Costs) -> pd.DataFrame: # threshold, value, low, high
-    "The mean cost of a row at each threshold, with its normal interval."
-    r = effects[effects.attribute == '']
-    wrong_yes, wrong_no = (r.selected-r.hits)/r.n, (r.positives-r.hits)/r.n
-    mean = costs.false_positive*wrong_yes+costs.false_negative*wrong_no
-    spread = costs.false_positive**2*wrong_yes+costs.false_negative**2*wrong_no-mean**2
-    half = 1.96*np.sqrt(spread.clip(lower=0)/(r.n-1).clip(lower=1))
-    return pd.DataFrame({'threshold': r.threshold, 'value': mean, 'low': mean-half, 'high': mean+half}).reset_index(drop=True)
+    "The mean cost of a row at each threshold, with its interval."
+    terms, rows = Terms(task='binary', costs=costs), effects[effects.attribute == ''].itertuples()
+    found = [(r.threshold, mean_cost(r.selected-r.hits, r.positives-r.hits, r.n, terms)) for r in rows]
+    return pd.DataFrame([(t, e.value, e.low, e.high) for t, e in found], columns=['threshold', 'value', 'low', 'high'])
 
 def costs_for(threshold: float, costs: Costs) -> Costs:
     "The costs that ask for a threshold, the cost of a false yes kept."
     if not 0 < threshold < 1: raise SettingsError(f'{threshold:g} is no threshold that costs can ask for. Allowed: above 0 and below 1.')
     yes = costs.false_positive or 1.
     return Costs(false_positive=yes, false_negative=round(yes*(1-threshold)/threshold, 4))
-
-# %% ../nbs/03c_effects.ipynb #7d967d0e
-def said_and_came(came: np.ndarray, # 0 and 1, or amounts
-                  said: np.ndarray, # for rows that the model has not seen
-                  *, bins: int=10) -> pd.DataFrame: # bin, n, said, came, low, high
-    "Predictions beside outcomes."
-    edges = np.unique(np.quantile(said, np.linspace(0, 1, bins+1)[1:-1]))
-    place, share = np.searchsorted(edges, said, side='right'), set(np.unique(came)) <= {0, 1}
-    lines = [(i+1, int(b.sum()), float(said[b].mean()), *_mean(came[b], share)) for i in range(len(edges)+1) if (b := place == i).any()]
-    return pd.DataFrame(lines, columns=['bin', 'n', 'said', 'came', 'low', 'high'])
-
-def _mean(values: np.ndarray, share: bool) -> tuple: # value, low, high
-    if share:
-        rate = wilson(int(values.sum()), len(values))
-        return rate.value, rate.low, rate.high
-    centre = float(values.mean())
-    half = 1.96*float(values.std(ddof=1))/np.sqrt(len(values)) if len(values) > 1 else np.inf
-    return centre, centre-half, centre+half

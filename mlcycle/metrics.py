@@ -11,13 +11,14 @@ import numpy as np
 import pandas as pd
 
 from .core import Costs, DataError, Estimate, Record, Settings, SettingsError, TASK_METRICS
-from .statistics import (Resampling, delong, delong_difference, difference as paired, intervals,
+from .statistics import (Resampling, delong, delong_difference, difference as paired, intervals, mean,
                                 paired_rates, square_and_add, wilson)
 from .weighting import cells, lacking, numbers, unusable, weighted
 
 # %% auto #0
 __all__ = ['METRICS', 'ANALYTIC', 'MISSING', 'DISPARITIES', 'PAIRED_RATES', 'Metric', 'metric_names', 'default_metric', 'Terms',
-           'terms_of', 'Scored', 'scored', 'measure', 'evaluate', 'grouped', 'by_group', 'disparity', 'difference']
+           'terms_of', 'Scored', 'scored', 'mean_cost', 'measure', 'evaluate', 'said_and_came', 'grouped', 'by_group',
+           'disparity', 'difference']
 
 # %% ../nbs/00f_metrics.ipynb #ebfb5eaa
 class Metric(Record):
@@ -129,13 +130,19 @@ def _balanced_accuracy(rows: Scored) -> Estimate:
     recalls = [wilson(int((d == c).sum()), len(d), level=rows.terms.level) for d, c in decided]
     return square_and_add(recalls, [1/len(recalls)]*len(recalls), metric='balanced_accuracy')
 
-def _cost(rows: Scored) -> Estimate:
-    n, false = len(rows.y), [(rows.y == 0)&(rows.decisions == 1), (rows.y == 1)&(rows.decisions == 0)]
-    rates = [wilson(int(f.sum()), n, level=rows.terms.level) for f in false]
-    odds = math.prod(r.value/(1-r.value) if r.value < 1 else 0. for r in rates)   # the two exclude each other
-    weights = [rows.terms.costs.false_positive, rows.terms.costs.false_negative]
+def mean_cost(false_yes: int, false_no: int, # rows wrongly answered yes, and no
+              n: int, # all rows
+              terms: Terms) -> Estimate: # undefined when n is 0
+    "What a row costs in errors, with its interval."
+    rates = [wilson(k, n, level=terms.level) for k in (false_yes, false_no)]
+    odds = math.prod(r.value/(1-r.value) if n and r.value < 1 else 0. for r in rates)   # the two exclude each other
+    weights = [terms.costs.false_positive, terms.costs.false_negative]
     total = square_and_add(rates, weights, correlation=-math.sqrt(odds), metric='cost')
     return total.model_copy(update={'n': n})
+
+def _cost(rows: Scored) -> Estimate:
+    false_yes, false_no = (rows.y == 0)&(rows.decisions == 1), (rows.y == 1)&(rows.decisions == 0)
+    return mean_cost(int(false_yes.sum()), int(false_no.sum()), len(rows.y), rows.terms)
 
 ANALYTIC = {   # metric → Scored → Estimate, for classification
     'roc_auc': lambda rows: delong(rows.y, rows.scores, level=rows.terms.level),
@@ -184,6 +191,21 @@ def evaluate(terms: Terms | str, # or the name of a task
              ) -> dict[str, Estimate]: # by name
     "A model's metrics on labelled rows with their intervals."
     return measure(scored(terms, y, scores), names)
+
+# %% ../nbs/00f_metrics.ipynb #1fe5039b
+def said_and_came(came: np.ndarray, # 0 and 1, or amounts
+                  said: np.ndarray, # for rows that the model has not seen
+                  *, bins: int=10, level: float=0.95) -> pd.DataFrame: # bin, n, said, came, low, high
+    "Predictions beside outcomes; without an interval where a bin has too few amounts."
+    columns = ['bin', 'n', 'said', 'came', 'low', 'high']
+    if not len(said): return pd.DataFrame(columns=columns)
+    edges = np.unique(np.quantile(said, np.linspace(0, 1, bins+1)[1:-1], method='nearest'))
+    place, shares = np.searchsorted(edges, said, side='right'), set(np.unique(came)) <= {0, 1}
+    def one(values): return wilson(int(values.sum()), len(values), level=level) if shares else mean(values, level=level)
+    inside = [place == b for b in np.unique(place)]
+    lines = [(i+1, int(b.sum()), float(said[b].mean()), e.value, e.low, e.high)
+             for i, (b, e) in enumerate((b, one(came[b])) for b in inside)]
+    return pd.DataFrame(lines, columns=columns)
 
 # %% ../nbs/00f_metrics.ipynb #2abbeab4
 MISSING = '(missing)'

@@ -6,7 +6,7 @@
 from __future__ import annotations
 import numpy as np
 from scipy.special import betaln, xlogy, xlog1py
-from .core import Estimate
+from .core import DataError, Estimate
 
 # %% auto #0
 __all__ = ['rate_bounds', 'mean_bounds', 'gap', 'share_evidence']
@@ -39,6 +39,8 @@ def mean_bounds(x, # values between 0 and 1, in the order they came; the last ax
                 ) -> tuple[np.ndarray, np.ndarray]: # low, high at every moment, shape of x
     "The means that the values up to each moment have not made implausible."
     x = np.asarray(x, dtype=float)
+    if not ((x >= 0) & (x <= 1)).all():
+        raise DataError('These intervals hold for values from 0 to 1; one is missing or outside. Scale them first.')
     t = np.arange(1, x.shape[-1]+1)
     mean = (.5+np.cumsum(x, -1))/(t+1)
     spread = (.25+np.cumsum((x-mean)**2, -1))/(t+1)

@@ -9,16 +9,16 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 from scipy.optimize import brentq
-from scipy.special import ndtr, ndtri
+from scipy.special import ndtr, ndtri, stdtrit
 from scipy.stats import rankdata
 
 from .core import Estimate, Record, SettingsError
 from .weighting import CELLS, Statistic, cells, lacking, numbers, subtract, unusable, weighted
 
 # %% auto #0
-__all__ = ['BLOCK', 'DRAWS', 'FEWEST', 'wilson', 'square_and_add', 'newcombe', 'paired_rates', 'holm', 'benjamini_hochberg',
-           'Resampling', 'resampled_counts', 'left_out', 'bca', 'intervals', 'bootstrap', 'difference', 'auc_shares',
-           'newcombe_auc', 'delong', 'delong_difference']
+__all__ = ['FEWEST', 'BLOCK', 'DRAWS', 'wilson', 'square_and_add', 'newcombe', 'paired_rates', 'holm', 'benjamini_hochberg',
+           'mean', 'Resampling', 'resampled_counts', 'left_out', 'bca', 'intervals', 'bootstrap', 'difference',
+           'auc_shares', 'newcombe_auc', 'delong', 'delong_difference']
 
 # %% ../nbs/00e_statistics.ipynb #06fee224
 def _z(level: float) -> float:
@@ -107,6 +107,26 @@ def benjamini_hochberg(p, # p-values
     adjusted[order] = np.minimum(1, np.minimum.accumulate(p[order]*len(p)/np.arange(len(p), 0, -1)))
     return adjusted
 
+# %% ../nbs/00e_statistics.ipynb #9f9f4984
+FEWEST = 10 # rows below which no interval is given
+
+def mean(values, *, level: float=0.95, # confidence
+         metric: str='mean', # name of the figure
+         ) -> Estimate: # 'too few' below ten rows and without spread, undefined where a value is missing
+    "A mean with Student's t interval."
+    x = numbers(values)
+    why, n = unusable(x), len(x)
+    if why: return Estimate.undefined(metric, why, n)
+    centre, few = float(x.mean()), f'{n} rows: an interval needs {FEWEST}' if n < FEWEST else ''
+    if few or x.min() == x.max(): return _too_few(metric, centre, n, level, few or 'every value is the same: no spread')
+    _z(level)
+    reach = float(stdtrit(n-1, (1+level)/2)*x.std(ddof=1)/math.sqrt(n))
+    return Estimate(metric=metric, value=centre, low=centre-reach, high=centre+reach, n=n, level=level)
+
+def _too_few(metric: str, value: float, n: int, level: float, reason: str) -> Estimate:
+    if not math.isfinite(value): return Estimate.undefined(metric, 'it is not defined for these rows', n)
+    return Estimate(metric=metric, status='too few', value=value, n=n, level=level, reason=reason)
+
 # %% ../nbs/00e_statistics.ipynb #58055111
 class Resampling(Record):
     "How sure an interval is to be, and how it is resampled."
@@ -117,7 +137,6 @@ class Resampling(Record):
 # %% ../nbs/00e_statistics.ipynb #7e77cb51
 BLOCK = 4_000_000 # counts held at a time
 DRAWS = 400_000_000 # counts drawn for one interval; resamples are cut to it above 200,000 rows
-FEWEST = 10 # rows below which no interval is resampled
 
 _poisson_cdf = np.cumsum([math.exp(-1)/math.factorial(k) for k in range(12)])
 _poisson = np.searchsorted(_poisson_cdf, (np.arange(65_536)+.5)/65_536).astype(np.uint8)
@@ -185,10 +204,6 @@ def intervals(statistics: dict[str, Statistic], # name → metric of the same ce
 
 def _of_counts(statistic: Statistic, own: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
     return statistic.value if statistic.distance is None else lambda weights: statistic.distance(weights, own)
-
-def _too_few(metric: str, value: float, n: int, level: float, reason: str) -> Estimate:
-    if not math.isfinite(value): return Estimate.undefined(metric, 'it is not defined for these rows', n)
-    return Estimate(metric=metric, status='too few', value=value, n=n, level=level, reason=reason)
 
 def _interval(metric, statistic, found, sizes, level) -> Estimate:
     "One metric's interval from its value, its replicates, and what leaving rows out does to it."

@@ -247,6 +247,20 @@ def test_thresholds_follow_from_costs(costs, asked):
     assert choose_threshold(y, truth, costs).value == asked
 
 
+def test_luck_moves_a_threshold_no_more_often_than_it_may():
+    rng, moved = np.random.default_rng(0), 0
+    for _ in range(100):
+        truth = rng.beta(1, 3, 300)
+        moved += choose_threshold((rng.random(300) < truth).astype(int), truth, Costs(false_negative=5.)).value != 1/6
+    assert moved <= 10   # five are allowed; the cheapest of a hundred, taken by its own interval, moves twenty
+
+
+def test_a_threshold_without_an_error_still_has_an_interval_of_cost():
+    y = np.array([0, 1]*20)
+    found = choose_threshold(y, .1+.8*y, Costs())
+    assert found.cost.value == 0 and found.cost.high > .05
+
+
 def test_hindsight_wins_only_when_clearly_cheaper():
     y, truth = scores()
     squeezed = choose_threshold(y, truth/5, Costs())

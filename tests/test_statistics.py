@@ -7,7 +7,7 @@ from sklearn import metrics as sk
 
 from mlcycle.core import DataError, SettingsError, judge, Criterion
 from mlcycle.statistics import (Resampling, auc_shares, bca, benjamini_hochberg, bootstrap, delong, delong_difference, difference,
-                                holm, intervals, left_out, newcombe, newcombe_auc, paired_rates, resampled_counts, square_and_add,
+                                holm, intervals, left_out, mean, newcombe, newcombe_auc, paired_rates, resampled_counts, square_and_add,
                                 wilson)
 from mlcycle.weighting import WEIGHTED, cells, lacking, numbers, unusable, weighted
 
@@ -87,6 +87,14 @@ def test_counts_come_in_bounded_blocks():
     for block in resampled_counts(np.ones(1_000_000, dtype=int), 6): assert block.size <= 4_000_000
     for block in left_out(np.ones(300_000, dtype=int)): assert block.size <= 4_000_000
     assert sum(len(b) for b in left_out(np.ones(300_000, dtype=int))) == 200
+
+
+def test_means_are_students():
+    x = np.random.default_rng(3).exponential(size=12)
+    ours, theirs = mean(x, level=0.9), stats.t.interval(0.9, 11, loc=x.mean(), scale=stats.sem(x))
+    assert (ours.low, ours.high) == pytest.approx(theirs)
+    for values in ([], [1.], [2.]*20, [1., math.nan]*10, x[:9], [math.inf]*20):
+        assert mean(values).status != 'ok' and mean(values).low is None and mean(values).reason
 
 
 def test_bca_agrees_with_scipy():
