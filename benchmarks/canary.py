@@ -11,6 +11,7 @@ The intervals are those of `mlcycle.sequential`, and what the simulation reckons
 import argparse, sys
 import numpy as np
 import pandas as pd
+from scipy.stats import binomtest
 from mlcycle.canary import BOTH_WAYS, GUARDS, MOST, READING, Canary
 from mlcycle.core import CanarySection
 from mlcycle.sequential import gap, mean_bounds, rate_bounds
@@ -86,8 +87,9 @@ def releases(how: str, asked: argparse.Namespace, seed: int) -> dict:
         exposed += np.where(alive, np.where(at >= 0, looks[at], looks[-1]), 0)
         reasons += list(by[alive & (at >= 0)])
         alive &= at < 0
-    count = pd.Series(reasons, dtype=object).value_counts().to_dict()
-    return {'candidate': how, 'releases': asked.releases, 'stopped': int((~alive).sum()), 'share': float((~alive).mean()),
+    count, n = pd.Series(reasons, dtype=object).value_counts().to_dict(), int((~alive).sum())
+    low, high = binomtest(n, asked.releases).proportion_ci()   # exact (Clopper and Pearson), 95 %
+    return {'candidate': how, 'releases': asked.releases, 'stopped': n, 'share': n/asked.releases, 'low': low, 'high': high,
             'ids exposed (median of stopped)': float(np.median(exposed[~alive])) if (~alive).any() else None, 'by': count}
 
 
@@ -102,10 +104,10 @@ def main() -> None:
     bad = ['turned around for one group', 'requests fail', 'answers slow', 'decisions wrong more often']
     found = pd.DataFrame([releases(how, asked, seed) for seed, how in enumerate(good+bad)])
     print(found.to_string(index=False))
-    worst = found[found['candidate'].isin(good)]['share'].max()
-    print(f'\nfalse stops, worst case: {worst:.3f}; declared: {SETTINGS.false_stops:g} ({worst/SETTINGS.false_stops:.2f} × the declared rate)')
-    if worst > SETTINGS.false_stops: sys.exit(1)
-    if (found[found['candidate'].isin(bad)]['share'] < .95).any(): sys.exit('a bad candidate got through')
+    worst = found[found['candidate'].isin(good)].nlargest(1, 'share').iloc[0]
+    print(f'\nfalse stops, worst case: {worst["share"]:.3f} (95 %: {worst["low"]:.3f} to {worst["high"]:.3f}); declared: {SETTINGS.false_stops:g}')
+    if worst['high'] > SETTINGS.false_stops: sys.exit('false stops are not shown to stay within the declared rate')
+    if (found[found['candidate'].isin(bad)]['low'] < .95).any(): sys.exit('a bad candidate got through')
 
 
 if __name__ == '__main__': main()

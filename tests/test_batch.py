@@ -154,17 +154,28 @@ def test_killed_in_the_middle_it_goes_on_and_doubles_nothing(ready, many, tmp_pa
     assert pd.read_csv(tmp_path/'out.csv')['prediction_id'].tolist() == predictions(ready).iloc[before:].sort_values('prediction_id')['prediction_id'].tolist()
 
 
+BUSY = '''
+import os, sys, time
+from mlcycle.batch import mapper, Spread
+def busy(i):
+    with open(f'{sys.argv[1]}/{i}.new', 'w') as f: f.write(str(os.getpid()))
+    os.rename(f'{sys.argv[1]}/{i}.new', f'{sys.argv[1]}/{i}.pid')   # whole, and only in a worker that watches already
+    time.sleep(3600)
+if __name__ == '__main__':
+    with mapper(Spread(workers=2)) as mapped: list(mapped(busy, [0, 1]))
+'''
+
+
 def test_workers_end_with_whoever_started_them(tmp_path):
-    code = ('import sys, time\nfrom mlcycle.batch import mapper, Spread\n'
-            'if __name__ == "__main__":\n    with mapper(Spread(workers=2)) as mapped: list(mapped(time.sleep, [60]*2))\n')
-    (tmp_path/'run.py').write_text(code)
-    run = subprocess.Popen([sys.executable, tmp_path/'run.py'])
-    until, busy = time.time()+60, lambda: [p for p in psutil.Process(run.pid).children() if 'spawn_main' in ' '.join(p.cmdline())]
-    while time.time() < until and sum(len(p.threads()) > 1 for p in busy()) < 2: time.sleep(.1)   # both watch
-    children = psutil.Process(run.pid).children()
+    (tmp_path/'run.py').write_text(BUSY)
+    run = subprocess.Popen([sys.executable, tmp_path/'run.py', tmp_path])
+    for _ in range(1200):
+        if len(found := [*tmp_path.glob('*.pid')]) == 2 or run.poll() is not None: break
+        time.sleep(.1)
+    workers = [psutil.Process(int(f.read_text())) for f in found]
+    assert len(set(workers)) == 2 and {p.ppid() for p in workers} == {run.pid}
     run.kill(); run.wait()
-    gone, alive = psutil.wait_procs(children, timeout=20)
-    assert len(gone) >= 2 and not alive
+    assert not psutil.wait_procs(workers, timeout=300)[1]     # they would sleep for an hour
 
 
 def test_a_cluster_gives_the_same(ready, many, tmp_path, monkeypatch):
