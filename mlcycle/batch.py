@@ -5,7 +5,7 @@
 # %% ../nbs/00ja_batch.ipynb #454f2e1d
 from __future__ import annotations
 import fcntl, json, os, secrets, shutil, tempfile, threading, time
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from datetime import datetime, timezone
@@ -98,23 +98,27 @@ def _times(project: Project, rows: pa.Table, job: Job) -> pa.Array:
 @contextmanager
 def _written(files: tuple[Path, ...]) -> Iterator[Callable]:
     "Write tables piece by piece into Parquet files that appear, whole and on disk, at the end."
-    names, writers = [f.with_suffix(f'.{os.getpid()}.tmp') for f in files], {}
+    names, writers, forced = [f.with_suffix(f'.{os.getpid()}.tmp') for f in files], {}, []
     def write(*tables):
-        for name, table in zip(names, tables):
-            table = storable(table)
+        for name, table in zip(names, map(storable, tables)):
             if name not in writers: writers[name] = pq.ParquetWriter(name, table.schema, **layout(table))
             writers[name].write_table(table)
+            forced.append(disk.submit(_force, name))   # the disk works while the next piece is scored
     try:
-        yield write
+        with ThreadPoolExecutor(1) as disk: yield write
+        for each in forced: each.result()   # an error of the disk is told to one of them only
         for writer in writers.values(): writer.close()
         for name, file in zip(names, files): _put(name, file)
     finally:
         for writer in writers.values(): writer.close()
         for name in names: name.unlink(missing_ok=True)
 
+def _force(file: Path) -> None:
+    with file.open('rb') as f: os.fsync(f.fileno())
+
 def _put(made: Path, place: Path) -> None:
     "Give a finished file its name, durably."
-    with made.open('rb') as f: os.fsync(f.fileno())
+    _force(made)
     os.replace(made, place)
     sync_folder(place.parent)
 

@@ -89,6 +89,7 @@ class Writer:
                  ):
         self.folder, self.spill, self.reserve, self.tell, self.took = folder, spill, reserve, tell, 2*QUICK
         self.handle, self.at, self.place, self.spare = None, 0, folder, None   # spare: (handle, file) of the next segment
+        self.usual = 0   # bytes of a write, lately
         self.queue, self.lock = queue.SimpleQueue(), threading.Lock()
         self.thread = threading.Thread(target=self._work, daemon=True, name='spool')
         self.thread.start()
@@ -154,13 +155,16 @@ class Writer:
                 n = os.pwrite(self.handle, rest, at)
                 rest, at = rest[n:], at+n
             os.fdatasync(self.handle)
+            self.usual += (len(data)-self.usual)/4
         except Exception as error:   # what the disk holds now is unknown: another segment is begun, and frames not acknowledged may stay
             self._let_go()
             return error
         self.at = at
         if at >= LARGEST or (self.place != self.folder and at >= SHORT): self._let_go()   # the first folder may have room again
 
-    def _half_used(self) -> bool: return self.place == self.folder and self.spare is None and 0 < self.reserve < 2*self.at
+    def _half_used(self) -> bool:
+        reserves = self.usual <= SHORT and self.place == self.folder   # what is written in advance is written twice: it pays for short ones only
+        return reserves and self.spare is None and 0 < self.reserve < 2*self.at
 
     def _used_up(self, more: int) -> bool: return self.spare is not None and self.at+more > self.reserve
 
@@ -182,7 +186,7 @@ class Writer:
         file = folder/f'{time.time_ns():020}-{os.getpid()}-{secrets.token_hex(4)}.new'
         handle = os.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
         fcntl.flock(handle, fcntl.LOCK_EX)   # before it has the name under which others find it
-        try: os.pwrite(handle, bytes(self.reserve), 0)
+        try: os.pwrite(handle, bytes(self.reserve if self.usual <= SHORT else 0), 0)
         except OSError as error:
             if error.errno not in FULL: os.close(handle); raise
             os.ftruncate(handle, 0)
