@@ -131,11 +131,11 @@ def rounds(strategy, do, cases: int, seed: int) -> None:
         except Unsatisfiable: return   # nothing can be wrong about a GET without parameters
 
 
-def phases(port: int) -> int: # exit status
+def phases(port: int, folder: Path) -> int: # exit status
     "Schemathesis' own cases by its own command: the document's examples, and each constraint at its edges."
     command = [str(Path(sys.executable).parent/'schemathesis'), 'run', f'http://127.0.0.1:{port}/openapi.json', '--header', f'Authorization: Bearer {TOKEN}', '--phases', 'examples,coverage',
                '--checks', 'not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance', '--request-timeout', '10']
-    return subprocess.run(command).returncode
+    return subprocess.run(command, cwd=folder).returncode   # it leaves a cache where it runs
 
 
 async def around(folder: Path, cases: int, processes: int, seed: int) -> tuple: # statuses, findings, status of the phases
@@ -152,7 +152,7 @@ async def around(folder: Path, cases: int, processes: int, seed: int) -> tuple: 
                 statuses, findings = statuses+part[0], findings+part[1]
                 print(table(*part).to_string(index=False, header=False), flush=True)
         for c in callers: c.join()
-        status = await asyncio.to_thread(phases, server.port)
+        status = await asyncio.to_thread(phases, server.port, folder)
         memory.append(server.memory())
     finally: await server.end(signal.SIGTERM)
     if 'Traceback' in (log := server.log.read_text()): findings['server', 'log', log[log.index('Traceback'):][:3000]] += log.count('Traceback')
