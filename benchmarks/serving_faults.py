@@ -1,15 +1,11 @@
-"""What a server under load loses when it is killed, and what strangers can make it say.
+"""What a server under load loses when it is killed.
 
     python benchmarks/serving_faults.py [--seconds 600] [--kills 3] [--clients 8] [--workers 2]
-    python benchmarks/serving_faults.py --schemathesis [--cases 10000]
 
-The first form keeps a server under load while it is killed with SIGKILL at even distances, started again, and its champion rolled back
+It keeps a server under load while it is killed with SIGKILL at even distances, started again, and its champion rolled back
 and retired in the middle. Then it counts, over every answer with status 200 that a caller has in hand: predictions that are not in the
 log (lost), that are in it twice (doubled), and answers by a version that was retired or rolled back two seconds before the request was
 sent, or that was never approved. All three must be 0. The memory of the server is taken at the beginning and at the end.
-
-The second form sends Schemathesis' cases for every operation of the OpenAPI document that the server itself describes: no 5xx, no
-answer that the document does not know, nothing without a token. It needs `pip install schemathesis`.
 """
 import argparse, asyncio, json, os, signal, subprocess, sys, tempfile, time
 from pathlib import Path
@@ -140,33 +136,16 @@ def run_faults(folder: Path, *, seconds: float, kills: int=3, clients: int=8, wo
     return asyncio.run(faults(folder, project, bodies, seconds=seconds, kills=kills, clients=clients, workers=workers))
 
 
-def strangers(folder: Path, cases: int, seed: int=0) -> int: # exit status
-    "Schemathesis against a server that really runs."
-    project, bodies = prepared(folder, 2000)
-    async def around() -> int:
-        server = Serving(folder, project.folder, 1)
-        await server.start(bodies[0].decode())
-        command = [str(Path(sys.executable).parent/'schemathesis'), 'run', f'http://127.0.0.1:{server.port}/openapi.json', '--header', f'Authorization: Bearer {TOKEN}',
-                   '--max-examples', str(cases), '--seed', str(seed), '--checks', 'not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance',
-                   '--request-timeout', '10', '--phases', 'examples,coverage,fuzzing']
-        try: return (await asyncio.to_thread(subprocess.run, command)).returncode
-        finally: await server.end(signal.SIGTERM)
-    return asyncio.run(around())
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--seconds', type=float, default=600)
     parser.add_argument('--kills', type=int, default=3)
     parser.add_argument('--clients', type=int, default=8)
     parser.add_argument('--workers', type=int, default=2)
-    parser.add_argument('--schemathesis', action='store_true')
-    parser.add_argument('--cases', type=int, default=10_000, help='of an operation')
     parser.add_argument('--folder', default='.', help='where the server writes')
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=given.folder) as place:
         folder = Path(place).resolve()
-        if given.schemathesis: sys.exit(strangers(folder, given.cases))
         found = run_faults(folder, seconds=given.seconds, kills=given.kills, clients=given.clients, workers=given.workers)
     for name, value in found.items(): print(f'{name:40} {value}')
     if found['lost'] or found['doubled'] or found['by a retired or unapproved version']: sys.exit(1)

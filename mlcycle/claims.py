@@ -9,10 +9,11 @@ from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Iterator, NamedTuple
+from .core import MlcycleError
 from .inputs import BadRequest
 
 # %% auto #0
-__all__ = ['KEY', 'DAY', 'MADE', 'read_key', 'Claim', 'Claims', 'once']
+__all__ = ['KEY', 'DAY', 'MADE', 'read_key', 'Claim', 'Claims', 'SharedClaims', 'lock_number', 'open_claims', 'once']
 
 # %% ../nbs/00ibga_claims.ipynb #70fac31d
 KEY = {'name': 'Idempotency-Key', 'in': 'header', 'required': False, 'schema': {'type': 'string', 'pattern': '^[!-~]([ -~]{0,253}[!-~])?$'},
@@ -95,6 +96,61 @@ class Claims:
         self.base.close()
         (self.folder/f'{self.owner}.lock').unlink(missing_ok=True)
         self.alive.close()
+
+# %% ../nbs/00ibga_claims.ipynb #5bbd5c5f
+class SharedClaims(Claims):
+    "The keys of all servers whose ledger is in one database of PostgreSQL."
+    def __init__(self, url: str, table: str): # of the ledger
+        from mlcycle.ledger import database   # it brings SQLAlchemy, which a served bundle does without
+        self.owner, self.lock, self.flying, self.table = secrets.token_hex(8), threading.Lock(), set(), f'{table}_claims'
+        self.engine, self.alive = database(url), None
+        with self._database() as do:
+            do(f'BEGIN; SELECT pg_advisory_xact_lock({lock_number(self.table)})')   # two that make a table at once stumble
+            do(MADE.replace('REAL', 'DOUBLE PRECISION').replace('BLOB', 'BYTEA').replace('claims', self.table))
+            do('COMMIT')
+
+    @contextmanager
+    def _database(self) -> Iterator[Callable]:
+        from sqlalchemy.exc import DBAPIError
+        try:
+            with self.engine.connect() as connection: yield connection.exec_driver_sql
+        except DBAPIError as error: raise MlcycleError(f'The database that remembers keys cannot be used: {str(error.orig).splitlines()[0]}. Start it, or send no key.') from None
+
+    def _live(self) -> None:
+        "Hold the lock that says that this process lives; again after the database was away."
+        from sqlalchemy.exc import DBAPIError
+        try:
+            if self.alive is not None: self.alive.exec_driver_sql('SELECT 1'); return
+        except DBAPIError: self.alive.close()
+        self.alive = self.engine.connect()
+        self.alive.exec_driver_sql(f'SELECT pg_advisory_lock({lock_number(self.owner)})')
+
+    @contextmanager
+    def _writing(self) -> Iterator[Callable]:
+        with self.lock, self._database() as do:
+            self._live()
+            do(f'BEGIN; LOCK TABLE {self.table} IN EXCLUSIVE MODE')
+            yield lambda statement, values: do(statement.replace('claims', self.table).replace('?', '%s'), values)
+            do('COMMIT')   # an error closes the connection, and nothing of it stays
+
+    def _at_work(self, name: str, owner: str) -> bool:
+        if owner == self.owner: return name in self.flying
+        if not owner: return False
+        with self._database() as do: return not do(f'SELECT pg_try_advisory_lock({lock_number(owner)})').scalar()
+
+    def close(self) -> None:
+        "Leave nothing open."
+        if self.alive is not None: self.alive.close()
+
+def lock_number(owner: str) -> int: # of 63 bits
+    "The number of a process's lock in the database."
+    return int(hashlib.sha256(owner.encode()).hexdigest()[:15], 16)
+
+def open_claims(folder: Path, # on this machine
+                url: str, table: str, # of the ledger
+                ) -> Claims:
+    "The keys that hold as far as the ledger does: in the store's folder, or in the ledger's database."
+    return Claims(folder) if url.startswith('sqlite:') else SharedClaims(url, table)
 
 # %% ../nbs/00ibga_claims.ipynb #4eae0e2e
 async def once(service, key: str, asked, # with `body` and `query`

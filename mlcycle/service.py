@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 from .answering import LogForm, Ready, teller
 from .bundle import BundleService, finish
-from .claims import Claim, Claims
+from .claims import Claim, Claims, open_claims
 from .core import Blocked, DataError, IntegrityError, Project
 from .features import FeaturePlan
 from .gates import registered
@@ -161,7 +161,7 @@ class ProjectService:
     def claims(self) -> Claims:
         "The keys of requests; nothing is opened before somebody sends one."
         self.project.must_write('predictions')
-        return Claims(self.project.store/'claims')
+        return open_claims(self.project.store/'claims', self.project.ledger.url, self.project.ledger.table)
 
     def recall(self, claim: Claim, asked) -> bytes | None:
         "The answer to a request out of the log; None where nothing was logged under its claim."

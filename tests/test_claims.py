@@ -108,3 +108,34 @@ def test_a_bundle_says_that_it_remembers_nothing(project, tmp_path, monkeypatch)
     build_bundle(project, out=tmp_path/'bundle')
     refused = ask(client_of(tmp_path/'bundle'), body_of(project), 'k')
     assert refused.status_code == 400 and refused.json()['code'] == 'no_keys'
+
+
+def test_a_key_holds_on_every_machine_that_shares_the_ledger(tmp_path, postgres):
+    "Two folders as on two machines: one answer and one row; what another works on is waited for; the database away and back."
+    import shutil
+    from mlcycle.claims import SharedClaims
+    from mlcycle.inputs import BadRequest
+    from mlcycle.ledger import database
+    first = new_project(tmp_path/'a', data='id = "id"\nprotected = ["sex"]\ndrop = ["sex"]', more=f'[store]\nledger = "{postgres}"\ntables = "{tmp_path}/tables"')
+    first.update_settings({'project.name': 'keys of two'})
+    first = Project(tmp_path/'a', actor='Ada')
+    crown(first, register(first, strange_rows(), LogisticRegression()))
+    shutil.copytree(tmp_path/'a', tmp_path/'b')
+    machines = [first, Project(tmp_path/'b', actor='Ada')]
+    clients, body = [client_of(m) for m in machines], body_of(first)
+    with ThreadPoolExecutor(8) as pool: said = [*pool.map(lambda i: ask(clients[i % 2], body, 'both'), range(16))]
+    assert {a.status_code for a in said} <= {200, 409} and len({a.content for a in said if a.status_code == 200}) == 1
+    assert [ask(c, body, 'both').content for c in clients] == [next(a.content for a in said if a.status_code == 200)]*2
+    assert sum(len(c.app.state.service.settle() or predictions(m)) for c, m in zip(clients[1:], machines[1:])) == 6
+    here, there = (c.app.state.service.claims for c in clients)
+    assert isinstance(here, SharedClaims) and here.owner != there.owner
+    def working() -> str:
+        try: return 'unclear' if there.take('held', b'body', '1').unclear else 'free'
+        except BadRequest as error: return error.code
+    held = here.take('held', b'body', '1')
+    assert working() == 'in_progress'
+    with database(postgres).connect() as c: c.exec_driver_sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND backend_type = 'client backend'")
+    assert here.take('other', b'body', '1').answer is None and working() == 'in_progress'     # it holds its lock again
+    here.alive.close()                                                                        # the end of its process
+    assert working() == 'unclear' and held.name in there.flying
+    for c in clients: c.app.state.service.close()
