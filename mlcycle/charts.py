@@ -165,7 +165,9 @@ def draw_timeline(figure, report: MonitoringReport, version: str | None=None) ->
     version = version or watched_version(report)
     windows = [w for w in report.windows if w.version == version]
     if not windows:
-        figure.text(.5, .5, 'No predictions have been logged.', ha='center', va='center', color=GREY)
+        axes = figure.subplots()
+        axes.set_axis_off()
+        axes.text(.5, .5, 'No predictions have been logged.', ha='center', va='center', color=GREY)
         return
     above, middle, below = figure.subplots(3, 1, sharex=True, gridspec_kw={'height_ratios': [2.2, 2, 1]})
     _performance(above, windows, report.metric)

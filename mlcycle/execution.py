@@ -118,7 +118,7 @@ def _deadline(kernels, mark: str, seconds: float) -> Iterator[threading.Event]:
 
 # %% ../nbs/10c_execution.ipynb #bf33c98e
 def _judged(working: Path, failure: BaseException | None, expired_after: float | None) -> Execution:
-    if expired_after: return Execution(state='failed', exit_status=1, why=f'stopped after its time limit of {expired_after:g} s. {_last_cell(working)}')
+    if expired_after: return Execution(state='failed', exit_status=1, why=f'stopped after its time limit of {expired_after:.3g} s. {_last_cell(working)}')
     if failure is not None: return _judged_failure(working, failure)
     saved = _saved(working)
     if saved is None: return Execution(state='failed', exit_status=1, why='what ran could not be saved. Look for room on the disk, then run again.')

@@ -39,6 +39,7 @@ def plot_estimates(figures: dict[str, Estimate], # name → Estimate
     for place, e in zip(range(len(figures))[::-1], figures.values()):
         if e.status != 'ok': ax.text(0.02, place, f'× {plain_text(e.reason, 60)}', **left)
         else: ax.errorbar(e.value, place, xerr=_reach(e), fmt='o', color=BLUE, capsize=3)
+    if not figures: ax.text(.5, .5, 'nothing to show', transform=ax.transAxes, ha='center', color=GREY)
     ax.set_yticks(range(len(figures))[::-1], [plain_text(k, 36) for k in figures])
     ax.set(title=title, ylim=(-0.6, max(1, len(figures))-0.4))
     if zero: ax.axvline(0, color=GREY, linewidth=0.8)

@@ -10,8 +10,8 @@ from types import SimpleNamespace
 from .core import DataError, write_atomic
 
 # %% auto #0
-__all__ = ['POLICY', 'STYLE', 'PAGE', 'page', 'import_nbformat', 'read_notebook', 'read_sources', 'to_html', 'get_ready',
-           'title_of', 'readme', 'write_readme']
+__all__ = ['POLICY', 'STYLE', 'PAGE', 'MESSAGES', 'page', 'import_nbformat', 'read_notebook', 'read_sources', 'to_html',
+           'get_ready', 'title_of', 'readme', 'write_readme']
 
 # %% ../nbs/10_report.ipynb #a2e331ef
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; font-src data:"
@@ -96,11 +96,19 @@ def get_ready() -> None:
     with _one_page_at_a_time: _exporter().from_notebook_node(import_nbformat().v4.new_notebook())
 
 def _visible(content):
-    "The notebook without cells tagged 'hide'; warnings stay in the executed notebook, which lies beside the page."
-    content.cells = [c for c in content.cells if not {'hide', 'remove-cell'} & set(c.metadata.get('tags', []))]
+    "The notebook without cells tagged 'hide'; warnings and tracebacks stay in the executed notebook, which lies beside the page."
+    told = any(o.get('ename') in MESSAGES for c in content.cells for o in c.get('outputs', []))
+    hidden = {'hide', 'remove-cell', *(['papermill-error-cell-tag'] if told else [])}
+    content.cells = [c for c in content.cells if not hidden & set(c.metadata.get('tags', []))]
     for cell in content.cells:
-        if 'outputs' in cell: cell.outputs = [o for o in cell.outputs if o.get('name') != 'stderr']
+        if 'outputs' in cell: cell.outputs = [_told(o) for o in cell.outputs if o.get('name') != 'stderr']
     return content
+
+MESSAGES = ('Blocked', 'MissingEvidence', 'Retired', 'SettingsError', 'DataError', 'IntegrityError')   # errors that a person is told in a sentence
+
+def _told(output):
+    if output.get('ename') in MESSAGES: output.traceback = [f'{output.ename}: {output.evalue}']
+    return output
 
 def _without_scripts(body: str) -> str:
     return re.sub(r'<script\b.*?(</script\s*>|$)', '', body, flags=re.S | re.I)

@@ -26,7 +26,7 @@ def rows(n: int=300, seed: int=0) -> pd.DataFrame:
     ('header.csv', 'a,b,left\n', (), 'header.csv'),
     ('twice.csv', 'a,a,left\n1,2,yes\n3,4,no\n', (), "'a'"),
     ('good.csv', None, ('--target', 'lefft'), "'lefft'"),
-    ('one.csv', 'a,left\n'+'\n'.join(f'{i},yes' for i in range(60))+'\n', (), '1 different'),
+    ('one.csv', 'a,left\n'+'\n'.join(f'{i},yes' for i in range(60))+'\n', (), 'It needs at least two'),
     ('bits.csv', b'a,left\n1,\xff\xfe\x00yes\n', (), 'bits.csv'),
     ('nothere.csv', 0, (), 'nothere.csv'),
     ('cut.parquet', b'PAR1 and nothing more', (), 'cut.parquet')])
