@@ -289,7 +289,7 @@ CHANNEL_KEYS = {   # kind → keys it needs, keys it may have
 class Channel(Record):
     "One way by which people or machines learn of alarms."
     name: Annotated[str, Field(pattern=r'^[A-Za-z0-9][A-Za-z0-9._-]{0,59}$')] # told apart by it in the ledger
-    kind: Literal['email', 'webhook', 'command', 'file']
+    kind: Literal['email', 'webhook', 'command', 'file'] # by which way
     on: list[Literal['raised', 'resolved', 'run']] = ['raised', 'resolved'] # what is told; run: the end of each `mlcycle run`
     seconds: Annotated[float, Field(gt=0, le=300, allow_inf_nan=False)] = 10 # time limit of one delivery
     host: str = '' # email: the SMTP server
@@ -336,15 +336,15 @@ class ScheduleSection(Record):
     "When steps run by themselves: a cron expression of five fields a step, read in one time zone."
     zone: str = 'UTC' # an IANA name such as Europe/Berlin
     overlap: Literal['queue', 'skip'] = 'queue' # what becomes of a slot whose step is still running
-    problem: str = ''
-    data: str = ''
-    development: str = ''
-    validation: str = ''
-    deployment: str = ''
-    monitoring: str = ''
-    retraining: str = ''
-    governance: str = ''
-    retirement: str = ''
+    problem: str = '' # when this step runs; empty: not by itself
+    data: str = '' # when this step runs; empty: not by itself
+    development: str = '' # when this step runs; empty: not by itself
+    validation: str = '' # when this step runs; empty: not by itself
+    deployment: str = '' # when this step runs; empty: not by itself
+    monitoring: str = '' # when this step runs; empty: not by itself
+    retraining: str = '' # when this step runs; empty: not by itself
+    governance: str = '' # when this step runs; empty: not by itself
+    retirement: str = '' # when this step runs; empty: not by itself
 
     @property
     def steps(self) -> dict[str, str]: # step → cron expression
@@ -376,8 +376,8 @@ class ProjectSection(Record):
 
 class Costs(Record):
     "What an error costs, in any one unit."
-    false_positive: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
-    false_negative: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
+    false_positive: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0 # of a yes that was wrong
+    false_negative: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0 # of a no that was wrong
 
 class ProblemSection(Record):
     "The question that the model answers."
@@ -387,8 +387,8 @@ class ProblemSection(Record):
     objective: str = '' # what shall become better
     decision: str = '' # the decision that the prediction supports
     stakeholders: list[str] = [] # who is affected
-    intended_use: str = ''
-    out_of_scope: str = ''
+    intended_use: str = '' # what the model may be used for
+    out_of_scope: str = '' # what it must not be used for
     success: list[Criterion] = [] # all must pass
     kill: list[Criterion] = [] # one that holds ends the model
     costs: Costs = Costs()
@@ -396,18 +396,18 @@ class ProblemSection(Record):
 
 class Source(Record):
     "Where rows come from: a file or folder, a URL, or a database and a query."
-    name: str = 'data'
+    name: str = 'data' # what joins call it
     path: str = '' # file, or folder of files of the same columns; relative to the project
     url: str = '' # any fsspec URL
     connection: str = '' # any SQLAlchemy URL; may name an environment variable as ${NAME}
-    query: str = ''
-    format: Literal['auto', 'csv', 'parquet', 'jsonl', 'excel'] = 'auto'
+    query: str = '' # SQL whose rows are read; goes with `connection`
+    format: Literal['auto', 'csv', 'parquet', 'jsonl', 'excel'] = 'auto' # auto: by the ending of the name and the first bytes
     text: list[str] = [] # columns kept as text, nothing read as missing but the empty cell
     missing: list[str] = [] # tokens read as missing
-    separator: str | None = None
-    decimal: Literal['.', ','] | None = None
-    encoding: str | None = None
-    sheet: str | None = None
+    separator: str | None = None # between the fields of a CSV file; none: found out
+    decimal: Literal['.', ','] | None = None # of numbers in text; none: found out
+    encoding: str | None = None # of a text file, such as utf-8 or cp1252; none: found out
+    sheet: str | None = None # of an Excel file; none: the first
 
     @model_validator(mode='after')
     def _one_origin(self):
@@ -421,12 +421,12 @@ class Join(Record):
     left: str # name of a source, or of the join so far
     right: str # name of a source
     on: Annotated[list[str], Field(min_length=1)] # key columns
-    how: Literal['left', 'inner'] = 'left'
+    how: Literal['left', 'inner'] = 'left' # left: rows without a partner stay; inner: they go
 
 class Treatment(Record):
     "One step of cleaning, proposed by the data stage, accepted or refused by a person."
-    action: Literal['missing_token', 'strip', 'drop_column', 'drop_duplicates', 'clip', 'drop_missing_target']
-    column: str = ''
+    action: Literal['missing_token', 'strip', 'drop_column', 'drop_duplicates', 'clip', 'drop_missing_target'] # what is done
+    column: str = '' # to which column; empty: to the rows
     value: Scalar = None # the token, for missing_token
     low: float | None = None # for clip
     high: float | None = None # for clip
@@ -446,14 +446,14 @@ class Allowed(Record):
 
 class SplitSection(Record):
     "How training, test and replay rows are told apart."
-    strategy: Literal['auto', 'random', 'time', 'group'] = 'auto'
+    strategy: Literal['auto', 'random', 'time', 'group'] = 'auto' # auto: time, group or random, as the data ask; the reason is recorded
     test: Share = 0.2 # share of rows sealed for validation
     live: Share = 0.0 # newest share kept back, to be replayed as production
 
 class DataSection(Record):
     "Sources, the roles of their columns, and what is done to them."
     sources: Annotated[list[Source], Field(min_length=1)]
-    combine: Literal['join', 'stack'] = 'join'
+    combine: Literal['join', 'stack'] = 'join' # several sources: put side by side by `joins`, or below one another
     joins: list[Join] = []
     time: str = '' # when the prediction is made
     id: str = '' # what one row is about
@@ -463,7 +463,7 @@ class DataSection(Record):
     drop: list[str] = [] # columns that training must not see
     immutable: list[str] = [] # columns that nobody can change, such as a date of birth
     allowed: dict[str, Allowed] = {} # what other columns may be changed to
-    types: dict[str, Literal['number', 'category', 'text', 'date', 'boolean']] = {}
+    types: dict[str, Literal['number', 'category', 'text', 'date', 'boolean']] = {} # column → type, where the one found out is wrong
     auto: Literal['safe', 'none'] = 'safe' # whether safe treatments are applied unasked
     accept: list[Treatment] = []
     refuse: list[Treatment] = []
@@ -473,18 +473,18 @@ class DevelopmentSection(Record):
     "What may be tried, and for how long."
     candidates: list[str] = [] # names of algorithms; empty: all that fit the task
     metric: str = '' # what the search improves; empty: the task's default
-    folds: Annotated[int, Field(ge=2, le=50)] = 5
-    trials: Annotated[int, Field(ge=1)] = 30
-    seconds: Positive = 60
-    calibrate: bool = True
+    folds: Annotated[int, Field(ge=2, le=50)] = 5 # parts of the training rows; each is predicted by a model that has not seen it
+    trials: Annotated[int, Field(ge=1)] = 30 # at most so many models are tried
+    seconds: Positive = 60 # at most so long
+    calibrate: bool = True # whether scores may be turned into probabilities by a curve, where that helps
     max_rows: Annotated[int, Field(ge=100)] = 200_000 # rows a search looks at
 
 class ValidationSection(Record):
     "How sure the test has to be."
     min_group: Annotated[int, Field(ge=2)] = 30 # rows below which a group is not estimable
-    min_positive: Annotated[int, Field(ge=1)] = 10
-    level: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
-    resamples: Annotated[int, Field(ge=100)] = 2000
+    min_positive: Annotated[int, Field(ge=1)] = 10 # rows that a metric hangs on (positives, for a recall), below which it is not estimable
+    level: Annotated[float, Field(gt=0.5, lt=1)] = 0.95 # confidence of every interval
+    resamples: Annotated[int, Field(ge=100)] = 2000 # of an interval that has no closed form
 
 class CanarySection(Record):
     "How a candidate is let in: by which steps, and how much worse it may be than the champion before it is stopped."
@@ -507,7 +507,7 @@ class CanarySection(Record):
 
 class LoggedColumn(Record):
     "What the log makes of one column of a request."
-    name: Annotated[str, Field(min_length=1)]
+    name: Annotated[str, Field(min_length=1)] # a column of the model, or one that the request has besides
     stored: Literal['kept', 'hashed', 'dropped'] = 'hashed' # as it came, as a keyed hash, or not at all
 
 class LogSection(Record):
@@ -524,7 +524,7 @@ class LogSection(Record):
 
 class TreatedColumn(Record):
     "What one column's unusual values are taken for."
-    name: Annotated[str, Field(min_length=1)]
+    name: Annotated[str, Field(min_length=1)] # a column of the model
     unseen: Literal['', 'other', 'refuse'] = '' # a level that training did not see; empty: as for all columns
     missing: Literal['', 'refuse', 'missing', 'value'] = '' # none where training always had one; empty: as for all columns
     value: Scalar = None # for missing = "value": what is put in its place
@@ -554,11 +554,11 @@ class InputsSection(Record):
 class DeploymentSection(Record):
     "How the model is served."
     name: str = '' # of image and service; empty: from the project's
-    port: Annotated[int, Field(ge=1, le=65535)] = 8000
-    replicas: Annotated[int, Field(ge=1)] = 2
+    port: Annotated[int, Field(ge=1, le=65535)] = 8000 # on which the server listens
+    replicas: Annotated[int, Field(ge=1)] = 2 # pods that run at least
     pod_requests: Annotated[int, Field(ge=1)] = 100 # a second that one pod carries before another is added
     spill: str = '' # folder, of this project alone, for predictions while the store's disk is full; empty: the server answers 503
-    image: str = ''
+    image: str = '' # name in a registry of containers; empty: from `name`
     canary: CanarySection = CanarySection()
     scorer: Literal['exact', 'onnx'] = 'exact' # onnx: the estimator in 32 bits by ONNX Runtime, where no decision differs
     log: LogSection = LogSection()
@@ -577,11 +577,11 @@ def false_alarms_per_day(budget: str, # such as '1 per quarter'
 
 class MonitoringSection(Record):
     "How production is watched."
-    window_days: Positive = 30
-    min_rows: Annotated[int, Field(ge=1)] = 50
+    window_days: Positive = 30 # days of production in one window
+    min_rows: Annotated[int, Field(ge=1)] = 50 # rows, or known outcomes, below which a window tells nothing
     false_alarms: str = '1 per year' # alarms without a cause that one version may raise; per week, month, quarter or year
     min_effect: Share = 0.05 # share of rows that must be different before it is worth a person's time
-    reference: Literal['train', 'test'] = 'train'
+    reference: Literal['train', 'test'] = 'train' # the rows that windows are compared with: training or sealed test
     outcomes_share: Share = 0.8 # of a window's rows whose outcome is known before its estimate is held to them
 
     @field_validator('false_alarms')
@@ -591,8 +591,8 @@ class MonitoringSection(Record):
 
 class RetrainingSection(Record):
     "When a new version is due, and what it has to show."
-    max_age_days: Positive = 180
-    min_rows: Annotated[int, Field(ge=1)] = 200
+    max_age_days: Positive = 180 # older than this, a version has expired and another is due
+    min_rows: Annotated[int, Field(ge=1)] = 200 # new rows with outcomes below which there is nothing to learn
     non_inferiority: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0 # margin by which a challenger may be worse
 
 class GovernanceSection(Record):
@@ -602,22 +602,22 @@ class GovernanceSection(Record):
 
 class RetentionSection(Record):
     "How long what is kept."
-    predictions_days: Positive = 365
-    labels_days: Positive = 365
-    artifacts_days: Positive = 3650
+    predictions_days: Positive = 365 # of the log
+    labels_days: Positive = 365 # of outcomes
+    artifacts_days: Positive = 3650 # of model files, counted from retirement
     profiles_days: Positive = 1825 # of monitoring windows
     logs_days: Positive = 365 # of what the machine did
-    keep: list[str] = ['ledger', 'documents']
+    keep: list[str] = ['ledger', 'documents'] # what is never deleted by age
 
 class Gate(Record):
     "Evidence that must be there before a version moves on."
-    name: Annotated[str, Field(min_length=1)]
-    before: Literal['promotion', 'deployment'] = 'promotion'
+    name: Annotated[str, Field(min_length=1)] # what messages call it
+    before: Literal['promotion', 'deployment'] = 'promotion' # what it stands in front of
     evidence: Annotated[str, Field(min_length=1)] # a ledger kind
     field: str = '' # of the newest such entry about the version
-    equals: Scalar = None
-    at_least: Annotated[float, Field(allow_inf_nan=False)] | None = None
-    at_most: Annotated[float, Field(allow_inf_nan=False)] | None = None
+    equals: Scalar = None # what the field has to be
+    at_least: Annotated[float, Field(allow_inf_nan=False)] | None = None # what the field must not be below
+    at_most: Annotated[float, Field(allow_inf_nan=False)] | None = None # what the field must not be above
     count: Annotated[int, Field(ge=1)] | None = None # how many such entries; approvals: None means by risk tier
 
 class RunSection(Record):

@@ -45,6 +45,20 @@ def test_every_command_has_help_and_is_documented():
             assert all(p.param_type_name == 'argument' or p.help for p in part.params), (name, part.name)
 
 
+def test_the_reference_shows_every_kind_of_evidence_key_and_command():
+    from html import unescape
+    from mlcycle.cli import main
+    from mlcycle.core import Settings
+    from mlcycle.reference import COMMAND_STAGES, commands, evidence, settings_keys
+    assert set(COMMAND_STAGES) == set(main.commands)
+    keys = settings_keys()
+    assert {k.split('.')[0].removesuffix('[]') for k in keys.key} == set(Settings.model_fields) and (keys.meaning.str.len() > 3).all()
+    cells = json.loads((HERE/'nbs/13a_reference.ipynb').read_text())['cells']
+    page = unescape(''.join(''.join(o['data']['text/html']) for c in cells for o in c.get('outputs', [])))
+    for table in (evidence(), keys, commands()):   # what is committed is what the code says today
+        for row in table.astype(str).to_numpy(): assert all(f'>{text}<' in page for text in row), f'{row}: execute nbs/13a_reference.ipynb anew'
+
+
 def test_quarto_lists_the_real_pages():
     import yaml
     listed = set(re.findall(r'[\w./-]+\.ipynb', (HERE/'_quarto.yml').read_text()))
