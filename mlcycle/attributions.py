@@ -148,7 +148,9 @@ def group_contributions(explanation: Explanation, attribute: str, *, groups, # o
             values = explanation.of(output)
             about = (attribute, group, output)
             if short: found.append((*about, '', int(mine.sum()), 'not estimable', *[None]*4))
-            else: found += [(*about, str(c), int(mine.sum()), 'ok', *_against(values[c].to_numpy(float), mine)) for c in values]
+            else:
+                found += [(*about, str(c), int(mine.sum()), 'ok',
+                           *_against(values[c].to_numpy(float), mine)) for c in values]
     names = ['attribute', 'group', 'output', 'column', 'n', 'status', 'mean', 'difference', 'low', 'high']
     return pd.DataFrame(found, columns=names, dtype=object)
 
@@ -161,7 +163,8 @@ def _against(values: np.ndarray, mine: np.ndarray) -> tuple: # mean, difference,
     return float(a.mean()), gap, gap-reach, gap+reach
 
 # %% ../nbs/04ab_attributions.ipynb #be216b70
-def uses(explanation: Explanation, where: list[str], # of each explained row: '' for training rows, else its window
+def uses(explanation: Explanation,
+         where: list[str], # of each explained row: '' for training rows, else its window
          ) -> pd.DataFrame: # window, column, n, mean, low, high, then, differs
     "How much each column counted in each window, beside the training rows."
     sizes = explanation.values.abs().groupby(np.array(explanation.rows)).mean().reset_index(drop=True)
@@ -175,8 +178,10 @@ def uses(explanation: Explanation, where: list[str], # of each explained row: ''
             if len(now) < 2: continue
             mean, low, high = mean_interval(pd.Series(now))
             was = float(then.mean()) if len(then) else None
-            found.append((window, str(column), len(now), mean, max(0., low), high, was, _apart_by(now, then) > strict))
-    return pd.DataFrame(found, columns=['window', 'column', 'n', 'mean', 'low', 'high', 'then', 'differs'], dtype=object)
+            found.append((window, str(column), len(now), mean, max(0., low), high, was,
+                          _apart_by(now, then) > strict))
+    return pd.DataFrame(found, columns=['window', 'column', 'n', 'mean', 'low', 'high', 'then', 'differs'],
+                        dtype=object)
 
 def _apart_by(now: np.ndarray, then: np.ndarray) -> float: # standard errors
     "How far two means lie apart."
@@ -239,7 +244,8 @@ def _sampled(project: Project, model, version: str) -> _Rows:
     for window in known[-WINDOWS:]:
         mine = log[log['window'] == window]
         chosen = mine.sample(min(len(mine), most), random_state=seed)
-        found.append((window, chosen[[c for c in map(stored_name, wide) if c in chosen]].rename(columns={stored_name(c): c for c in wide})))
+        found.append((window, chosen[[c for c in map(stored_name, wide)
+                                      if c in chosen]].rename(columns={stored_name(c): c for c in wide})))
     if not found: raise DataError('Neither predictions nor training rows of it are left to look at.')
     rows = pd.concat([f.reindex(columns=wide) for _, f in found], ignore_index=True)
     return _Rows(rows, [w for w, f in found for _ in range(len(f))])
@@ -248,7 +254,8 @@ def readable(rows: pd.DataFrame, plan: FeaturePlan) -> pd.DataFrame:
     "Rows with numbers as numbers and times as times, for plots and sums."
     from mlcycle.counterfactuals import ORDERED, read_column
     kinds = {c.name: c for c in plan.columns if c.type in ORDERED}
-    return pd.DataFrame({c: read_column(rows[c], kinds[c]) if c in kinds else rows[c].to_numpy() for c in rows})
+    return pd.DataFrame({c: read_column(rows[c], kinds[c]) if c in kinds else rows[c].to_numpy()
+                         for c in rows})
 
 def record_attributions(project: Project, version: str) -> Attributions:
     "Explain a sample of a version's rows, and keep what they have in common; what is known already is returned."
@@ -273,7 +280,8 @@ def _attributions(project: Project, model, sample: _Rows, made_from: str) -> Att
     apart = [group_contributions(explanation, a, groups=seen[a], least=least) for a in known]
     others = f', the others of {len(windows)} windows of predictions' if windows else ''
     source = f'{len(rows):,} rows: {sample.where.count(""):,} of training{others}'
-    return Attributions(version=model.version, rows=len(rows), source=source, unit=explanation.unit, inputs=made_from,
+    return Attributions(version=model.version, rows=len(rows), source=source, unit=explanation.unit,
+                        inputs=made_from,
                         note=explanation.note, partners=pairs, uses=uses(explanation, sample.where),
                         curves=curves(explanation, seen[list(rows.columns)], pairs),
                         groups=pd.concat(apart, ignore_index=True) if apart else pd.DataFrame())

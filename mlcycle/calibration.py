@@ -34,7 +34,8 @@ def fit_curve(y: np.ndarray, # 0 and 1; or positions of classes
         ends = 1/(len(y)+2)   # Laplace: nothing seen is ever quite certain
         stairs = IsotonicRegression(y_min=ends, y_max=1-ends, out_of_bounds='clip').fit(p[:, 1], y)
         return {'method': method, 'x': stairs.X_thresholds_.tolist(), 'y': stairs.y_thresholds_.tolist()}
-    if method != 'temperature': raise SettingsError(f'No curve {method!r}. Allowed: sigmoid, isotonic, temperature.')
+    if method != 'temperature':
+        raise SettingsError(f'No curve {method!r}. Allowed: sigmoid, isotonic, temperature.')
     rows = np.arange(len(y))
     def loss(log_t):
         return -np.log(apply_curve(p, {'method': method, 'temperature': np.exp(log_t)})[rows, y]+1e-12).mean()
@@ -121,7 +122,8 @@ def choose_threshold(y: np.ndarray, # 0 and 1
     cheaper = f'cheaper by {saved.text} a row than {asked:.3f}; luck finds one as cheap in {luck:.1%} of draws'
     table = pd.DataFrame({'threshold': grid, 'cost': [_costs(y, p, t, costs).mean() for t in grid],
                           'selected': [(p >= t).mean() for t in grid]})
-    cost = evaluate(Terms(task='binary', threshold=value, costs=costs, level=level), y, p, names=['cost'])['cost']
+    cost = evaluate(Terms(task='binary', threshold=value, costs=costs, level=level), y, p,
+                    names=['cost'])['cost']
     why = f'{odds}; {cheaper if value != asked else "no other score is cheaper by more than luck"}'
     return Threshold(value=value, cost=cost, why=why, table=table)
 

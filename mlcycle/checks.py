@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 from scipy.special import ndtr, ndtri
 from .core import Estimate, Settings
-from .metrics import (METRICS, MISSING, Scored, by_group, default_metric, difference, disparity, grouped,
+from .metrics import (METRICS, MISSING, Scored, by_group, default_metric, difference, disparity,
+                             grouped,
                              measure, said_and_came, scored, terms_of)
 from .statistics import holm, square_and_add
 
@@ -193,7 +194,8 @@ def robustness(examined: Examined,
 
 def _drop(some: Examined, X: pd.DataFrame) -> tuple: # status, value, drop, low, high, reason
     shaken = some._replace(scores=some.model.scores(X))
-    gap, after = difference(some.scored, shaken.scored, some.metric), shaken.measured([some.metric])[some.metric]
+    gap, after = difference(some.scored, shaken.scored,
+                            some.metric), shaken.measured([some.metric])[some.metric]
     return gap.status, after.value, gap.value, gap.low, gap.high, gap.reason
 
 # %% ../nbs/04b_checks.ipynb #213bd9f4

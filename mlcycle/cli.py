@@ -20,7 +20,8 @@ __all__ = ['SIGNS', 'main', 'demo', 'new', 'run_steps', 'run_every', 'tell_step'
 atexit.register(gc.freeze)   # what is in memory goes with the process: to look through it once more takes a fifth of a second
 
 @click.group(cls=Mlcycle, context_settings={'help_option_names': ['-h', '--help'], 'max_content_width': 100})
-@click.option('--project', 'folder', default='.', metavar='DIR', help='Folder of the project; default: the current one or above.')
+@click.option('--project', 'folder', default='.', metavar='DIR',
+              help='Folder of the project; default: the current one or above.')
 @click.version_option(__version__, prog_name='mlcycle')
 @click.pass_context
 def main(context: click.Context, folder: str) -> None:
@@ -32,8 +33,10 @@ for command in (*WATCHING, *DECIDING): main.add_command(command)
 # %% ../nbs/13_cli.ipynb #9146b19c
 @main.command()
 @click.argument('folder', type=click.Path(file_okay=False), default='mlcycle-demo', metavar='[DIR]')
-@click.option('--data', type=click.Choice(['loans', 'diabetes', 'breast_cancer', 'adult']), default='loans', show_default=True, help='The sample data.')
-@click.option('--file', default='', metavar='PATH', help="Where adult.csv lies (for --data adult; it is not bundled).")
+@click.option('--data', type=click.Choice(['loans', 'diabetes', 'breast_cancer', 'adult']), default='loans',
+              show_default=True, help='The sample data.')
+@click.option('--file', default='', metavar='PATH',
+              help="Where adult.csv lies (for --data adult; it is not bundled).")
 def demo(folder: str, data: str, file: str) -> None:
     "A whole life in minutes, on sample data."
     from mlcycle.demo import demo as whole_life
@@ -47,7 +50,8 @@ def demo(folder: str, data: str, file: str) -> None:
 @click.option('--time', 'time', default='', metavar='COL', help='When the prediction is made.')
 @click.option('--id', 'id', default='', metavar='COL', help='What one row is about.')
 @click.option('--label-time', default='', metavar='COL', help='When the outcome became known.')
-@click.option('--protected', multiple=True, metavar='COL', help='An attribute for which groups are compared; repeatable.')
+@click.option('--protected', multiple=True, metavar='COL',
+              help='An attribute for which groups are compared; repeatable.')
 @click.option('--drop', multiple=True, metavar='COL', help='A column that training must not see; repeatable.')
 def new(folder: str, **options) -> None:
     "Make a project: mlcycle.toml and the nine step notebooks."
@@ -60,22 +64,32 @@ def new(folder: str, **options) -> None:
 @click.argument('steps', nargs=-1, metavar='[STEP]...')
 @click.option('--from', 'start', default='', metavar='STEP', help='Begin with this step.')
 @click.option('--force', is_flag=True, help='Run unchanged steps too.')
-@click.option('-p', '--parameter', 'parameters', type=(str, str), multiple=True, metavar='NAME VALUE', help='A parameter of the steps; repeatable.')
-@click.option('--retries', type=click.IntRange(0, 10), default=None, help='Further attempts at a step that failed by accident; default: run.retries.')
-@click.option('--deadline', type=click.FloatRange(min=0, min_open=True), default=None, metavar='SECONDS', help='For the whole run; default: run.deadline_seconds.')
-@click.option('--kernels', type=click.Choice(['warm', 'papermill']), default=None, help='Forked from one warm process, or one process each; default: run.kernels.')
-@click.option('--cluster', default=None, metavar='ADDRESS', help='A Dask scheduler whose workers share the folder and carry out the steps.')
-@click.option('--all', 'root', default='', metavar='FOLDER', help='Every project in a folder, some at once, with one summary.')
-@click.option('--pool', type=click.IntRange(1, 64), default=2, show_default=True, help='With --all: how many projects at once.')
+@click.option('-p', '--parameter', 'parameters', type=(str, str), multiple=True, metavar='NAME VALUE',
+              help='A parameter of the steps; repeatable.')
+@click.option('--retries', type=click.IntRange(0, 10), default=None,
+              help='Further attempts at a step that failed by accident; default: run.retries.')
+@click.option('--deadline', type=click.FloatRange(min=0, min_open=True), default=None, metavar='SECONDS',
+              help='For the whole run; default: run.deadline_seconds.')
+@click.option('--kernels', type=click.Choice(['warm', 'papermill']), default=None,
+              help='Forked from one warm process, or one process each; default: run.kernels.')
+@click.option('--cluster', default=None, metavar='ADDRESS',
+              help='A Dask scheduler whose workers share the folder and carry out the steps.')
+@click.option('--all', 'root', default='', metavar='FOLDER',
+              help='Every project in a folder, some at once, with one summary.')
+@click.option('--pool', type=click.IntRange(1, 64), default=2, show_default=True,
+              help='With --all: how many projects at once.')
 @as_json
 @click.option('--project', 'folder', default=None, metavar='DIR', help='Folder of the project.')
 @click.pass_context
-def run_steps(context: click.Context, steps, folder: str | None, root: str, pool: int, as_json: bool, **asked) -> None:
+def run_steps(context: click.Context, steps, folder: str | None, root: str, pool: int, as_json: bool,
+              **asked) -> None:
     "Run steps (all nine, or those named) as parameterised notebooks; unchanged ones are skipped."
     if root: return run_every(context.params | {'steps': steps}, root, pool, as_json)
     from mlcycle.pipeline import run, with_run
-    how = dict(retries=asked['retries'], deadline_seconds=asked['deadline'], kernels=asked['kernels'], cluster=asked['cluster'])
-    done = run(with_run(Project(folder or context.obj or '.'), **how), steps, start=asked['start'], force=asked['force'],
+    how = dict(retries=asked['retries'], deadline_seconds=asked['deadline'], kernels=asked['kernels'],
+               cluster=asked['cluster'])
+    done = run(with_run(Project(folder or context.obj or '.'), **how), steps, start=asked['start'],
+               force=asked['force'],
                parameters=dict(asked['parameters']), tell=(lambda outcome: None) if as_json else tell_step)
     if as_json: say(done.body() | {'exit_status': done.exit_status, 'headline': done.headline}, True)
     elif done.index: click.echo(done.index)
@@ -108,14 +122,16 @@ def status(project: Project, as_json: bool) -> None:
     found = standing(project)
     found['silence'] = silence(project)   # why nobody watches the model; empty while somebody does
     roles = f"{found['project']}: champion {found['champion'] or '–'}, challenger {found['challenger'] or '–'}"
-    gates = [f"gate {g['name']}: {g['answer']}, {g['why']}. {g['command']}" for g in found['gates'] if g['answer'] != 'pass']
+    gates = [f"gate {g['name']}: {g['answer']}, {g['why']}. {g['command']}" for g in found['gates']
+             if g['answer'] != 'pass']
     say(found, as_json, '\n'.join([roles, table(found['stages'], ['stage', 'state', 'at', 'why']), *gates,
                                      *([f"silence: {found['silence']}"] if found['silence'] else [])]))
 
 @main.command()
 @click.option('--port', type=int, default=8888, show_default=True, help='The port on loopback.')
 @click.option('--browser/--no-browser', default=True, show_default=True, help='Open a browser.')
-@click.option('--project', 'folder', default=None, metavar='DIR', help='Folder of the project, or a folder with data for a new one.')
+@click.option('--project', 'folder', default=None, metavar='DIR',
+              help='Folder of the project, or a folder with data for a new one.')
 @click.pass_context
 def lab(context: click.Context, folder: str | None, port: int, browser: bool) -> None:
     "JupyterLab at the project's home; where there is no project yet, at the form that makes one."
@@ -123,11 +139,15 @@ def lab(context: click.Context, folder: str | None, port: int, browser: bool) ->
     sys.exit(start_lab(Path(folder or context.obj or '.'), port=port, browser=browser))
 
 @main.command('app')
-@click.argument('name', type=click.Choice(['monitoring', 'explainability', 'portfolio']), default='monitoring')
+@click.argument('name', type=click.Choice(['monitoring', 'explainability', 'portfolio']),
+                default='monitoring')
 @click.option('--port', type=int, default=8866, show_default=True, help='The port it listens on.')
-@click.option('--host', default='127.0.0.1', show_default=True, help='The address it listens on; another than loopback needs a token.')
-@click.option('--viewers', type=click.IntRange(1, 200), default=12, show_default=True, help='Live pages at once; others see the page as it was drawn last.')
-@click.option('--project', 'folder', default=None, metavar='DIR', help='Folder of the project; of the projects, for the portfolio.')
+@click.option('--host', default='127.0.0.1', show_default=True,
+              help='The address it listens on; another than loopback needs a token.')
+@click.option('--viewers', type=click.IntRange(1, 200), default=12, show_default=True,
+              help='Live pages at once; others see the page as it was drawn last.')
+@click.option('--project', 'folder', default=None, metavar='DIR',
+              help='Folder of the project; of the projects, for the portfolio.')
 @click.pass_context
 def app(context: click.Context, name: str, port: int, host: str, viewers: int, folder: str | None) -> None:
     "A dashboard for stakeholders, read-only, behind a token, on loopback unless told otherwise."

@@ -210,7 +210,8 @@ def _mask(values):
 # %% ../nbs/00fc_column_types.ipynb #d1e5a4cf
 READERS = {'number': as_number, 'date': as_date, 'boolean': as_boolean}
 ORDERS = {'day/month/year': True, 'month/day/year': False}   # a date's form → whether the day comes first
-KINDS = {'number': ('number',), 'time': ('date', 'number'), **dict.fromkeys(('date', *ORDERS), ('date',))}   # declared → tried; else: all
+KINDS = {'number': ('number',), 'time': ('date', 'number'),
+         **dict.fromkeys(('date', *ORDERS), ('date',))}   # declared → tried; else: all
 
 def type_column(name: str, column, rules: Rules): # (pyarrow array, Conversion, findings)
     "One column of text as what all of its values are."

@@ -10,7 +10,8 @@ from datetime import date, datetime, timezone
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
-from pydantic import (BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError, field_validator,
+from pydantic import (BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError,
+                      field_validator,
                       model_validator)
 
 # %% auto #0
@@ -63,11 +64,13 @@ def jsonable(value: object) -> object: # plain dicts, lists, strings, numbers, b
 
 def frame_body(df) -> dict: # {'columns': [...], 'data': [[...]]}
     "A small DataFrame as JSON, rows in order, its index dropped."
-    return {'columns': [str(c) for c in df.columns], 'data': [jsonable(list(r)) for r in df.itertuples(index=False)]}
+    return {'columns': [str(c) for c in df.columns],
+            'data': [jsonable(list(r)) for r in df.itertuples(index=False)]}
 
 def canonical_json(value: object) -> str: # one text for one content
     "`value` as the JSON text that is hashed: keys sorted, no spaces, ASCII, no NaN."
-    return json.dumps(jsonable(value), sort_keys=True, separators=(',', ':'), ensure_ascii=True, allow_nan=False)
+    return json.dumps(jsonable(value), sort_keys=True, separators=(',', ':'), ensure_ascii=True,
+                      allow_nan=False)
 
 def digest(value: object) -> str: # 64 hexadecimal digits
     "SHA-256 of bytes, of a text's UTF-8, or of anything else's canonical JSON."
@@ -129,7 +132,8 @@ def _lines(value: object, most: int=50) -> str:
     "A list of sentences a line each, so that none is cut off; anything else as it is."
     long = isinstance(value, (list, tuple)) and len(shown(value)) > 100 and all(isinstance(v, str) for v in value)
     if not long: return escaped(value)
-    return '<br>'.join([*map(escaped, value[:most]), *([f'and {len(value)-most:,} more'] if len(value) > most else [])])
+    return '<br>'.join([*map(escaped, value[:most]),
+                        *([f'and {len(value)-most:,} more'] if len(value) > most else [])])
 
 def html_table(df, *, # a DataFrame
                caption: str='', # a line above the table
@@ -138,7 +142,8 @@ def html_table(df, *, # a DataFrame
     "A DataFrame as an escaped table, its index left out."
     rows = list(df.head(limit).itertuples(index=False, name=None))
     sides = [_side([r[i] for r in rows]) for i in range(df.shape[1])]
-    line = lambda cells, tag: '<tr>'+''.join(f'<{tag} style="text-align:{s}">{escaped(v)}</{tag}>' for v, s in zip(cells, sides))+'</tr>'
+    line = lambda cells, tag: '<tr>'+''.join(f'<{tag} style="text-align:{s}">{escaped(v)}</{tag}>'
+                                             for v, s in zip(cells, sides))+'</tr>'
     head, body = line(df.columns, 'th'), ''.join(line(r, 'td') for r in rows) or f'<tr><td colspan="{df.shape[1]}">none</td></tr>'
     note = f'<p>{limit} of {len(df):,} rows</p>' if len(df) > limit else ''
     title = f'<caption style="text-align:left">{escaped(caption)}</caption>' if caption else ''
@@ -152,15 +157,18 @@ def _side(values: list) -> str: # of a column
 # %% ../nbs/00_core.ipynb #296fd38a
 def _to_frame(value: object):
     import pandas as pd
-    if isinstance(value, dict) and set(value) == {'columns', 'data'}: return pd.DataFrame(value['data'], columns=value['columns'])
+    if isinstance(value, dict) and set(value) == {'columns', 'data'}:
+        return pd.DataFrame(value['data'], columns=value['columns'])
     if not isinstance(value, pd.DataFrame): raise ValueError('a DataFrame is needed here')
     return value
 
-Frame = Annotated[Any, BeforeValidator(_to_frame), PlainSerializer(frame_body)]   # a DataFrame field of a record
+Frame = Annotated[Any, BeforeValidator(_to_frame),
+                  PlainSerializer(frame_body)]   # a DataFrame field of a record
 
 class Record(BaseModel):
     "A frozen set of named values that turns into JSON and back."
-    model_config = ConfigDict(frozen=True, extra='forbid', arbitrary_types_allowed=True, ser_json_inf_nan='null',
+    model_config = ConfigDict(frozen=True, extra='forbid', arbitrary_types_allowed=True,
+                              ser_json_inf_nan='null',
                               protected_namespaces=())
 
     def body(self) -> dict: # plain JSON values
@@ -234,7 +242,8 @@ class Estimate(Record):
     def text(self) -> str: # '0.812 [0.790, 0.834] (n = 1,203)'
         "The figure with its interval and count, or the reason."
         if self.status != 'ok': return f'{self.status}: {self.reason}'
-        value, low, high = (f'{v:.3f}' if abs(v) < 100 else f'{v:,.1f}' for v in (self.value, self.low, self.high))
+        value, low, high = (f'{v:.3f}' if abs(v) < 100 else f'{v:,.1f}'
+                            for v in (self.value, self.low, self.high))
         return f'{value} [{low}, {high}] (n = {self.n:,})'
 
     def _repr_html_(self) -> str: return f'<p><b>{escaped(self.metric)}</b> {escaped(self.text)}</p>'
@@ -245,11 +254,13 @@ def estimates_table(estimates: dict, # name → Estimate
     "Estimates as an escaped table: one row a figure."
     import pandas as pd
     rows = [(name, e.status, e.value, e.low, e.high, e.n, e.reason) for name, e in estimates.items()]
-    return html_table(pd.DataFrame(rows, columns=['metric', 'status', 'value', 'low', 'high', 'n', 'reason'], dtype=object), caption=caption)
+    return html_table(pd.DataFrame(rows, columns=['metric', 'status', 'value', 'low', 'high', 'n', 'reason'],
+                                   dtype=object), caption=caption)
 
 # %% ../nbs/00_core.ipynb #98f2e179
 TASK_METRICS = {   # names a criterion may use, by task
-    'binary': ('roc_auc', 'average_precision', 'log_loss', 'brier', 'accuracy', 'balanced_accuracy', 'precision', 'recall', 'f1',
+    'binary': ('roc_auc', 'average_precision', 'log_loss', 'brier', 'accuracy', 'balanced_accuracy',
+               'precision', 'recall', 'f1',
                'selection_rate', 'calibration_error', 'cost'),
     'multiclass': ('log_loss', 'accuracy', 'balanced_accuracy', 'f1_macro', 'roc_auc'),
     'regression': ('rmse', 'mae', 'r2')}
@@ -258,7 +269,8 @@ class Criterion(Record):
     "What is asked of one metric: `direction` `threshold`, on the whole or as the largest difference between groups."
     metric: str # a name of TASK_METRICS
     direction: Literal['>=', '<='] # which side of the threshold is good (for kill criteria: which side ends the model)
-    threshold: Annotated[float, Field(allow_inf_nan=False, strict=False)] | Literal['baseline'] # a number, or the trivial baseline's value
+    threshold: Annotated[float, Field(allow_inf_nan=False,
+                                      strict=False)] | Literal['baseline'] # a number, or the trivial baseline's value
     group_by: str = '' # a protected attribute: the criterion is then on the largest difference between its groups
 
     @property
@@ -276,7 +288,8 @@ def judge(estimate: Estimate, # the figure
     if estimate.status != 'ok' or threshold is None or not math.isfinite(threshold): return 'undetermined'
     low, high = (estimate.low, estimate.high) if criterion.direction == '>=' else (-estimate.high, -estimate.low)
     threshold = threshold if criterion.direction == '>=' else -threshold
-    if criterion.threshold == 'baseline': return 'pass' if low > threshold else 'fail' if high <= threshold else 'undetermined'
+    if criterion.threshold == 'baseline':
+        return 'pass' if low > threshold else 'fail' if high <= threshold else 'undetermined'
     return 'pass' if low >= threshold else 'fail' if high < threshold else 'undetermined'
 
 # %% ../nbs/00_core.ipynb #1aae7bd6
@@ -290,7 +303,8 @@ class Channel(Record):
     "One way by which people or machines learn of alarms."
     name: Annotated[str, Field(pattern=r'^[A-Za-z0-9][A-Za-z0-9._-]{0,59}$')] # told apart by it in the ledger
     kind: Literal['email', 'webhook', 'command', 'file'] # by which way
-    on: list[Literal['raised', 'resolved', 'run']] = ['raised', 'resolved'] # what is told; run: the end of each `mlcycle run`
+    on: list[Literal['raised', 'resolved',
+                     'run']] = ['raised', 'resolved'] # what is told; run: the end of each `mlcycle run`
     seconds: Annotated[float, Field(gt=0, le=300, allow_inf_nan=False)] = 10 # time limit of one delivery
     host: str = '' # email: the SMTP server
     port: Annotated[int, Field(ge=1, le=65535)] | None = None # email: default 587, or 465 with tls = "tls"
@@ -311,12 +325,15 @@ class Channel(Record):
         missing = [k for k in needed if not getattr(self, k)]
         if missing: raise ValueError(f'channel {self.name}: kind {self.kind!r} needs {", ".join(missing)}')
         strange = self.model_fields_set-{'name', 'kind', 'on', 'seconds', *needed, *optional}
-        if strange: raise ValueError(f'channel {self.name}: {", ".join(sorted(strange))} is not for kind {self.kind!r}')
+        if strange:
+            raise ValueError(f'channel {self.name}: {", ".join(sorted(strange))} is not for kind {self.kind!r}')
         for key in ('password', 'secret'):
             if getattr(self, key) and not re.fullmatch(r'\$\{\w+\}', getattr(self, key)):
                 raise ValueError(f'channel {self.name}: {key} must name an environment variable as ${{NAME}}; a secret is never written here')
-        if self.password and (self.tls == 'none' or not self.user): raise ValueError(f'channel {self.name}: a password needs a user and tls = "starttls" or "tls"')
-        if any('\n' in t or '\r' in t for t in (self.sender, self.host, *self.to)): raise ValueError(f'channel {self.name}: line breaks are not allowed')
+        if self.password and (self.tls == 'none' or not self.user):
+            raise ValueError(f'channel {self.name}: a password needs a user and tls = "starttls" or "tls"')
+        if any('\n' in t or '\r' in t for t in (self.sender, self.host, *self.to)):
+            raise ValueError(f'channel {self.name}: line breaks are not allowed')
         return self
 
 class AlarmsSection(Record):
@@ -330,7 +347,8 @@ class AlarmsSection(Record):
         if len(set(names)) < len(names): raise ValueError(f'channels need different names, came {names}')
         return self
 
-STAGES = ('problem', 'data', 'development', 'validation', 'deployment', 'monitoring', 'retraining', 'governance', 'retirement')
+STAGES = ('problem', 'data', 'development', 'validation', 'deployment', 'monitoring', 'retraining',
+          'governance', 'retirement')
 
 class ScheduleSection(Record):
     "When steps run by themselves: a cron expression of five fields a step, read in one time zone."
@@ -355,9 +373,11 @@ class ScheduleSection(Record):
     def _readable(self):
         from zoneinfo import ZoneInfo
         try: ZoneInfo(self.zone)
-        except (KeyError, ValueError, OSError): raise ValueError(f'no time zone {self.zone!r}. Use an IANA name such as Europe/Berlin') from None
+        except (KeyError, ValueError, OSError):
+            raise ValueError(f'no time zone {self.zone!r}. Use an IANA name such as Europe/Berlin') from None
         for step, cron in self.steps.items():
-            if not re.fullmatch(r'[\w*/,#-]+( [\w*/,#-]+){4}', cron): raise ValueError(f'{step}: {cron[:80]!r} is no cron expression of five fields, '
+            if not re.fullmatch(r'[\w*/,#-]+( [\w*/,#-]+){4}',
+                                cron): raise ValueError(f'{step}: {cron[:80]!r} is no cron expression of five fields, '
                                                                                   "such as '30 2 * * *' (every day at 02:30)")
         return self
 
@@ -401,7 +421,8 @@ class Source(Record):
     url: str = '' # any fsspec URL
     connection: str = '' # any SQLAlchemy URL; may name an environment variable as ${NAME}
     query: str = '' # SQL whose rows are read; goes with `connection`
-    format: Literal['auto', 'csv', 'parquet', 'jsonl', 'excel'] = 'auto' # auto: by the ending of the name and the first bytes
+    format: Literal['auto', 'csv', 'parquet', 'jsonl',
+                    'excel'] = 'auto' # auto: by the ending of the name and the first bytes
     text: list[str] = [] # columns kept as text, nothing read as missing but the empty cell
     missing: list[str] = [] # tokens read as missing
     separator: str | None = None # between the fields of a CSV file; none: found out
@@ -412,7 +433,8 @@ class Source(Record):
     @model_validator(mode='after')
     def _one_origin(self):
         given = [k for k in ('path', 'url', 'connection') if getattr(self, k)]
-        if len(given) != 1: raise ValueError(f'exactly one of path, url, connection is needed, came {given or "none"}')
+        if len(given) != 1:
+            raise ValueError(f'exactly one of path, url, connection is needed, came {given or "none"}')
         if bool(self.connection) != bool(self.query): raise ValueError('connection and query go together')
         return self
 
@@ -425,7 +447,8 @@ class Join(Record):
 
 class Treatment(Record):
     "One step of cleaning, proposed by the data stage, accepted or refused by a person."
-    action: Literal['missing_token', 'strip', 'drop_column', 'drop_duplicates', 'clip', 'drop_missing_target'] # what is done
+    action: Literal['missing_token', 'strip', 'drop_column', 'drop_duplicates', 'clip',
+                    'drop_missing_target'] # what is done
     column: str = '' # to which column; empty: to the rows
     value: Scalar = None # the token, for missing_token
     low: float | None = None # for clip
@@ -440,13 +463,16 @@ class Allowed(Record):
 
     @model_validator(mode='after')
     def _fits(self):
-        if self.low is not None and self.high is not None and self.low > self.high: raise ValueError(f'low {self.low:g} lies above high {self.high:g}')
-        if self.values and (self.low, self.high) != (None, None): raise ValueError('give values, or low and high, not both')
+        if self.low is not None and self.high is not None and self.low > self.high:
+            raise ValueError(f'low {self.low:g} lies above high {self.high:g}')
+        if self.values and (self.low, self.high) != (None, None):
+            raise ValueError('give values, or low and high, not both')
         return self
 
 class SplitSection(Record):
     "How training, test and replay rows are told apart."
-    strategy: Literal['auto', 'random', 'time', 'group'] = 'auto' # auto: time, group or random, as the data ask; the reason is recorded
+    strategy: Literal['auto', 'random', 'time',
+                      'group'] = 'auto' # auto: time, group or random, as the data ask; the reason is recorded
     test: Share = 0.2 # share of rows sealed for validation
     live: Share = 0.0 # newest share kept back, to be replayed as production
 
@@ -463,7 +489,8 @@ class DataSection(Record):
     drop: list[str] = [] # columns that training must not see
     immutable: list[str] = [] # columns that nobody can change, such as a date of birth
     allowed: dict[str, Allowed] = {} # what other columns may be changed to
-    types: dict[str, Literal['number', 'category', 'text', 'date', 'boolean']] = {} # column → type, where the one found out is wrong
+    types: dict[str, Literal['number', 'category', 'text', 'date',
+                             'boolean']] = {} # column → type, where the one found out is wrong
     auto: Literal['safe', 'none'] = 'safe' # whether safe treatments are applied unasked
     accept: list[Treatment] = []
     refuse: list[Treatment] = []
@@ -488,7 +515,8 @@ class ValidationSection(Record):
 
 class CanarySection(Record):
     "How a candidate is let in: by which steps, and how much worse it may be than the champion before it is stopped."
-    steps: Annotated[list[Annotated[float, Field(gt=0, le=1)]], Field(min_length=1)] = [0.01, 0.05, 0.25, 1.0] # shares of the ids; 1: promotion
+    steps: Annotated[list[Annotated[float, Field(gt=0, le=1)]],
+                     Field(min_length=1)] = [0.01, 0.05, 0.25, 1.0] # shares of the ids; 1: promotion
     false_stops: Annotated[float, Field(gt=0, lt=0.5)] = 0.05 # chance that a candidate within all margins is stopped
     min_rows: Annotated[int, Field(ge=1)] = 300 # ids answered by the candidate before its share is raised
     slow_seconds: Positive = 0.5 # an answer that takes longer is slow
@@ -519,14 +547,16 @@ class LogSection(Record):
     @model_validator(mode='after')
     def _once(self):
         names = [c.name for c in self.columns]
-        if len(set(names)) < len(names): raise ValueError(f'deployment.log.columns: each column once, came {names}')
+        if len(set(names)) < len(names):
+            raise ValueError(f'deployment.log.columns: each column once, came {names}')
         return self
 
 class TreatedColumn(Record):
     "What one column's unusual values are taken for."
     name: Annotated[str, Field(min_length=1)] # a column of the model
     unseen: Literal['', 'other', 'refuse'] = '' # a level that training did not see; empty: as for all columns
-    missing: Literal['', 'refuse', 'missing', 'value'] = '' # none where training always had one; empty: as for all columns
+    missing: Literal['', 'refuse', 'missing',
+                     'value'] = '' # none where training always had one; empty: as for all columns
     value: Scalar = None # for missing = "value": what is put in its place
 
     @model_validator(mode='after')
@@ -543,12 +573,14 @@ class InputsSection(Record):
     def rule(self, column: str) -> TreatedColumn:
         "What holds for a column."
         own = next((c for c in self.columns if c.name == column), TreatedColumn(name=column))
-        return own.model_copy(update={'unseen': own.unseen or self.unseen, 'missing': own.missing or self.missing})
+        return own.model_copy(update={'unseen': own.unseen or self.unseen,
+                                      'missing': own.missing or self.missing})
 
     @model_validator(mode='after')
     def _once(self):
         names = [c.name for c in self.columns]
-        if len(set(names)) < len(names): raise ValueError(f'deployment.inputs.columns: each column once, came {names}')
+        if len(set(names)) < len(names):
+            raise ValueError(f'deployment.inputs.columns: each column once, came {names}')
         return self
 
 class DeploymentSection(Record):
@@ -674,10 +706,12 @@ class Settings(Record):
             raise ValueError(f'development.metric: no metric {self.development.metric!r}. Allowed: {", ".join(allowed)}')
         for name in self.data.allowed:
             fixed = next((k for k in ('immutable', 'protected') if name in getattr(self.data, k)), '')
-            if fixed: raise ValueError(f'data.allowed: {name!r} is in data.{fixed}, so it is not to be changed. Take it out of one of the two')
+            if fixed:
+                raise ValueError(f'data.allowed: {name!r} is in data.{fixed}, so it is not to be changed. Take it out of one of the two')
         if hashed := {c.name for c in self.deployment.log.columns if c.stored == 'hashed'} & {self.data.time}:
             raise ValueError(f'deployment.log.columns: {hashed.pop()!r} is data.time, and a hash of a time says nothing. Allowed: kept, dropped')
-        if self.problem.target in self.data.drop: raise ValueError(f'data.drop: the target {self.problem.target!r} cannot be dropped')
+        if self.problem.target in self.data.drop:
+            raise ValueError(f'data.drop: the target {self.problem.target!r} cannot be dropped')
         return self
 
 # %% ../nbs/00_core.ipynb #927f221b
@@ -765,7 +799,8 @@ class Project:
     def path(self, relative: str | Path) -> Path: # an absolute path inside the project
         "A path inside the project's folder; leaving it is refused."
         path = (self.folder/relative).resolve()
-        if not path.is_relative_to(self.folder): raise SettingsError(f'{str(relative)!r} leaves the project folder. Name a path inside it.')
+        if not path.is_relative_to(self.folder):
+            raise SettingsError(f'{str(relative)!r} leaves the project folder. Name a path inside it.')
         return path
 
     @cached_property
@@ -791,12 +826,14 @@ class Project:
                ): # the ledger's Entry
         "Append a result to the ledger, durable on return."
         self.must_write(result.kind)
-        return self.ledger.append(stage=result.stage, kind=result.kind, subject=subject, body=result.body(), actor=self.actor)
+        return self.ledger.append(stage=result.stage, kind=result.kind, subject=subject, body=result.body(),
+                                  actor=self.actor)
 
     def must_write(self, what: str) -> None:
         "Raise when the project was opened to be read only, or is not where it was opened."
         if not (self.folder/'mlcycle.toml').is_file(): raise _gone(self.folder/'mlcycle.toml')
-        if self.read_only: raise Blocked(f'Cannot write {what!r}: {self.name!r} was opened read-only. Run the stage from its notebook or by `mlcycle run`.')
+        if self.read_only:
+            raise Blocked(f'Cannot write {what!r}: {self.name!r} was opened read-only. Run the stage from its notebook or by `mlcycle run`.')
 
     def latest(self, result: type[Result], *, subject: str | None=None) -> Result | None:
         "The newest recorded result of a class, about one subject or any."
@@ -839,8 +876,10 @@ def setting_value(settings: Record, key: str) -> object: # a plain value
     return jsonable(value)
 
 def _refuse_changed(now: Settings, seen: dict[str, object]) -> None:
-    changed = [f'{k} is {shown(setting_value(now, k))} there now' for k, v in seen.items() if setting_value(now, k) != jsonable(v)]
-    if changed: raise Conflict(f'mlcycle.toml was changed meanwhile: {"; ".join(changed)}. Nothing was written. Look again, then decide.')
+    changed = [f'{k} is {shown(setting_value(now, k))} there now' for k, v in seen.items()
+               if setting_value(now, k) != jsonable(v)]
+    if changed:
+        raise Conflict(f'mlcycle.toml was changed meanwhile: {"; ".join(changed)}. Nothing was written. Look again, then decide.')
 
 @contextmanager
 def _alone_at(lock: Path):

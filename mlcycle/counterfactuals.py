@@ -34,7 +34,8 @@ class Choices(NamedTuple):
         i = int(np.searchsorted(self.values, value, side='right'))-1
         return float(self.place[i]) if i >= 0 else 0.0
 
-def read_column(values: pd.Series, column: ColumnPlan) -> np.ndarray: # numbers, times or text; missing as NaN or NaT
+def read_column(values: pd.Series,
+                column: ColumnPlan) -> np.ndarray: # numbers, times or text; missing as NaN or NaT
     "A raw column as the model reads it."
     facts = dict(name=column.name, missing_tokens=column.missing_tokens, strip=column.strip)
     if column.type == 'number': return clean_numbers(values, facts, strict=False)
@@ -74,7 +75,8 @@ def fixed_columns(settings: Settings, plan: FeaturePlan) -> dict[str, str]: # co
     "The columns that no answer may change."
     data, found = settings.data, {}
     since = {c.since for c in plan.used if c.since}
-    roles = {'immutable': data.immutable, 'a protected attribute': data.protected, 'an identifier': [data.id, data.group],
+    roles = {'immutable': data.immutable, 'a protected attribute': data.protected,
+             'an identifier': [data.id, data.group],
              'the time of the prediction': [data.time, *since]}
     for why, names in roles.items(): found |= {n: why for n in names if n and n in plan.inputs}
     return found
@@ -90,9 +92,11 @@ def search_space(plan: FeaturePlan, settings: Settings, *,
     "What each of a model's columns may be changed to."
     columns = {c.name: c for c in plan.columns if c.name in plan.inputs}
     fixed, limits = fixed_columns(settings, plan), settings.data.allowed
-    free = {n: choices(training[n], c, limits.get(n, Allowed())) for n, c in columns.items() if n not in fixed}
+    free = {n: choices(training[n], c, limits.get(n, Allowed())) for n, c in columns.items()
+            if n not in fixed}
     fixed |= {n: 'too many different texts' for n, c in free.items() if columns[n].type == 'text'}
-    fixed |= {n: 'the same in all training rows' for n, c in free.items() if n not in fixed and len(c.values) < 2}
+    fixed |= {n: 'the same in all training rows' for n, c in free.items()
+              if n not in fixed and len(c.values) < 2}
     free = {n: c for n, c in free.items() if n not in fixed}
     bounds = {n: _bounds(c, limits.get(n, Allowed())) for n, c in free.items() if c.place is not None}
     sample = _coded(training.sample(min(len(training), NEAR), random_state=0), columns)
@@ -106,13 +110,15 @@ def _coded(df: pd.DataFrame, columns: dict[str, ColumnPlan], like: pd.DataFrame 
     out = {}
     for name, column in columns.items():
         read = read_column(df[name], column)
-        if column.type not in ORDERED: out[name] = pd.util.hash_array(objects(map(str, read), len(read))).astype(float)
+        if column.type not in ORDERED:
+            out[name] = pd.util.hash_array(objects(map(str, read), len(read))).astype(float)
         else: out[name] = _ranks(read, read if like is None else like.attrs[name])
     coded = pd.DataFrame(out)
     coded.attrs = like.attrs if like is not None else {n: read_column(df[n], c) for n, c in columns.items() if c.type in ORDERED}
     return coded
 
-def _ranks(read: np.ndarray, beside: np.ndarray) -> np.ndarray: # 0 to 1; missing is 2, as far from all as can be
+def _ranks(read: np.ndarray,
+           beside: np.ndarray) -> np.ndarray: # 0 to 1; missing is 2, as far from all as can be
     known = np.sort(beside[~pd.isna(beside)])
     if not len(known): return np.full(len(read), 2.)
     middle = (np.searchsorted(known, read, 'left')+np.searchsorted(known, read, 'right'))/2/len(known)
@@ -149,14 +155,16 @@ class Counterfactuals(Record):
 
     @property
     def headline(self) -> str:
-        if not self.found: return f'No allowed change of up to {DEEPEST} columns leads to {self.wanted} (tried: {self.tried:,})'
+        if not self.found:
+            return f'No allowed change of up to {DEEPEST} columns leads to {self.wanted} (tried: {self.tried:,})'
         few = min(len(f.changes) for f in self.found)
         return f'{self.wanted} instead of {self.decision}: {len(self.found)} ways, the shortest changes {few} column{"s"*(few != 1)}'
 
     @property
     def table(self) -> pd.DataFrame:
         "One row a change: way, column, from, to, then decision and score."
-        rows = [(i+1, *change, f'{f.decision} ({f.score:.3g})', 'unlike any training row' if f.unusual else '')
+        rows = [(i+1, *change, f'{f.decision} ({f.score:.3g})',
+                 'unlike any training row' if f.unusual else '')
                 for i, f in enumerate(self.found) for change in f.changes.itertuples(index=False)]
         return pd.DataFrame(rows, columns=['way', 'column', 'from', 'to', 'then', 'note'], dtype=object)
 
@@ -188,7 +196,8 @@ class _Search:
         if isinstance(self.wanted, tuple): return _inside(found['score'].to_numpy(), *self.wanted)
         hit = (found['decision'].astype(str) == str(self.wanted)).to_numpy()
         wanted = f'score_{self.wanted}'
-        if wanted in found: lead = np.abs(found[wanted]-found[[c for c in found if c.startswith('score_')]].max(axis=1))
+        if wanted in found:
+            lead = np.abs(found[wanted]-found[[c for c in found if c.startswith('score_')]].max(axis=1))
         else: lead = np.abs(found['score']-self.model.info.threshold)
         size = np.maximum(np.asarray(lead, dtype=float), 1e-12)
         return np.where(hit, size, -size)
@@ -309,7 +318,8 @@ def counterfactuals(model, # a registered Model
     if search.margins([{}])[0] > 0: reached = []
     else: reached = [_drawn_back(search, c) for c in _reached(search, MOST)[:MOST]]
     reached.sort(key=lambda c: (len(c), search.far(c)))
-    return Counterfactuals(decision=_words(model, said.decision), score=float(said.score), wanted=words, fixed=space.fixed,
+    return Counterfactuals(decision=_words(model, said.decision), score=float(said.score), wanted=words,
+                           fixed=space.fixed,
                            found=[_told(search, c) for c in reached], tried=search.tried)
 
 def _told(search: _Search, change: dict) -> Counterfactual:
@@ -318,8 +328,10 @@ def _told(search: _Search, change: dict) -> Counterfactual:
     lines = [(n, plain(first[n]) or '(missing)', _value(v)) for n, v in change.items()]
     both = pd.concat([search.row[list(rows)], rows], ignore_index=True).astype(object)
     before, away = _apart(_coded(both, space.plan, space.sample), space.sample).min(axis=1)
-    return Counterfactual(changes=pd.DataFrame(lines, columns=['column', 'from', 'to'], dtype=object), far=search.far(change),
-                          decision=_words(search.model, said.decision), score=float(said.score), unusual=bool(away > max(space.usual, before)))
+    return Counterfactual(changes=pd.DataFrame(lines, columns=['column', 'from', 'to'], dtype=object),
+                          far=search.far(change),
+                          decision=_words(search.model, said.decision), score=float(said.score),
+                          unusual=bool(away > max(space.usual, before)))
 
 def _value(value: object) -> str:
     if isinstance(value, np.datetime64): return str(pd.Timestamp(value))[:19].removesuffix(' 00:00:00')

@@ -213,7 +213,8 @@ def prepare_data(project: Project) -> DataReport:
 
 def _profiled(project: Project, train: pd.DataFrame) -> str: # its hash
     "The shape of every training column but the id, kept beside the tables."
-    return save_profile(project.store/'profiles', profile(train, columns=[c for c in train if c != project.settings.data.id]))
+    return save_profile(project.store/'profiles',
+                        profile(train, columns=[c for c in train if c != project.settings.data.id]))
 
 def _plan(train: pd.DataFrame, df: pd.DataFrame, settings: Settings, treatments: pd.DataFrame) -> FeaturePlan:
     "The plan learnt on training rows, with the classes of all; white space stays where it is not stripped."

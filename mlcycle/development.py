@@ -184,18 +184,22 @@ def _named(o: Outcome) -> str: return f'{o.trial.algorithm} (trial {o.trial.numb
 def _finish(bench: Bench, chosen: Outcome, settings: Settings) -> dict: # fields of the leaderboard
     "What is decided from the chosen trial's predictions of unseen rows."
     scores, true = chosen.scores, bench.y[bench.covered]
-    if bench.regression: return {'metrics': measure(_predicted(bench, chosen)), 'said': said_and_came(true, scores)}
+    if bench.regression:
+        return {'metrics': measure(_predicted(bench, chosen)), 'said': said_and_came(true, scores)}
     y = np.searchsorted(bench.classes, true)
     p = scores if scores.ndim == 2 else np.column_stack([1-scores, scores])
     parts, ordered = [np.searchsorted(bench.covered, held) for _, held in bench.folds], in_order(bench.folds)
     calibration = choose_curve(y, p, parts=parts, ordered=ordered) if settings.development.calibrate else None
-    if calibration and calibration.curve: p = cross_fitted(y, p, parts, method=calibration.method, ordered=ordered)
+    if calibration and calibration.curve:
+        p = cross_fitted(y, p, parts, method=calibration.method, ordered=ordered)
     rows = ~np.isnan(p[:, 0])
     final = p[rows] if bench.task == 'multiclass' else p[rows, 1]
     terms = bench.terms
     threshold = choose_threshold(y[rows], final, terms.costs, level=terms.level) if bench.task == 'binary' else None
-    metrics = measure(scored(terms.model_copy(update={'threshold': threshold and threshold.value}), true[rows], final))
-    return {'calibration': calibration, 'threshold': threshold, 'metrics': metrics, **_looked_at(bench, rows, (y[rows], final, threshold))}
+    metrics = measure(scored(terms.model_copy(update={'threshold': threshold and threshold.value}),
+                             true[rows], final))
+    return {'calibration': calibration, 'threshold': threshold, 'metrics': metrics,
+            **_looked_at(bench, rows, (y[rows], final, threshold))}
 
 def _looked_at(bench: Bench, rows: np.ndarray, found: tuple) -> dict: # said, and for two classes effects
     "Predictions beside outcomes, and what each threshold would do to whom."
@@ -218,7 +222,8 @@ def _learning(bench: Bench, estimator, kind: str) -> pd.DataFrame: # rows, and t
         model = build_pipeline(bench.plan, estimator, kind=kind, seed=bench.seed)
         return bench.predict(model.fit(bench.X.iloc[part], bench.y[part]), bench.X.iloc[held])
     with side_by_side() as every: found = list(every(one, parts))
-    measured = [measure(scored(bench.terms, bench.y[held], scores), [bench.metric])[bench.metric] for scores in found]
+    measured = [measure(scored(bench.terms, bench.y[held], scores), [bench.metric])[bench.metric]
+                for scores in found]
     rows = [(len(p), e.status, e.value, e.low, e.high) for p, e in zip(parts, measured)]
     return pd.DataFrame(rows, columns=['rows', 'status', 'value', 'low', 'high'])
 
@@ -247,7 +252,8 @@ def develop(project: Project,
     rows, content = training_rows(project, train)
     y, plan = read_target(rows, settings), recorded_plan(project, rows)
     bench = make_bench(project, plan, rows, y)
-    hunt = _watched_search(project, bench, list(known.values()), trials=settings.development.trials if trials is None else trials,
+    hunt = _watched_search(project, bench, list(known.values()),
+                           trials=settings.development.trials if trials is None else trials,
                            seconds=settings.development.seconds if seconds is None else seconds)
     entrants = _entrants(bench, hunt)
     board = _board(bench, entrants)
@@ -263,9 +269,11 @@ def develop(project: Project,
     model = project.registry.register(pipeline, example=typical_rows(rows[plan.inputs]), facts=facts)
     log_trials(project, model.run_id, hunt)
     result = Leaderboard(
-        task=plan.task, metric=bench.metric, rows=board, trials=_all_trials(hunt), chosen=_named(chosen), why=why,
+        task=plan.task, metric=bench.metric, rows=board, trials=_all_trials(hunt), chosen=_named(chosen),
+        why=why,
         ties=[_named(o) for o, t in zip(entrants, board.tied) if t], algorithm=candidate.name,
-        parameters=chosen.trial.parameters, beats_dummy=_over_dummy(bench, chosen, entrants), version=model.version, **decided,
+        parameters=chosen.trial.parameters, beats_dummy=_over_dummy(bench, chosen, entrants),
+        version=model.version, **decided,
         notes=_notes(bench, hunt, board, len(rows)), learning=_learning(bench, estimator, candidate.kind),
         budget=_spent(bench, hunt, len(rows), started))
     project.record(result, subject=model.version)
@@ -273,7 +281,8 @@ def develop(project: Project,
 
 def _watched_search(project: Project, bench: Bench, candidates: list, **budget) -> Hunt:
     "The search, as far as it is for whoever looks."
-    with long_work(project, 'development', limit=budget['seconds']): return search(bench, candidates, **budget)
+    with long_work(project, 'development', limit=budget['seconds']):
+        return search(bench, candidates, **budget)
 
 def _fitted(plan: FeaturePlan, rows: pd.DataFrame, y: pd.Series, parts: tuple, seed: int):
     "The chosen model with its curve, fitted on all rows."
@@ -290,7 +299,8 @@ def _over_dummy(bench: Bench, chosen: Outcome, entrants: list[Outcome]) -> Estim
 def _all_trials(hunt: Hunt) -> pd.DataFrame: # one row a trial, in order
     "Every trial: its mean score on the folds it reached, and how it ended."
     return pd.DataFrame([{'trial': t.number, 'algorithm': t.algorithm, 'parameters': _shown(t.parameters),
-                          'folds': len(t.scores), 'mean_score': float(np.mean(t.scores)) if t.scores else None,
+                          'folds': len(t.scores),
+                          'mean_score': float(np.mean(t.scores)) if t.scores else None,
                           'state': t.state, 'reason': t.reason} for t, _ in hunt.outcomes])
 
 def _notes(bench: Bench, hunt: Hunt, board: pd.DataFrame, rows: int) -> list[str]:
@@ -308,14 +318,17 @@ def _notes(bench: Bench, hunt: Hunt, board: pd.DataFrame, rows: int) -> list[str
     return [text for text, holds in said.items() if holds]
 
 def _spent(bench: Bench, hunt: Hunt, rows: int, started: float) -> dict:
-    return {'trials': len(hunt.outcomes), 'folds': len(bench.folds), 'rows': len(bench.y), 'rows_fitted': rows,
-            'seconds': round(time.monotonic()-started, 1), 'cut_by_time': hunt.cut, 'interrupted': hunt.interrupted}
+    return {'trials': len(hunt.outcomes), 'folds': len(bench.folds), 'rows': len(bench.y),
+            'rows_fitted': rows,
+            'seconds': round(time.monotonic()-started, 1), 'cut_by_time': hunt.cut,
+            'interrupted': hunt.interrupted}
 
 def log_trials(project: Project, run_id: str, hunt: Hunt) -> None:
     "Put every trial into the MLflow run of the registered model: a metric with a step for each, and one table."
     from mlflow.entities import Metric
     client, now = project.registry.client(), int(time.time()*1000)
-    scores = [Metric('trial_score', float(np.mean(t.scores)), now, t.number) for t, _ in hunt.outcomes if t.scores]
+    scores = [Metric('trial_score', float(np.mean(t.scores)), now, t.number) for t, _ in hunt.outcomes
+              if t.scores]
     seconds = [Metric('trial_seconds', t.seconds, now, t.number) for t, _ in hunt.outcomes]
     client.log_batch(run_id, metrics=scores+seconds)
     client.log_dict(run_id, {'trials': [t.body() for t, _ in hunt.outcomes]}, 'trials.json')

@@ -30,15 +30,18 @@ def threshold_effects(y: np.ndarray, # 0 and 1
 
 def _groups_of(groups: pd.DataFrame) -> list[tuple]: # attribute, group, mask
     labelled = {a: grouped(groups[a]) for a in groups}
-    return [(a, g, (labels == g).to_numpy()) for a, labels in labelled.items() for g in labels.value_counts().index[:GROUPS]]
+    return [(a, g, (labels == g).to_numpy()) for a, labels in labelled.items()
+            for g in labels.value_counts().index[:GROUPS]]
 
 def _counted(attribute: str, group: str, y: np.ndarray, p: np.ndarray, grid: np.ndarray) -> list[tuple]:
     above = lambda values: len(values)-np.searchsorted(np.sort(values), grid, side='left')
-    return [(attribute, group, float(t), len(y), int(y.sum()), int(s), int(h)) for t, s, h in zip(grid, above(p), above(p[y == 1]))]
+    return [(attribute, group, float(t), len(y), int(y.sum()), int(s), int(h))
+            for t, s, h in zip(grid, above(p), above(p[y == 1]))]
 
 # %% ../nbs/03c_effects.ipynb #ebcde378
 RATES = {'selection_rate': lambda r: (r.selected, r.n), 'recall': lambda r: (r.hits, r.positives),
-         'false_positive_rate': lambda r: (r.selected-r.hits, r.n-r.positives), 'precision': lambda r: (r.hits, r.selected)}
+         'false_positive_rate': lambda r: (r.selected-r.hits, r.n-r.positives),
+         'precision': lambda r: (r.hits, r.selected)}
 
 def nearest(effects: pd.DataFrame, threshold: float) -> float:
     "The counted threshold that lies closest."
@@ -49,13 +52,17 @@ def confusion_at(effects: pd.DataFrame, threshold: float) -> pd.DataFrame: # out
     "How often everyone's answer and outcome agree and differ."
     r = _at(effects, threshold)[lambda t: t.attribute == ''].iloc[0]
     counts = [[r.hits, r.positives-r.hits], [r.selected-r.hits, r.n-r.positives-r.selected+r.hits]]
-    return pd.DataFrame(counts, index=['came yes', 'came no'], columns=['answered yes', 'answered no']).astype(int)
+    return pd.DataFrame(counts, index=['came yes', 'came no'],
+                        columns=['answered yes', 'answered no']).astype(int)
 
-def rates_at(effects: pd.DataFrame, threshold: float) -> pd.DataFrame: # attribute, group, metric, status, value, low, high, n, reason
+def rates_at(effects: pd.DataFrame,
+             threshold: float) -> pd.DataFrame: # attribute, group, metric, status, value, low, high, n, reason
     "Every group's rates."
-    found = [(r.attribute, r.group, metric, wilson(*of(r), metric=metric)) for r in _at(effects, threshold).itertuples() for metric, of in RATES.items()]
+    found = [(r.attribute, r.group, metric, wilson(*of(r), metric=metric))
+             for r in _at(effects, threshold).itertuples() for metric, of in RATES.items()]
     return pd.DataFrame([(a, g, m, e.status, e.value, e.low, e.high, e.n, e.reason) for a, g, m, e in found],
-                        columns=['attribute', 'group', 'metric', 'status', 'value', 'low', 'high', 'n', 'reason'])
+                        columns=['attribute', 'group', 'metric', 'status', 'value', 'low', 'high', 'n',
+                                 'reason'])
 
 def _at(effects: pd.DataFrame, threshold: float) -> pd.DataFrame:
     if not len(effects): raise SettingsError('No thresholds were counted: only a task with two classes has one.')
@@ -66,10 +73,12 @@ def cost_of(effects: pd.DataFrame, costs: Costs) -> pd.DataFrame: # threshold, v
     "The mean cost of a row at each threshold, with its interval."
     terms, rows = Terms(task='binary', costs=costs), effects[effects.attribute == ''].itertuples()
     found = [(r.threshold, mean_cost(r.selected-r.hits, r.positives-r.hits, r.n, terms)) for r in rows]
-    return pd.DataFrame([(t, e.value, e.low, e.high) for t, e in found], columns=['threshold', 'value', 'low', 'high'])
+    return pd.DataFrame([(t, e.value, e.low, e.high) for t, e in found],
+                        columns=['threshold', 'value', 'low', 'high'])
 
 def costs_for(threshold: float, costs: Costs) -> Costs:
     "The costs that ask for a threshold, the cost of a false yes kept."
-    if not 0 < threshold < 1: raise SettingsError(f'{threshold:g} is no threshold that costs can ask for. Allowed: above 0 and below 1.')
+    if not 0 < threshold < 1:
+        raise SettingsError(f'{threshold:g} is no threshold that costs can ask for. Allowed: above 0 and below 1.')
     yes = costs.false_positive or 1.
     return Costs(false_positive=yes, false_negative=round(yes*(1-threshold)/threshold, 4))

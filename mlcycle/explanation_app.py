@@ -46,7 +46,8 @@ def shown_rows(project: Project, version: str, *,
     most = FEWEST_ROWS if leaves(model.estimator) > LARGE_FOREST else MOST_ROWS
     log, train = _newest(project, version, most, also), training_rows(project, model.info)
     if lacking := unlogged(project.settings, model.info.columns):
-        if also: raise DataError(f'deployment.log does not keep {", ".join(lacking[:20])} as it came, so no logged prediction can be explained.')
+        if also:
+            raise DataError(f'deployment.log does not keep {", ".join(lacking[:20])} as it came, so no logged prediction can be explained.')
         log = log.head(0)
     rows = inputs_of(log, model.info.columns)
     if len(log): source = f'the {len(log):,} newest logged predictions of this version'
@@ -167,11 +168,13 @@ def explainability_page(project: Project) -> str: # a whole document
 
 def _drawn(project: Project, shown: Shown) -> list[str]:
     used, found = importance_html(project, shown), shown.recorded
-    first, outputs = importance(shown.explanation, resamples=10).column.iloc[0], list(dict.fromkeys(shown.explanation.outputs))
+    first, outputs = importance(shown.explanation,
+                                resamples=10).column.iloc[0], list(dict.fromkeys(shown.explanation.outputs))
     column = f'<h2>How its values count: {escaped(plain_name(first))}</h2>{curves_html(found, first, outputs[0])}'
     apart = [f'<h2>Groups by {escaped(plain_name(a))}</h2>{groups_html(found, a, outputs[0])}'
              for a in project.settings.data.protected]
-    return [two(f'<h2>What the model uses</h2>{used}', column), two(f'<h2>Over time</h2>{uses_html(found)}', *apart),
+    return [two(f'<h2>What the model uses</h2>{used}', column),
+            two(f'<h2>Over time</h2>{uses_html(found)}', *apart),
             note(f'Shown: {shown.source}. {shown.explanation.note}')]
 
 def publish_explainability(project: Project) -> Page:
@@ -215,7 +218,8 @@ def _contents(project: Project, version: str) -> list: # widgets
     def show_column(change=None):
         fill('column', 'One column', column_html(shown, choose['column'].value, choose['output'].value))
     def show_groups(change=None):
-        fill('groups', 'How groups differ', groups_html(shown.recorded, choose['groups'].value, choose['output'].value))
+        fill('groups', 'How groups differ',
+             groups_html(shown.recorded, choose['groups'].value, choose['output'].value))
     def look_up(change):
         nonlocal shown
         try: shown = shown_rows(project, version, also=change['new'])
@@ -232,7 +236,8 @@ def _contents(project: Project, version: str) -> list: # widgets
     box['note'].value = framed(note(f'Shown: {shown.source}. {shown.explanation.note}{meaning}'))
     show_one(); show_column(); show_groups()
     return [_row(choose['row'], choose['id']), box['answer'], box['one'], _row(box['used'], box['time']),
-            _row(choose['column'], choose['output']), box['column'], _row(choose['groups']), box['groups'], box['note']]
+            _row(choose['column'], choose['output']), box['column'], _row(choose['groups']), box['groups'],
+            box['note']]
 
 def _row(*widgets):
     import ipywidgets
@@ -240,7 +245,8 @@ def _row(*widgets):
 
 def _boxes() -> dict: # name → an empty HTML widget
     import ipywidgets
-    basis = {'used': '460px', 'time': '460px'} | dict.fromkeys(('column', 'one', 'groups', 'note', 'answer'), '100%')
+    basis = {'used': '460px', 'time': '460px'} | dict.fromkeys(('column', 'one', 'groups', 'note', 'answer'),
+                                                               '100%')
     layout = lambda width: ipywidgets.Layout(flex=f'1 1 {width}', min_width='0', width='auto')
     return {name: ipywidgets.HTML(layout=layout(width)) for name, width in basis.items()}
 

@@ -42,7 +42,8 @@ def curves_html(found: Attributions | None, column: str, output: str='') -> str:
     partner, share = (pair.partner.iloc[0], float(pair.share.iloc[0])) if len(pair) else ('', 0.)
     said = f'{column} acts together with {partner}: it explains {share:.0%} of the spread.' if partner else \
         f'{column} acts alone: no other column changes what its values add, as far as {found.rows:,} rows can tell.'
-    drawn = image(lambda ax: plot_curves(mine, unit=found.unit, ax=ax), f'{column}: mean contribution along its values')
+    drawn = image(lambda ax: plot_curves(mine, unit=found.unit, ax=ax),
+                  f'{column}: mean contribution along its values')
     return note(f'{said} Means over {found.source}, with 95 % intervals.')+drawn
 
 def uses_html(found: Attributions | None) -> str:
@@ -53,7 +54,8 @@ def uses_html(found: Attributions | None) -> str:
     said = '; '.join(f'{r.column} from {r.window} ({float(r.mean):.3g}, in training {float(r.then):.3g})'
                      for r in odd.drop_duplicates('column').itertuples(index=False))
     said = f'Counts differently than in training: {said}.' if said else 'In no window does a column count differently than in training.'
-    drawn = image(lambda ax: plot_uses(found.uses, unit=found.unit, ax=ax), f'Mean size of contributions by window. {said}', size=(8, 3.4))
+    drawn = image(lambda ax: plot_uses(found.uses, unit=found.unit, ax=ax),
+                  f'Mean size of contributions by window. {said}', size=(8, 3.4))
     return note(f'{said} Filled marks differ, allowing for all columns and windows; bands are 95 % intervals.')+drawn
 
 def groups_html(found: Attributions | None, attribute: str, output: str='', *, most: int=8) -> str:
@@ -69,7 +71,8 @@ def groups_html(found: Attributions | None, attribute: str, output: str='', *, m
     said = 'What a column adds to the score in a group, minus what it adds for everybody else.'
     if small: said += f' Not estimable, too few rows: {", ".join(small)}.'
     if not len(sure): return note(f'{said} Nothing differs by more than chance over {found.source}.')
-    table = [{'group': r.group, 'rows': r.n, 'column': r.column, f'adds more or less ({found.unit})': f'{r.difference:+.3g} [{r.low:+.3g}, {r.high:+.3g}]'}
+    table = [{'group': r.group, 'rows': r.n, 'column': r.column,
+              f'adds more or less ({found.unit})': f'{r.difference:+.3g} [{r.low:+.3g}, {r.high:+.3g}]'}
              for r in sure.itertuples()]
     return f'{note(said)}<div class="scroll">{html_table(pd.DataFrame(table, dtype=object))}</div>'
 
@@ -77,7 +80,8 @@ def groups_html(found: Attributions | None, attribute: str, output: str='', *, m
 def changes_html(model, row: pd.DataFrame, # one row
                  space: Space) -> str:
     "What would have changed one decision, within what may be changed."
-    if model.task == 'regression': return note('An amount has no other decision. In a notebook: mlcycle.counterfactuals.counterfactuals(…, wanted=(low, high))')
+    if model.task == 'regression':
+        return note('An amount has no other decision. In a notebook: mlcycle.counterfactuals.counterfactuals(…, wanted=(low, high))')
     wanted = None
     if model.task == 'multiclass':
         said = model.predict(row).iloc[0]

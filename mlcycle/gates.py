@@ -34,8 +34,10 @@ def command_for(evidence: str, version: str) -> str: # a command line
 
 REPAIRS = {'validation': 'mlcycle run development'}   # evidence that is there and says no → what may change its answer; another look does not
 
-STAGE_OF = {'problem': 'problem', 'feasibility': 'problem', 'schema': 'data', 'snapshot': 'data', 'split': 'data',
-            'leaderboard': 'development', 'model': 'development', 'validation': 'validation', 'look': 'validation',
+STAGE_OF = {'problem': 'problem', 'feasibility': 'problem', 'schema': 'data', 'snapshot': 'data',
+            'split': 'data',
+            'leaderboard': 'development', 'model': 'development', 'validation': 'validation',
+            'look': 'validation',
             'bundle': 'deployment', 'window': 'monitoring', 'decision': 'retraining', 'card': 'governance'}
 
 # %% ../nbs/00ab_gates.ipynb #04d40db0
@@ -46,7 +48,8 @@ def approval_digest(project: Project, version: str) -> str: # 64 hexadecimal dig
     model = registered(project, version).body
     validation = project.ledger.last('validation', str(version))
     finding = {k: v for k, v in validation.body.items() if k not in UNSIGNED_FIELDS} if validation else None
-    return digest({'model': model['hash'], 'schema': [model['columns'], model.get('plan')], 'data': model.get('data'),
+    return digest({'model': model['hash'], 'schema': [model['columns'], model.get('plan')],
+                   'data': model.get('data'),
                    'validation': finding})
 
 def registered(project: Project, version: str) -> Entry: # its 'model' entry
@@ -81,7 +84,8 @@ def check(project: Project, gate: Gate, version: str) -> GateResult: # the answe
     version = str(version)
     for e in project.ledger.entries('override', version):
         if e.body['gate'] == gate.name and e.body['digest'] == approval_digest(project, version):
-            return GateResult(name=gate.name, answer='pass', why=f"overridden by {e.body['by']}: {e.body['because']}", entries=[e.seq])
+            return GateResult(name=gate.name, answer='pass',
+                              why=f"overridden by {e.body['by']}: {e.body['because']}", entries=[e.seq])
     return EVIDENCE_CHECKS.get(gate.evidence, _check_field)(project, gate, version)
 
 def _check_field(project: Project, gate: Gate, version: str) -> GateResult:
@@ -93,9 +97,12 @@ def _check_field(project: Project, gate: Gate, version: str) -> GateResult:
     if entry.body.get('model_hash', model['hash']) != model['hash']: return answer('missing', f'the {gate.evidence} is of other bytes', [entry.seq])
     value = field_of(entry.body, gate.field) if gate.field else True
     holds = value is not None and (gate.equals is None or value == gate.equals) and _between(value, gate)
-    bounds = [f'{words} {bound}' for words, bound in (('at least', gate.at_least), ('at most', gate.at_most)) if bound is not None]
+    bounds = [f'{words} {bound}'
+              for words, bound in (('at least', gate.at_least), ('at most', gate.at_most))
+              if bound is not None]
     wanted = f'{gate.equals}' if gate.equals is not None else ' and '.join(bounds) or 'there'
-    return answer('pass' if holds else 'fail', f'{gate.evidence} {gate.field or "entry"} is {shown(value)}, wanted: {wanted}', [entry.seq])
+    return answer('pass' if holds else 'fail',
+                  f'{gate.evidence} {gate.field or "entry"} is {shown(value)}, wanted: {wanted}', [entry.seq])
 
 def _about_the_project(project: Project, gate: Gate) -> Entry | None:
     "Evidence about the whole project, such as the sealed problem, counts for each version."
@@ -119,15 +126,18 @@ def _check_signatures(project: Project, gate: Gate, version: str) -> GateResult:
     void = len(project.ledger.entries('approval', version)) - len(found)
     why = f'{len(found)} of {needed} signatures on what the version is today ({names})'+(f'; {void} void or repeated' if void > 0 else '')
     enough = len(found) >= needed
-    return GateResult(name=gate.name, answer='pass' if enough else 'missing', why=why, entries=[e.seq for e in found],
+    return GateResult(name=gate.name, answer='pass' if enough else 'missing', why=why,
+                      entries=[e.seq for e in found],
                       command='' if enough else command_for('approval', version))
 
 def _check_comparison(project: Project, gate: Gate, version: str) -> GateResult:
     current = champion(project.ledger)
-    if current in (None, version): return GateResult(name=gate.name, answer='pass', why='no other champion to be compared with')
+    if current in (None, version): return GateResult(name=gate.name, answer='pass',
+                                                     why='no other champion to be compared with')
     entry = project.ledger.last(gate.evidence, version)
     if entry and entry.body.get('champion') != current:
-        return GateResult(name=gate.name, answer='missing', why=f"compared with version {entry.body.get('champion')}, the champion is {current}",
+        return GateResult(name=gate.name, answer='missing',
+                          why=f"compared with version {entry.body.get('champion')}, the champion is {current}",
                           entries=[entry.seq], command=command_for(gate.evidence, version))
     return _check_field(project, gate, version)
 
@@ -135,19 +145,24 @@ def _check_promotion(project: Project, gate: Gate, version: str) -> GateResult:
     entry = project.ledger.last('promotion', version)
     gone = version in retired(project.ledger)
     why = f'version {version} is retired' if gone else f"promoted to {entry.body['role']}" if entry else f'version {version} was never promoted'
-    return GateResult(name=gate.name, answer='fail' if gone else 'pass' if entry else 'missing', why=why, entries=[entry.seq] if entry else [],
+    return GateResult(name=gate.name, answer='fail' if gone else 'pass' if entry else 'missing', why=why,
+                      entries=[entry.seq] if entry else [],
                       command='' if entry and not gone else command_for('promotion', version))
 
-AGAINST_CHAMPION = ('comparison', 'replay', 'shadow')   # evidence that a champion, present or past, does without
-EVIDENCE_CHECKS = {'approval': _check_signatures, 'comparison': _check_comparison, 'replay': _check_comparison,
+AGAINST_CHAMPION = ('comparison', 'replay',
+                    'shadow')   # evidence that a champion, present or past, does without
+EVIDENCE_CHECKS = {'approval': _check_signatures, 'comparison': _check_comparison,
+                   'replay': _check_comparison,
                    'shadow': _check_comparison, 'promotion': _check_promotion}
 
 # %% ../nbs/00ab_gates.ipynb #c5a9f672
-def check_all(project: Project, version: str, *, before: str='promotion') -> list[GateResult]: # in the order of the settings
+def check_all(project: Project, version: str, *,
+              before: str='promotion') -> list[GateResult]: # in the order of the settings
     "Ask every gate that stands before a step."
     return [check(project, gate, version) for gate in project.settings.gates if gate.before == before]
 
-def must_pass(project: Project, version: str, *, before: str='promotion') -> list[GateResult]: # all of them 'pass'
+def must_pass(project: Project, version: str, *,
+              before: str='promotion') -> list[GateResult]: # all of them 'pass'
     "Ask every gate; Blocked names the closed ones and the command that opens the first."
     answers = check_all(project, version, before=before)
     closed = [a for a in answers if a.answer != 'pass']
@@ -163,9 +178,11 @@ def override(project: Project, gate: str, version: str, *,
     "Let a version pass one gate, by name and with a reason; it holds for what the version is today and is itself evidence."
     names = [g.name for g in project.settings.gates]
     if gate not in names: raise SettingsError(f'No gate {gate!r}. Gates in mlcycle.toml: {", ".join(names)}.')
-    if not by.strip() or not because.strip(): raise SettingsError('An override needs a name and a reason. Add --as NAME --because TEXT.')
+    if not by.strip() or not because.strip():
+        raise SettingsError('An override needs a name and a reason. Add --as NAME --because TEXT.')
     if person(by) == person(registered(project, version).body.get('author', '')):
         raise Blocked(f'{by!r} built version {version} and cannot override a gate for it. Another person has to.')
     project.must_write('override')
     body = {'gate': gate, 'by': by, 'because': because, 'digest': approval_digest(project, version)}
-    return project.ledger.append(stage='governance', kind='override', subject=str(version), body=body, actor=project.actor)
+    return project.ledger.append(stage='governance', kind='override', subject=str(version), body=body,
+                                 actor=project.actor)

@@ -9,8 +9,10 @@ from collections.abc import Callable
 from datetime import datetime, time, timezone
 from functools import partial
 from typing import ClassVar
-from .core import (Blocked, Criterion, Estimate, MissingEvidence, Project, Result, SettingsError, label, missing_evidence, shown)
-from .documents import (LEARNT, Document, Evidence, by_hand, document_sections, each_of, figures_of, missing, one_line, pairs_of,
+from .core import (Blocked, Criterion, Estimate, MissingEvidence, Project, Result, SettingsError,
+                          label, missing_evidence, shown)
+from .documents import (LEARNT, Document, Evidence, by_hand, document_sections, each_of, figures_of,
+                               missing, one_line, pairs_of,
                                plain_name, source, table_of)
 from .gates import approval_digest, field_of, person, required_signatures, signatures
 from .ledger import ROLE_KINDS, Audit, Entry, champion, kept_heads, retired, versions
@@ -44,7 +46,8 @@ class Refusal(Result):
     why: str # the objection
 
     @property
-    def headline(self) -> str: return f'Approval of version {self.version} by {self.by or "nobody"} refused: {self.why}'
+    def headline(self) -> str:
+        return f'Approval of version {self.version} by {self.by or "nobody"} refused: {self.why}'
 
 def approve(project: Project, version: str, # a registered version
             *, by: str, # the person who approves; not the author
@@ -61,16 +64,19 @@ def approve(project: Project, version: str, # a registered version
     same = [e for e in earlier if e.body['digest'] == bound and person(e.body['by']) == person(name)]
     if same: return Approval.from_body(same[0].body)
     signed = [project.ledger.last(kind, version) for kind in ('model', 'validation')]
-    approval = Approval(version=version, by=name, because=reason, digest=bound, verdict=shown(signed[1].body.get('verdict')),
+    approval = Approval(version=version, by=name, because=reason, digest=bound,
+                        verdict=shown(signed[1].body.get('verdict')),
                         entries=[e.seq for e in signed])
     project.record(approval, subject=version)
     return approval
 
 # %% ../nbs/08_governance.ipynb #f7368dda
-def objection_to(project: Project, version: str, *, by: str, because: str) -> Blocked | None: # None: it would be accepted
+def objection_to(project: Project, version: str, *, by: str,
+                 because: str) -> Blocked | None: # None: it would be accepted
     "The first reason why this person cannot approve this version now; nothing is recorded."
     name, reason = plain_name(by), one_line(because)
-    if not name or not reason: return Blocked('An approval needs a name and a reason. Add --as NAME --because TEXT.')
+    if not name or not reason:
+        return Blocked('An approval needs a name and a reason. Add --as NAME --because TEXT.')
     model = project.ledger.last('model', version)
     if model is None:
         return Blocked(f'No model version {version!r}. Versions: {", ".join(versions(project.ledger)) or "none yet, mlcycle run development makes one"}.')
@@ -78,14 +84,16 @@ def objection_to(project: Project, version: str, *, by: str, because: str) -> Bl
 
 def _objection_to_person(project: Project, model: Entry, name: str) -> Blocked | None:
     authors = {person(plain_name(a)) for a in (model.body.get('author', ''), model.actor)}-{''}
-    if person(name) in authors: return Blocked(f'{name} built version {model.subject} and cannot approve it. Another person has to.')
+    if person(name) in authors:
+        return Blocked(f'{name} built version {model.subject} and cannot approve it. Another person has to.')
     allowed = project.settings.governance.approvers
     if allowed and person(name) not in {person(plain_name(a)) for a in allowed}:
         return Blocked(f'{name} may not approve. Approvers in mlcycle.toml: {", ".join(allowed)}. Ask one of them, or change governance.approvers.')
     return None
 
 def _objection_to_version(project: Project, model: Entry, version: str) -> Blocked | None:
-    if version in retired(project.ledger): return Blocked(f'Version {version} is retired. Approve one that is not: mlcycle status lists them.')
+    if version in retired(project.ledger):
+        return Blocked(f'Version {version} is retired. Approve one that is not: mlcycle status lists them.')
     limit, age = project.settings.retraining.max_age_days, datetime.now(timezone.utc)-datetime.fromisoformat(model.at)
     if age.days > limit:
         return Blocked(f'Version {version} is {age.days} days old, retraining.max_age_days is {limit:g}: it has expired. Train another: mlcycle retrain')
@@ -105,7 +113,8 @@ def moment(at: str, # '2026-05-01' or an ISO date and time; without a zone it is
     "A point in time; a bare date means the end of that day."
     text = str(at).strip()
     try: when = datetime.fromisoformat(text)
-    except ValueError: raise SettingsError(f'{text!r} is no date. Write 2026-05-01 or 2026-05-01T12:00:00.') from None
+    except ValueError:
+        raise SettingsError(f'{text!r} is no date. Write 2026-05-01 or 2026-05-01T12:00:00.') from None
     if re.fullmatch(r'\d{4}-?\d\d-?\d\d', text): when = datetime.combine(when, time.max)
     return when.replace(tzinfo=timezone.utc) if when.tzinfo is None else when.astimezone(timezone.utc)
 
@@ -117,8 +126,10 @@ def history(project: Project, at: str | None=None, # only who held a role at thi
         version, role = str(entry.body['version']), entry.body.get('role') if entry.kind == 'promotion' else None
         for row in rows:
             if row['to'] is None and (row['version'] == version or row['role'] == role): row['to'] = entry.at
-        if role: rows.append({'version': version, 'role': role, 'from': entry.at, 'to': None, 'by': entry.body.get('by') or entry.actor,
-                              'because': entry.body.get('because', ''), 'entry': entry.seq, 'evidence': _evidence_of(entry)})
+        if role: rows.append({'version': version, 'role': role, 'from': entry.at, 'to': None,
+                              'by': entry.body.get('by') or entry.actor,
+                              'because': entry.body.get('because', ''), 'entry': entry.seq,
+                              'evidence': _evidence_of(entry)})
     if at is None: return rows
     when = moment(at)
     return [r for r in rows if moment(r['from']) <= when and (r['to'] is None or moment(r['to']) > when)]
@@ -133,19 +144,22 @@ def audit(project: Project, heads: list[tuple[int, str]]=(), # (sequence number,
     kept = {}
     for seq, hash in [*kept_heads(project), *heads]:
         if kept.setdefault(seq, hash) != hash:
-            return Audit(ok=False, entries=seq-1, head=hash, broken=seq, why=f'two kept heads disagree about entry {seq}')
+            return Audit(ok=False, entries=seq-1, head=hash, broken=seq,
+                         why=f'two kept heads disagree about entry {seq}')
     return project.ledger.verify(list(kept.items()))
 
 # %% ../nbs/08_governance.ipynb #56882ca0
 def _criteria(evidence: Evidence) -> list[dict]:
     entry = evidence.last('problem')
     if entry is None: return [evidence.missing('success and kill criteria', 'problem')]
-    rows = [[use, shown(Criterion.from_body(c))] for use in ('success', 'kill') for c in entry.body.get(use) or []]
+    rows = [[use, shown(Criterion.from_body(c))] for use in ('success', 'kill')
+            for c in entry.body.get(use) or []]
     return [dict(title='Criteria', columns=['kind', 'criterion'], rows=rows, source=source(entry))]
 
 def _undeclared(evidence: Evidence) -> list[dict]:
     entry = evidence.last('problem')
-    return [missing(gap, 'fill in mlcycle.toml, then mlcycle run problem') for gap in (entry.body.get('gaps') or [] if entry else [])]
+    return [missing(gap, 'fill in mlcycle.toml, then mlcycle run problem')
+            for gap in (entry.body.get('gaps') or [] if entry else [])]
 
 def _approvals(evidence: Evidence) -> list[dict]:
     given = evidence.all('approval') if evidence.model else []
@@ -154,22 +168,28 @@ def _approvals(evidence: Evidence) -> list[dict]:
     today = lambda e: 'counts' if e.seq in counting else 'void: something else was signed'
     rows = [[e.body['by'], e.body['because'], today(e), source(e)] for e in given]
     lost = [evidence.missing(f'{needed-len(counting)} of {needed} signatures', 'approval')] if len(counting) < needed else []
-    return [dict(title='Approvals', columns=['by', 'because', 'today', 'read from'], rows=rows, source=source(given[-1])), *lost]
+    return [dict(title='Approvals', columns=['by', 'because', 'today', 'read from'], rows=rows,
+                 source=source(given[-1])), *lost]
 
 def _held(evidence: Evidence) -> list[dict]:
     held = [r for r in history(evidence.project) if r['version'] == evidence.version]
     if not held: return [evidence.missing('a role: it was never promoted', 'promotion')]
-    rows = [[r['role'], r['from'][:10], r['to'][:10] if r['to'] else 'today', r['by'], r['because'], f"entry {r['entry']}"] for r in held]
-    return [dict(title='Roles', columns=['role', 'from', 'to', 'by', 'because', 'entry'], rows=rows, source=rows[-1][-1])]
+    rows = [[r['role'], r['from'][:10], r['to'][:10] if r['to'] else 'today', r['by'], r['because'],
+             f"entry {r['entry']}"] for r in held]
+    return [dict(title='Roles', columns=['role', 'from', 'to', 'by', 'because', 'entry'], rows=rows,
+                 source=rows[-1][-1])]
 
 def _windows(evidence: Evidence) -> list[dict]: # the newest entry of each window
     newest = {(e.body.get('from'), e.body.get('to')): e for e in evidence.all('window')}
     if not newest: return [evidence.missing('monitored windows', 'window')]
     validation = evidence.last('validation')
     metric = validation.body.get('metric') if validation else None
-    rows = [[str(e.body.get('from'))[:10], str(e.body.get('to'))[:10], shown(e.body.get('rows')), shown(e.body.get('labelled')),
+    rows = [[str(e.body.get('from'))[:10], str(e.body.get('to'))[:10], shown(e.body.get('rows')),
+             shown(e.body.get('labelled')),
              _figure(e.body, metric), source(e)] for e in list(newest.values())[-20:]]
-    return [dict(title='Monitored windows', columns=['from', 'to', 'rows', 'labelled', 'performance', 'read from'], rows=rows, source=rows[-1][-1])]
+    return [dict(title='Monitored windows',
+                 columns=['from', 'to', 'rows', 'labelled', 'performance', 'read from'], rows=rows,
+                 source=rows[-1][-1])]
 
 def _figure(window: dict, metric: str | None) -> str:
     "The metric that validation judged by, in one window, or why there is none."
@@ -181,20 +201,26 @@ def _figure(window: dict, metric: str | None) -> str:
 def _snapshots(evidence: Evidence) -> list[dict]:
     last = {e.subject: e for e in evidence.all_before_model('snapshot')}
     if not last: return [evidence.missing('data snapshots', 'snapshot')]
-    rows = [[k, f"{e.body['rows']:,}", shown(e.body['version']), e.body['hash'][:16], source(e)] for k, e in last.items()]
-    return [dict(title='Data', columns=['table', 'rows', 'version', 'hash', 'read from'], rows=rows, source=rows[-1][-1])]
+    rows = [[k, f"{e.body['rows']:,}", shown(e.body['version']), e.body['hash'][:16], source(e)]
+            for k, e in last.items()]
+    return [dict(title='Data', columns=['table', 'rows', 'version', 'hash', 'read from'], rows=rows,
+                 source=rows[-1][-1])]
 
 # %% ../nbs/08_governance.ipynb #7c2e2890
 PARTS: dict[str, tuple] = {   # name → form, what it is, kind of entry, fields
     'identity': (pairs_of, 'Model', 'model', {'version': 'version', 'algorithm': 'algorithm', 'author': 'author', 'made': 'created?',
-        'sha256 of the model file': 'hash', 'training data': 'data?', 'threshold': 'threshold?', 'classes': 'classes?'}),
+        'sha256 of the model file': 'hash', 'training data': 'data?', 'threshold': 'threshold?',
+        'classes': 'classes?'}),
     'inputs': (pairs_of, 'Inputs', 'model', {'columns': 'columns'}),
-    'parameters': (pairs_of, 'Parameters', 'model', {'parameters': 'parameters?', 'settings digest': 'settings_digest?'}),
+    'parameters': (pairs_of, 'Parameters', 'model',
+                   {'parameters': 'parameters?', 'settings digest': 'settings_digest?'}),
     'purpose': (pairs_of, 'Purpose', 'problem', {'objective': 'objective?', 'decision supported': 'decision?', 'owner': 'owner?',
-        'stakeholders': 'stakeholders?', 'intended use': 'intended_use?', 'target': 'target', 'task': 'task', 'costs of errors': 'costs'}),
+        'stakeholders': 'stakeholders?', 'intended use': 'intended_use?', 'target': 'target', 'task': 'task',
+        'costs of errors': 'costs'}),
     'limits': (pairs_of, 'Not to be used for', 'problem', {'out of scope': 'out_of_scope'}),
     'risk': (pairs_of, 'Risk class', 'problem', {'EU AI Act, indicated': 'risk.eu_ai_act', 'SR 26-2 tier, indicated': 'risk.sr_26_2',
-        'reasons': 'risk.reasons?', 'unanswered': 'risk.unanswered?', 'dates': 'risk.duties', 'caution': 'risk.caution'}),
+        'reasons': 'risk.reasons?', 'unanswered': 'risk.unanswered?', 'dates': 'risk.duties',
+        'caution': 'risk.caution'}),
     'protected': (pairs_of, 'Protected attributes', 'problem', {'attributes': 'protected'}),
     'feasibility': (pairs_of, 'Feasibility', 'feasibility', {'verdict': 'verdict', 'reasons': 'reasons?'}),
     'baselines': (figures_of, 'Trivial baseline', 'feasibility', 'baselines'),
@@ -204,7 +230,8 @@ PARTS: dict[str, tuple] = {   # name → form, what it is, kind of entry, fields
     'suspects': (table_of, 'Columns that may give the outcome away', 'schema', 'suspects'),
     'split': (pairs_of, 'Split', 'split', {'strategy': 'strategy', 'reason': 'reason', 'rows': 'rows?'}),
     'candidates': (table_of, 'Candidates compared', 'leaderboard', 'rows'),
-    'choice': (pairs_of, 'Choice', 'leaderboard', {'chosen': 'chosen', 'why': 'why', 'notes': 'notes?', 'budget': 'budget?'}),
+    'choice': (pairs_of, 'Choice', 'leaderboard',
+               {'chosen': 'chosen', 'why': 'why', 'notes': 'notes?', 'budget': 'budget?'}),
     'beats_dummy': (figures_of, 'Better than always the same answer', 'leaderboard', 'beats_dummy'),
     'cross_validated': (figures_of, 'Cross-validated on training data', 'model', 'metrics'),
     'verdict': (pairs_of, 'Validation', 'validation', {'verdict': 'verdict', 'why': 'why?', 'looks at the test set': 'looks',
@@ -218,16 +245,23 @@ PARTS: dict[str, tuple] = {   # name → form, what it is, kind of entry, fields
     'slices': (table_of, 'Where it is worst', 'validation', 'slices'),
     'robustness': (table_of, 'Robustness', 'validation', 'robustness'),
     'importance': (table_of, 'What the results depend on', 'validation', 'importance'),
-    'overrides': (each_of, 'Gates passed by override', 'override', {'gate': 'gate', 'by': 'by', 'because': 'because'}),
+    'overrides': (each_of, 'Gates passed by override', 'override',
+                  {'gate': 'gate', 'by': 'by', 'because': 'because'}),
     'refusals': (each_of, 'Approvals refused', 'refusal', {'by': 'by', 'why': 'why'}),
-    'bundle': (pairs_of, 'Deployment bundle', 'bundle', {'name': 'name?', 'digest': 'digest', 'golden pairs reproduced': 'golden?'}),
-    'alarms': (each_of, 'Alarms', 'alarm', {'kind': 'kind', 'column': 'column', 'since': 'since', 'state': 'state', 'why': 'why'}),
+    'bundle': (pairs_of, 'Deployment bundle', 'bundle',
+               {'name': 'name?', 'digest': 'digest', 'golden pairs reproduced': 'golden?'}),
+    'alarms': (each_of, 'Alarms', 'alarm',
+               {'kind': 'kind', 'column': 'column', 'since': 'since', 'state': 'state', 'why': 'why'}),
     'decisions': (each_of, 'Retraining decisions', 'decision', {'action': 'action', 'reasons': 'reasons'}),
-    'comparison': (pairs_of, 'Compared with the champion', 'comparison', {'champion': 'champion', 'promotable': 'promotable', 'why': 'why?'}),
+    'comparison': (pairs_of, 'Compared with the champion', 'comparison',
+                   {'champion': 'champion', 'promotable': 'promotable', 'why': 'why?'}),
     'gain': (figures_of, 'Gain over the champion, on the same rows', 'comparison', 'gain'),
-    'retirement': (pairs_of, 'Retirement', 'retirement', {'successor': 'successor?', 'because': 'because', 'by': 'by?'})}
-CODED = {'criteria': _criteria, 'undeclared': _undeclared, 'approvals': _approvals, 'roles': _held, 'snapshots': _snapshots, 'windows': _windows}
-EVENTS = ('overrides', 'refusals', 'alarms', 'comparison', 'gain', 'retirement')   # what may rightly not have happened
+    'retirement': (pairs_of, 'Retirement', 'retirement',
+                   {'successor': 'successor?', 'because': 'because', 'by': 'by?'})}
+CODED = {'criteria': _criteria, 'undeclared': _undeclared, 'approvals': _approvals, 'roles': _held,
+         'snapshots': _snapshots, 'windows': _windows}
+EVENTS = ('overrides', 'refusals', 'alarms', 'comparison', 'gain',
+          'retirement')   # what may rightly not have happened
 
 def part(name: str, evidence: Evidence) -> list[dict]: # blocks
     "One part of a card; an event that has not happened is said, not missed."
@@ -240,19 +274,24 @@ def part(name: str, evidence: Evidence) -> list[dict]: # blocks
 # %% ../nbs/08_governance.ipynb #2b2946d4
 VIEWS: dict[str, dict[str, list]] = {   # view → section → parts, placeholders, or functions of the evidence
     'model': {
-        'Model': ['identity', 'roles'], 'Intended use': ['purpose', 'limits', 'undeclared'], 'Risk class': ['risk'],
-        'Criteria': ['criteria'], 'Data': ['snapshots', 'split', 'treatments', 'findings', 'suspects', 'groups'],
+        'Model': ['identity', 'roles'], 'Intended use': ['purpose', 'limits', 'undeclared'],
+        'Risk class': ['risk'],
+        'Criteria': ['criteria'],
+        'Data': ['snapshots', 'split', 'treatments', 'findings', 'suspects', 'groups'],
         'Feasibility': ['feasibility', 'baselines'],
         'Development': ['choice', 'candidates', 'beats_dummy', 'cross_validated', 'parameters', 'inputs'],
-        'Validation': ['verdict', 'performance', 'verdicts', 'calibration', 'overfit', 'robustness', 'slices'],
+        'Validation': ['verdict', 'performance', 'verdicts', 'calibration', 'overfit', 'robustness',
+                       'slices'],
         'Groups': ['protected', 'by_group', 'disparities'], 'Explanation': ['importance'],
         'Decisions by people': ['approvals', 'overrides', 'refusals'], 'Deployment': ['bundle'],
-        'Monitoring': ['windows', 'alarms'], 'Retraining': ['decisions', 'comparison', 'gain'], 'Retirement': ['retirement']},
+        'Monitoring': ['windows', 'alarms'], 'Retraining': ['decisions', 'comparison', 'gain'],
+        'Retirement': ['retirement']},
     'annex-iv': {
         '1. General description of the AI system': ['purpose', 'undeclared', 'identity', 'inputs', 'bundle',
             by_hand('interaction with other hardware and software'), by_hand('instructions for use')],
         '2. Elements of the AI system and process of its development': ['choice', 'candidates', 'parameters', 'snapshots', 'split',
-            'treatments', 'findings', 'verdict', 'performance', 'robustness', by_hand('assessment of the human oversight measures'),
+            'treatments', 'findings', 'verdict', 'performance', 'robustness',
+            by_hand('assessment of the human oversight measures'),
             by_hand('cybersecurity measures')],
         '3. Monitoring, functioning and control': ['limits', 'by_group', 'disparities', 'importance', 'windows', 'alarms',
             by_hand('foreseeable unintended outcomes and sources of risk')],
@@ -261,21 +300,29 @@ VIEWS: dict[str, dict[str, list]] = {   # view → section → parts, placeholde
         '6. Changes through the lifecycle': ['roles', 'approvals', 'overrides', 'comparison', 'retirement'],
         '7. Harmonised standards applied': [by_hand('harmonised standards applied, or the solutions used instead')],
         '8. EU declaration of conformity': [by_hand('copy of the EU declaration of conformity')],
-        '9. Post-market monitoring (Article 72)': ['windows', 'decisions', by_hand('the post-market monitoring plan')]},
+        '9. Post-market monitoring (Article 72)': ['windows', 'decisions',
+                                                   by_hand('the post-market monitoring plan')]},
     'sr-26-2': {
-        'Model and inventory': ['identity', 'roles'], 'Materiality: exposure and purpose': ['risk', 'purpose', 'undeclared'],
-        'Model development and use': ['limits', 'snapshots', 'split', 'treatments', 'choice', 'candidates', 'parameters', 'inputs'],
-        'Model validation': ['verdict', 'performance', 'verdicts', 'calibration', 'overfit', 'robustness', 'by_group', 'importance'],
+        'Model and inventory': ['identity', 'roles'],
+        'Materiality: exposure and purpose': ['risk', 'purpose', 'undeclared'],
+        'Model development and use': ['limits', 'snapshots', 'split', 'treatments', 'choice', 'candidates',
+                                      'parameters', 'inputs'],
+        'Model validation': ['verdict', 'performance', 'verdicts', 'calibration', 'overfit', 'robustness',
+                             'by_group', 'importance'],
         'Ongoing monitoring and outcomes analysis': ['windows', 'alarms', 'decisions', 'comparison', 'gain'],
-        'Governance and controls': ['approvals', 'overrides', 'refusals', 'retirement', by_hand('policies, roles and internal audit')],
+        'Governance and controls': ['approvals', 'overrides', 'refusals', 'retirement',
+                                    by_hand('policies, roles and internal audit')],
         'Vendor and other third-party products': [by_hand('third-party models, data and parameters')]},
     'nist-rmf': {
         'GOVERN: who is accountable, who decided': ['approvals', 'overrides', 'refusals', 'roles',
             by_hand('policies, and training of the people involved')],
-        'MAP: context, purpose, impact': ['purpose', 'limits', 'undeclared', 'risk', 'protected', 'snapshots', 'feasibility', 'groups'],
+        'MAP: context, purpose, impact': ['purpose', 'limits', 'undeclared', 'risk', 'protected',
+                                          'snapshots', 'feasibility', 'groups'],
         'MEASURE: valid, reliable, fair, explained': ['criteria', 'verdict', 'performance', 'verdicts', 'calibration', 'by_group',
-            'disparities', 'robustness', 'importance', 'windows', by_hand('security, privacy and environmental impact')],
-        'MANAGE: respond, recover, retire': ['alarms', 'decisions', 'comparison', 'bundle', 'retirement', by_hand('incident response plan')]}}
+            'disparities', 'robustness', 'importance', 'windows',
+            by_hand('security, privacy and environmental impact')],
+        'MANAGE: respond, recover, retire': ['alarms', 'decisions', 'comparison', 'bundle', 'retirement',
+                                             by_hand('incident response plan')]}}
 
 # %% ../nbs/08_governance.ipynb #47d2e548
 WORDS = {   # metric → what it says to a reader without statistics; figures out of a hundred
@@ -283,7 +330,8 @@ WORDS = {   # metric → what it says to a reader without statistics; figures ou
     'roc_auc': 'Given one case of each kind, it tells them apart {value} times out of 100 (the data allow for {low} to {high}).',
     'precision': 'Of 100 cases that it flags, {value} are indeed of that kind (the data allow for {low} to {high}).',
     'recall': 'Of 100 cases that it should flag, it finds {value} (the data allow for {low} to {high}).'}
-VERDICTS = {'pass': 'It met every criterion that was set.', 'fail': 'It did not meet every criterion that was set.',
+VERDICTS = {'pass': 'It met every criterion that was set.',
+            'fail': 'It did not meet every criterion that was set.',
             'undetermined': 'The test could not decide whether it meets every criterion that was set.'}
 
 def _sentence(metric: str, e: dict) -> str:
@@ -297,7 +345,8 @@ def _how_well(evidence: Evidence) -> list[dict]:
     metrics = field_of(entry.body, 'metrics') if entry else None
     if not metrics: return [evidence.missing('how well it works', 'validation')]
     told = {k: e for k, e in metrics.items() if k in WORDS} or metrics
-    lines = [VERDICTS.get(entry.body.get('verdict'), VERDICTS['undetermined']), *(_sentence(k, e) for k, e in told.items())]
+    lines = [VERDICTS.get(entry.body.get('verdict'), VERDICTS['undetermined']),
+             *(_sentence(k, e) for k, e in told.items())]
     return [dict(text=line, source=source(entry)) for line in lines]
 
 GROUP_WORDS = {   # metric → what its largest difference between groups says
@@ -310,13 +359,17 @@ def _how_fair(evidence: Evidence) -> list[dict]: # keys of disparities: 'attribu
     found = field_of(entry.body, 'disparities') if entry else None
     if not found: return [evidence.missing('whether it works as well for every group', 'validation')]
     parts = [(*key.rpartition(': ')[::2], Estimate.from_body(e)) for key, e in found.items()]
-    return [dict(text=_difference(attribute, metric, e), source=source(entry)) for attribute, metric, e in parts if metric in GROUP_WORDS]
+    return [dict(text=_difference(attribute, metric, e), source=source(entry))
+            for attribute, metric, e in parts if metric in GROUP_WORDS]
 
 def _difference(attribute: str, metric: str, e: Estimate) -> str:
-    if e.status != 'ok': return f'How far groups by {attribute} differ in {metric} could not be measured: {e.reason}.'
-    return GROUP_WORDS[metric].format(attribute=attribute, **{k: f'{100*getattr(e, k):.0f}' for k in ('value', 'low', 'high')})
+    if e.status != 'ok':
+        return f'How far groups by {attribute} differ in {metric} could not be measured: {e.reason}.'
+    return GROUP_WORDS[metric].format(attribute=attribute,
+                                      **{k: f'{100*getattr(e, k):.0f}' for k in ('value', 'low', 'high')})
 
-def _in_words(sentence: str, what: str, *paths: str) -> Callable[[Evidence], list[dict]]: # of the problem card
+def _in_words(sentence: str, what: str,
+              *paths: str) -> Callable[[Evidence], list[dict]]: # of the problem card
     def told(evidence: Evidence) -> list[dict]:
         entry = evidence.last('problem')
         values = [field_of(entry.body, p) if entry else None for p in paths]
@@ -326,12 +379,15 @@ def _in_words(sentence: str, what: str, *paths: str) -> Callable[[Evidence], lis
 
 VIEWS['plain'] = {
     'What it is for': [_in_words('{}', 'what it is for', 'objective'),
-                       _in_words('It helps with this decision: {}', 'the decision it helps with', 'decision')],
+                       _in_words('It helps with this decision: {}', 'the decision it helps with',
+                                 'decision')],
     'What it must not be used for': [_in_words('{}', 'what it must not be used for', 'out_of_scope')],
     'How well it works': [_how_well], 'Whether it works as well for everybody': [_how_fair],
-    'Who is responsible': [_in_words('{} answers for it.', 'who answers for it', 'owner'), 'approvals', 'roles'],
+    'Who is responsible': [_in_words('{} answers for it.', 'who answers for it', 'owner'), 'approvals',
+                           'roles'],
     'Whether it still works': ['windows', 'alarms'],
-    'How risky it is': [_in_words('The answers given indicate {} under the EU AI Act. {}', 'its risk class', 'risk.eu_ai_act', 'risk.caution')],
+    'How risky it is': [_in_words('The answers given indicate {} under the EU AI Act. {}', 'its risk class',
+                                  'risk.eu_ai_act', 'risk.caution')],
     'What nobody has said yet': ['undeclared']}
 
 # %% ../nbs/08_governance.ipynb #4a345ad8
@@ -353,9 +409,11 @@ def draw_up(project: Project, version: str | None, view: str) -> Card:
     "A version's card as it would be now; nothing is recorded."
     if view not in VIEWS: raise SettingsError(f'No view {view!r}. Views: {", ".join(VIEWS)}.')
     evidence = Evidence(project, _version_for(project, version))
-    plan = {name: [partial(part, i) if isinstance(i, str) else i for i in items] for name, items in VIEWS[view].items()}
+    plan = {name: [partial(part, i) if isinstance(i, str) else i for i in items]
+            for name, items in VIEWS[view].items()}
     about = f'version {evidence.version}' if evidence.version else 'not trained yet'
-    return Card(title=f'{project.name}, {about}: {view} card', view=view, version=evidence.version, **document_sections(evidence, plan))
+    return Card(title=f'{project.name}, {about}: {view} card', view=view, version=evidence.version,
+                **document_sections(evidence, plan))
 
 def card(project: Project, version: str | None=None, # default: the champion, else the newest
          *, view: str='model', # model, annex-iv, sr-26-2, nist-rmf or plain
@@ -363,7 +421,8 @@ def card(project: Project, version: str | None=None, # default: the champion, el
     "A model version's document, made of evidence alone; what is missing is said where it is missed, and counted in front."
     made = draw_up(project, version, view)
     subject = f'{made.version or "none"} {view}'
-    if not project.read_only and project.latest(Card, subject=subject) != made: project.record(made, subject=subject)
+    if not project.read_only and project.latest(Card, subject=subject) != made:
+        project.record(made, subject=subject)
     return made
 
 # %% ../nbs/08_governance.ipynb #fill0002
@@ -378,23 +437,29 @@ class Statement(Result):
     @property
     def headline(self) -> str: return f'{self.by} on {self.what}: {self.text[:200]}'
 
-BY_PERSON = list(dict.fromkeys([*(i.what for view in VIEWS.values() for items in view.values() for i in items if hasattr(i, 'what')), LEARNT]))   # what only a person can say
+BY_PERSON = list(dict.fromkeys([*(i.what for view in VIEWS.values() for items in view.values()
+                                  for i in items if hasattr(i, 'what')),
+                                  LEARNT]))   # what only a person can say
 
 def fill(project: Project, what: str, *, # one of `BY_PERSON`
          text: str, by: str, # who says it
          ) -> Statement: # recorded
     "Say what only a person can say; the cards show it with the name and the date."
     project.must_write('statement')
-    if what not in BY_PERSON: raise SettingsError(f'No card asks for {what[:80]!r}. Asked for: {"; ".join(BY_PERSON)}.')
+    if what not in BY_PERSON:
+        raise SettingsError(f'No card asks for {what[:80]!r}. Asked for: {"; ".join(BY_PERSON)}.')
     lines, name = [one_line(line, 5000) for line in text.splitlines() if line.strip()], plain_name(by)
-    if not lines or not name: raise SettingsError('A gap is filled with a text and a name. Add --text TEXT --as NAME.')
+    if not lines or not name:
+        raise SettingsError('A gap is filled with a text and a name. Add --text TEXT --as NAME.')
     said = Statement(what=what, text='\n'.join(lines), by=name)
     project.record(said, subject=what)
     return said
 
-def gaps(project: Project, version: str | None=None) -> dict[str, list[str]]: # what is missing, in the card's words → the views that miss it
+def gaps(project: Project,
+         version: str | None=None) -> dict[str, list[str]]: # what is missing, in the card's words → the views that miss it
     "Everything that some card of a version misses; nothing is recorded."
     found: dict[str, list[str]] = {}
     for view in VIEWS:
-        for gap in draw_up(project, version, view).gaps: found.setdefault(gap.removeprefix('Missing: '), []).append(view)
+        for gap in draw_up(project, version, view).gaps:
+            found.setdefault(gap.removeprefix('Missing: '), []).append(view)
     return found

@@ -61,7 +61,8 @@ def database(url: str, # sqlite:///FILE or postgresql://…
     from sqlalchemy import create_engine
     from sqlalchemy.pool import NullPool
     common = dict(poolclass=NullPool, isolation_level='AUTOCOMMIT')
-    if file := sqlite_file(url): return create_engine('sqlite://', creator=partial(_connect_sqlite, file, read_only), **common)
+    if file := sqlite_file(url):
+        return create_engine('sqlite://', creator=partial(_connect_sqlite, file, read_only), **common)
     return create_engine(re.sub('^postgres(ql)?://', 'postgresql+psycopg://', url), **common)
 
 def sqlite_file(url: str) -> Path | None: # None: not a SQLite URL
@@ -69,7 +70,8 @@ def sqlite_file(url: str) -> Path | None: # None: not a SQLite URL
     return Path(url.removeprefix('sqlite:///')).absolute() if url.startswith('sqlite:///') else None
 
 def _connect_sqlite(file: Path, read_only: bool) -> sqlite3.Connection:
-    connection = sqlite3.connect(f"file:{quote(str(file))}?mode={'ro' if read_only else 'rwc'}", uri=True, timeout=120, isolation_level=None)
+    connection = sqlite3.connect(f"file:{quote(str(file))}?mode={'ro' if read_only else 'rwc'}", uri=True,
+                                 timeout=120, isolation_level=None)
     connection.execute('PRAGMA trusted_schema=OFF')
     if not read_only: connection.execute('PRAGMA synchronous=EXTRA')
     return connection
@@ -86,7 +88,9 @@ class Audit(Record):
     broken: int | None # sequence number of the first that does not fit
     why: str
 
-    def _repr_html_(self) -> str: return html_pairs({'verdict': 'unbroken' if self.ok else f'broken at entry {self.broken}', **self.body()})
+    def _repr_html_(self) -> str:
+        return html_pairs({'verdict': 'unbroken' if self.ok else f'broken at entry {self.broken}',
+                           **self.body()})
 
 def check_chain(rows: Iterable[tuple], # (seq, at, actor, stage, kind, subject, body, previous, hash) in order
                 heads: Iterable[tuple[int, str]]=(), # (seq, hash) pairs kept elsewhere
@@ -101,13 +105,15 @@ def check_chain(rows: Iterable[tuple], # (seq, at, actor, stage, kind, subject, 
     if kept and max(kept) > count:
         return Audit(ok=False, entries=count, head=previous, broken=count+1,
                      why=f'the end is missing: a head was kept at entry {max(kept)}, the ledger ends at {count}')
-    return Audit(ok=True, entries=count, head=previous, broken=None, why=f'{count} entries, each follows from the one before')
+    return Audit(ok=True, entries=count, head=previous, broken=None,
+                 why=f'{count} entries, each follows from the one before')
 
 def _misfit(row: tuple, expected: int, previous: str, kept: dict) -> str:
     seq, stated_previous, stated_hash = row[0], row[7], row[8]
     if seq != expected: return f'entry {expected} is missing or out of order: the next one is {seq}'
     if stated_previous != previous: return f'entry {seq} does not follow from the entry before'
-    if entry_hash(row[:8]) != stated_hash: return f'entry {seq} was changed: its content does not give its hash'
+    if entry_hash(row[:8]) != stated_hash:
+        return f'entry {seq} was changed: its content does not give its hash'
     if kept.get(seq, stated_hash) != stated_hash: return f'entry {seq} is not the one whose head was kept'
     return ''
 
@@ -176,7 +182,8 @@ class Ledger:
         with self._connection(writing=True) as execute:
             execute(self._lock())
             seq, previous = self._head(execute)
-            row = (seq+1, datetime.now(timezone.utc).isoformat(timespec='milliseconds'), *names, text, previous)
+            row = (seq+1, datetime.now(timezone.utc).isoformat(timespec='milliseconds'), *names, text,
+                   previous)
             row = (*row, entry_hash(row))
             marks = ', '.join(['?' if self._file else '%s']*9)
             execute(f'INSERT INTO {self.table} ({COLUMNS}) VALUES ({marks})', row)
@@ -239,7 +246,8 @@ class Ledger:
 
     def _walk(self, batch: int=20_000) -> Iterator[tuple]:
         seq = None
-        while rows := self._rows('WHERE seq > ? ORDER BY seq LIMIT ?', (-2**62 if seq is None else seq, batch)):
+        while rows := self._rows('WHERE seq > ? ORDER BY seq LIMIT ?',
+                                 (-2**62 if seq is None else seq, batch)):
             yield from rows
             seq = rows[-1][0]
 
@@ -247,7 +255,8 @@ def _entry(row: tuple) -> Entry:
     try: body = json.loads(row[6])
     except (ValueError, TypeError):
         raise IntegrityError(f'Entry {row[0]} of the ledger holds no JSON: it was changed. Run mlcycle audit.') from None
-    return Entry.model_construct(seq=row[0], at=row[1], actor=row[2], stage=row[3], kind=row[4], subject=row[5], body=body, previous=row[7], hash=row[8])
+    return Entry.model_construct(seq=row[0], at=row[1], actor=row[2], stage=row[3], kind=row[4],
+                                 subject=row[5], body=body, previous=row[7], hash=row[8])
 
 def _plain(text: str, longest: int=500) -> str:
     "A name that every database can hold: no NUL, no lone surrogate, of bounded length."

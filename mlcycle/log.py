@@ -45,7 +45,8 @@ def log_event(project: Project, stage: str, # of the nine, or 'schedule'
     "Add a line to the log of today."
     if project.read_only: return
     now = datetime.now(timezone.utc)
-    line = {'at': now.isoformat(timespec='milliseconds'), 'project': project.name, 'stage': stage, 'event': event,
+    line = {'at': now.isoformat(timespec='milliseconds'), 'project': project.name, 'stage': stage,
+            'event': event,
             'run': os.environ.get('MLCYCLE_RUN', ''), 'actor': project.actor, 'pid': os.getpid(),
             **{k: _fact(project, k, v) for k, v in facts.items()}}
     _add_line(logs_folder(project)/f'{now.date().isoformat()}.jsonl', json.dumps(line, allow_nan=False)+'\n')
@@ -75,7 +76,9 @@ def during(project: Project, stage: str, what: str, # a gerund: 'serving'
     except Exception as error:
         why = {'why': f'{type(error).__name__}: {error}'}
         raise
-    finally: log_event(project, stage, f"{what} {'failed' if why else 'ended'}", seconds=round(time.monotonic()-begun, 3), **why, **facts)
+    finally:
+        log_event(project, stage, f"{what} {'failed' if why else 'ended'}",
+                  seconds=round(time.monotonic()-begun, 3), **why, **facts)
 
 # %% ../nbs/00aa_log.ipynb #d9f88838
 def moment(text: str | datetime, # '2026-05-01', '2026-05-01T06:00+02:00', '12h'
@@ -86,7 +89,8 @@ def moment(text: str | datetime, # '2026-05-01', '2026-05-01T06:00+02:00', '12h'
         stretch = timedelta(**{{'m': 'minutes', 'h': 'hours', 'd': 'days'}[m[2]]: int(m[1])})
         return (now or datetime.now(timezone.utc))-stretch
     try: found = text if isinstance(text, datetime) else datetime.fromisoformat(text.strip())
-    except ValueError: raise SettingsError(f'{text[:60]!r} is no moment. Give a date, an ISO time, or a stretch such as 90m, 12h or 7d.') from None
+    except ValueError:
+        raise SettingsError(f'{text[:60]!r} is no moment. Give a date, an ISO time, or a stretch such as 90m, 12h or 7d.') from None
     return found.replace(tzinfo=timezone.utc) if found.tzinfo is None else found.astimezone(timezone.utc)
 
 def read_log(project: Project,

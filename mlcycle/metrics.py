@@ -135,7 +135,8 @@ def mean_cost(false_yes: int, false_no: int, # rows wrongly answered yes, and no
               terms: Terms) -> Estimate: # undefined when n is 0
     "What a row costs in errors, with its interval."
     rates = [wilson(k, n, level=terms.level) for k in (false_yes, false_no)]
-    odds = math.prod(r.value/(1-r.value) if n and r.value < 1 else 0. for r in rates)   # the two exclude each other
+    odds = math.prod(r.value/(1-r.value) if n and r.value < 1 else 0.
+                     for r in rates)   # the two exclude each other
     weights = [terms.costs.false_positive, terms.costs.false_negative]
     total = square_and_add(rates, weights, correlation=-math.sqrt(odds), metric='cost')
     return total.model_copy(update={'n': n})
@@ -201,7 +202,8 @@ def said_and_came(came: np.ndarray, # 0 and 1, or amounts
     if not len(said): return pd.DataFrame(columns=columns)
     edges = np.unique(np.quantile(said, np.linspace(0, 1, bins+1)[1:-1], method='nearest'))
     place, shares = np.searchsorted(edges, said, side='right'), set(np.unique(came)) <= {0, 1}
-    def one(values): return wilson(int(values.sum()), len(values), level=level) if shares else mean(values, level=level)
+    def one(values):
+        return wilson(int(values.sum()), len(values), level=level) if shares else mean(values, level=level)
     inside = [place == b for b in np.unique(place)]
     lines = [(i+1, int(b.sum()), float(said[b].mean()), e.value, e.low, e.high)
              for i, (b, e) in enumerate((b, one(came[b])) for b in inside)]
@@ -273,7 +275,8 @@ def disparity(groups: pd.DataFrame, # made by `by_group`
     gaps = []
     for name in metrics:
         rows = groups[(groups.metric == name) & (groups.status == 'ok')]
-        if len(rows) < 2: return Estimate.undefined(metric, f'{len(rows)} groups are estimable, two are needed')
+        if len(rows) < 2:
+            return Estimate.undefined(metric, f'{len(rows)} groups are estimable, two are needed')
         gaps += _pairs(rows, len(metrics)*math.comb(len(rows), 2), level)
     left = groups[groups.metric.isin(metrics) & (groups.status != 'ok')].group.nunique()
     value, low, high = (max(getattr(g, end) for g in gaps) for end in ('value', 'low', 'high'))

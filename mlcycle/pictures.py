@@ -99,7 +99,8 @@ def plot_contributions(explanation: Explanation, row: int, # position among the 
     parts = explanation.values.iloc[line].sort_values(key=abs, ascending=False)
     shown = parts.head(top).iloc[::-1]
     steps, names = list(shown), [f'{plain_text(c, 22)} = {_short(values.get(c))}' for c in shown.index]
-    if len(parts) > top: steps, names = [parts.iloc[top:].sum(), *steps], [f'{len(parts)-top} other columns', *names]
+    if len(parts) > top:
+        steps, names = [parts.iloc[top:].sum(), *steps], [f'{len(parts)-top} other columns', *names]
     ax = ax or new_axes(len(steps))
     _waterfall(ax, explanation.base[line], np.array(steps, dtype=float))
     ax.set_yticks(range(len(steps)), names)
@@ -166,7 +167,8 @@ def _curve(ax, mine: pd.DataFrame, k: int, words: str | None) -> None:
     "Numbers joined by a line, levels side by side without one."
     mean, low, high = (mine[name].to_numpy(float) for name in ('mean', 'low', 'high'))
     at, named = mine['at'].to_numpy(float), mine.label.ne('').to_numpy()
-    style = dict(color=SHADES[k%6], capsize=2, markersize=4, linestyle='none', marker=SHAPES[k%6], label=words)
+    style = dict(color=SHADES[k%6], capsize=2, markersize=4, linestyle='none', marker=SHAPES[k%6],
+                 label=words)
     ax.errorbar(at+.12*k*named, mean, yerr=np.clip([mean-low, high-mean], 0, None), **style)
     ax.plot(at[~named], mean[~named], color=SHADES[k%6], linewidth=1)
 
@@ -190,7 +192,8 @@ def plot_uses(table: pd.DataFrame, # as `attributions.uses` gives it
 
 def _use(ax, mine: pd.DataFrame, k: int) -> None:
     at, shade = pd.to_datetime(mine.window).to_numpy(), SHADES[k%6]
-    ax.plot(at, mine['mean'], color=shade, linewidth=1.2, label=plain_text(mine.column.iloc[0], 18), marker=SHAPES[k%6],
+    ax.plot(at, mine['mean'], color=shade, linewidth=1.2, label=plain_text(mine.column.iloc[0], 18),
+            marker=SHAPES[k%6],
             markerfacecolor='white', markersize=5)
     ax.plot(at[mine.differs], mine['mean'][mine.differs], SHAPES[k%6], color=shade, markersize=7)
     ax.fill_between(at, mine.low, mine.high, color=shade, alpha=.12, linewidth=0)

@@ -20,7 +20,8 @@ def default_success(settings: Settings) -> list[Criterion]: # one criterion
     "The criterion of a project that declares none: better than the trivial baseline by the whole interval."
     from mlcycle.metrics import METRICS, default_metric
     metric = settings.development.metric or default_metric(settings.problem.task)
-    return [Criterion(metric=metric, direction='>=' if METRICS[metric].greater_is_better else '<=', threshold='baseline')]
+    return [Criterion(metric=metric, direction='>=' if METRICS[metric].greater_is_better else '<=',
+                      threshold='baseline')]
 
 class ProblemCard(Result):
     "What is to be decided, as declared; what is missing, as gaps; sealed by a digest."
@@ -55,32 +56,41 @@ class ProblemCard(Result):
         return f'Problem card of {self.name}, version {self.version}: {count}; {self.risk.text}.'
 
 GAPS = {   # field → what nobody has said when it is empty
-    'objective': 'objective: what shall become better', 'decision': 'decision: what the prediction is used to decide',
-    'owner': 'owner: who answers for the model', 'author': 'author: who builds it, so that somebody else can approve',
-    'stakeholders': 'stakeholders: who is affected', 'intended_use': 'intended use: what the model may be used for',
-    'out_of_scope': 'out of scope: what it must not be used for', 'kill': 'kill criteria: the line at which the work stops',
+    'objective': 'objective: what shall become better',
+    'decision': 'decision: what the prediction is used to decide',
+    'owner': 'owner: who answers for the model',
+    'author': 'author: who builds it, so that somebody else can approve',
+    'stakeholders': 'stakeholders: who is affected',
+    'intended_use': 'intended use: what the model may be used for',
+    'out_of_scope': 'out of scope: what it must not be used for',
+    'kill': 'kill criteria: the line at which the work stops',
     'protected': 'protected attributes: between which groups it is compared'}
 
 def _declared(settings: Settings) -> dict:
     problem, project = settings.problem, settings.project
-    same = ('objective', 'decision', 'stakeholders', 'intended_use', 'out_of_scope', 'task', 'target', 'positive', 'kill')
-    return dict(name=project.name, owner=project.owner, author=project.author, **{k: getattr(problem, k) for k in same},
+    same = ('objective', 'decision', 'stakeholders', 'intended_use', 'out_of_scope', 'task', 'target',
+            'positive', 'kill')
+    return dict(name=project.name, owner=project.owner, author=project.author,
+                **{k: getattr(problem, k) for k in same},
                 success=problem.success or default_success(settings), success_declared=bool(problem.success),
                 costs=problem.costs.model_dump(), protected=settings.data.protected,
                 questionnaire=check_answers(problem.questionnaire))
 
 def _gaps(declared: dict, risk: RiskClass) -> list[str]:
     gaps = [what for field, what in GAPS.items() if not declared[field]]
-    if not declared['success_declared']: gaps.append(f'success criteria: the default holds, {declared["success"][0].text}')
+    if not declared['success_declared']:
+        gaps.append(f'success criteria: the default holds, {declared["success"][0].text}')
     if declared['task'] == 'binary' and declared['costs'] == dict(false_positive=1.0, false_negative=1.0):
         gaps.append('costs of errors: a false alarm and a miss count the same')
-    if risk.unanswered: gaps.append(f'risk questions: {len(risk.unanswered)} of {len(QUESTIONS)} unanswered ({", ".join(risk.unanswered)})')
+    if risk.unanswered:
+        gaps.append(f'risk questions: {len(risk.unanswered)} of {len(QUESTIONS)} unanswered ({", ".join(risk.unanswered)})')
     return gaps
 
 # %% ../nbs/01_problem.ipynb #a8678769
 def _changes(before: ProblemCard | None, declared: dict) -> list[dict]:
     if before is None: return []
-    return [dict(field=k, before=shown(getattr(before, k)), after=shown(v)) for k, v in declared.items() if getattr(before, k) != v]
+    return [dict(field=k, before=shown(getattr(before, k)), after=shown(v)) for k, v in declared.items()
+            if getattr(before, k) != v]
 
 def seal_problem(project: Project, # with a `[problem]` section, however short
                  ) -> ProblemCard: # recorded as evidence when it differs from the last one
@@ -89,7 +99,8 @@ def seal_problem(project: Project, # with a `[problem]` section, however short
     last, seal = project.latest(ProblemCard), digest(declared)
     if last is not None and last.digest == seal: return last
     risk = risk_class(declared['questionnaire'])
-    card = ProblemCard(**declared, version=1 if last is None else last.version+1, risk=risk, gaps=_gaps(declared, risk),
+    card = ProblemCard(**declared, version=1 if last is None else last.version+1, risk=risk,
+                       gaps=_gaps(declared, risk),
                        digest=seal, changed=_changes(last, declared))
     project.record(card)
     return card
@@ -135,13 +146,15 @@ class Feasibility(Result):
 
     def _lines(self) -> list[tuple[float, str, str]]: # value, text, colour
         ours = self.criteria[self.criteria.metric == self.metric]
-        drawn = [(float(c.threshold), f'{c.kind}: {c.criterion}'.replace('$', r'\$'), 'green' if c.kind == 'success' else 'red')
+        drawn = [(float(c.threshold), f'{c.kind}: {c.criterion}'.replace('$', r'\$'),
+                  'green' if c.kind == 'success' else 'red')
                  for c in ours.itertuples() if not isinstance(c.threshold, str)]
         base = self.baselines[self.metric]
         return drawn+([(base.value, 'trivial baseline', 'grey')] if base.status == 'ok' else [])
 
 # %% ../nbs/01_problem.ipynb #e89654d2
-def _judged(criteria: dict[str, list[Criterion]], now: dict[str, Estimate], ahead: Estimate, baselines: dict) -> pd.DataFrame:
+def _judged(criteria: dict[str, list[Criterion]], now: dict[str, Estimate], ahead: Estimate,
+            baselines: dict) -> pd.DataFrame:
     "Each criterion on the whole (one on groups is for validation), judged now and at ten times the rows."
     import pandas as pd
     rows = []
@@ -149,7 +162,8 @@ def _judged(criteria: dict[str, list[Criterion]], now: dict[str, Estimate], ahea
         base = baselines[c.metric].value
         later = judge(ahead, c, baseline=base) if c.metric == ahead.metric else 'undetermined'
         rows.append((use, shown(c), c.metric, c.threshold, judge(now[c.metric], c, baseline=base), later))
-    return pd.DataFrame(rows, columns=['kind', 'criterion', 'metric', 'threshold', 'now', 'ahead'], dtype=object)
+    return pd.DataFrame(rows, columns=['kind', 'criterion', 'metric', 'threshold', 'now', 'ahead'],
+                        dtype=object)
 
 def _verdict(tried: dict, rare: tuple[int, int]) -> tuple[str, list[str]]:
     "The verdict and its reasons; `rare` is the rarest outcome's rows and the fewest that count."
@@ -157,23 +171,31 @@ def _verdict(tried: dict, rare: tuple[int, int]) -> tuple[str, list[str]]:
     goals, kills = judged[judged.kind == 'success'], judged[judged.kind == 'kill']
     killed = kills[(kills.now == 'pass') & (kills.ahead != 'fail')]
     if estimate.status != 'ok': return 'cannot tell', [f'{estimate.metric} is {estimate.text}']
-    if rare[0] < rare[1]: return 'get more data', [f'the rarest outcome has {rare[0]} rows; {rare[1]} are the fewest (validation.min_group)']
+    if rare[0] < rare[1]:
+        return 'get more data', [f'the rarest outcome has {rare[0]} rows; {rare[1]} are the fewest (validation.min_group)']
     if len(killed): return 'no-go', [f'the kill criterion holds: {c}' for c in killed.criterion]
-    if goals.empty: return 'cannot tell', ['every success criterion is about groups, which validation compares']
+    if goals.empty:
+        return 'cannot tell', ['every success criterion is about groups, which validation compares']
     if (goals.now == 'pass').all(): return 'go', [f'a simple model meets {c}' for c in goals.criterion]
-    unmet = [f'{g.criterion}: {g.now} now, {g.ahead} at ten times the rows' for g in goals[goals.now != 'pass'].itertuples()]
-    if needed: return 'get more data', [*unmet, f'the learning curve reaches the target at about {needed:,} rows']
+    unmet = [f'{g.criterion}: {g.now} now, {g.ahead} at ten times the rows'
+             for g in goals[goals.now != 'pass'].itertuples()]
+    if needed:
+        return 'get more data', [*unmet, f'the learning curve reaches the target at about {needed:,} rows']
     return 'cannot tell', unmet
 
 # %% ../nbs/01_problem.ipynb #c427cbb1
-def small_groups(df: pd.DataFrame, settings: Settings, longest: int=40) -> pd.DataFrame: # attribute, group, rows, status
+def small_groups(df: pd.DataFrame, settings: Settings,
+                 longest: int=40) -> pd.DataFrame: # attribute, group, rows, status
     "Rows of each class of the target and of each group of a protected attribute, smallest first."
     import pandas as pd
     from mlcycle.metrics import grouped
-    attributes = [*([settings.problem.target] if settings.problem.task != 'regression' else []), *settings.data.protected]
+    attributes = [*([settings.problem.target] if settings.problem.task != 'regression' else []),
+                  *settings.data.protected]
     gone = [a for a in attributes if a not in df]
-    if gone: raise DataError(f'No column {gone[0]!r} in the data. Columns: {", ".join(map(str, df.columns[:30]))}. Fix data.protected in mlcycle.toml.')
-    counts = [(a, g, n) for a in attributes for g, n in grouped(df[a]).value_counts().sort_values(kind='stable').head(longest).items()]
+    if gone:
+        raise DataError(f'No column {gone[0]!r} in the data. Columns: {", ".join(map(str, df.columns[:30]))}. Fix data.protected in mlcycle.toml.')
+    counts = [(a, g, n) for a in attributes
+              for g, n in grouped(df[a]).value_counts().sort_values(kind='stable').head(longest).items()]
     fewest = settings.validation.min_group
     status = ['ok' if n >= fewest else f'not estimable: fewer than {fewest} rows' for *_, n in counts]
     return pd.DataFrame(counts, columns=['attribute', 'group', 'rows']).assign(status=status)
@@ -182,14 +204,17 @@ def data_quality(df: pd.DataFrame, target: str) -> dict[str, int | float]: # cou
     "How much there is, and how much of it is missing, doubled or says nothing."
     text = df.astype(str)
     empty = df.isna() | (text.apply(lambda column: column.str.strip()) == '')
-    return dict(rows=len(df), columns=df.shape[1], rows_without_outcome=int(empty[target].sum()), doubled_rows=int(text.duplicated().sum()),
-                missing_share=float(empty.to_numpy().mean()) if df.size else 0.0, constant_columns=int((text.nunique() <= 1).sum()),
+    return dict(rows=len(df), columns=df.shape[1], rows_without_outcome=int(empty[target].sum()),
+                doubled_rows=int(text.duplicated().sum()),
+                missing_share=float(empty.to_numpy().mean()) if df.size else 0.0,
+                constant_columns=int((text.nunique() <= 1).sum()),
                 mostly_missing_columns=int((empty.mean() > 0.5).sum()))
 
 # %% ../nbs/01_problem.ipynb #234ee39a
 def _seen(df: pd.DataFrame, trial: Trial, suspects: pd.DataFrame) -> dict: # fields of Feasibility
     settings = trial.settings
-    return dict(rows=int(df[settings.problem.target].notna().sum()), used=len(trial.rows), split=trial.split, suspects=suspects,
+    return dict(rows=int(df[settings.problem.target].notna().sum()), used=len(trial.rows), split=trial.split,
+                suspects=suspects,
                 groups=small_groups(df, settings), quality=data_quality(df, settings.problem.target))
 
 def _tried(trial: Trial, settings: Settings) -> dict: # fields of Feasibility
@@ -202,22 +227,26 @@ def _tried(trial: Trial, settings: Settings) -> dict: # fields of Feasibility
     best = _better(tried, first)
     estimate, baselines = tried[best][first.metric], trivial(trial, metric_names(settings.problem.task))
     curve = learning_curve(trial, best, first.metric)
-    return dict(metric=first.metric, model=best, estimate=estimate, baselines=baselines, simple=_as_table(tried), curve=curve,
+    return dict(metric=first.metric, model=best, estimate=estimate, baselines=baselines,
+                simple=_as_table(tried), curve=curve,
                 criteria=_judged(criteria, tried[best], farthest(curve, first.metric), baselines),
                 rows_needed=rows_needed(curve, estimate, first, baseline=baselines[first.metric].value))
 
 def _better(tried: dict[str, dict[str, Estimate]], criterion: Criterion) -> str: # a model
     sign = 1 if criterion.direction == '>=' else -1
-    found = {m: sign*e[criterion.metric].value for m, e in tried.items() if e[criterion.metric].status == 'ok'}
+    found = {m: sign*e[criterion.metric].value for m, e in tried.items()
+             if e[criterion.metric].status == 'ok'}
     return max(found, key=found.get) if found else next(iter(tried))
 
 def _as_table(tried: dict[str, dict[str, Estimate]]) -> pd.DataFrame:
     import pandas as pd
-    return pd.DataFrame([dict(model=m, **e.body()) for m, es in tried.items() for e in es.values()]).drop(columns='level')
+    return pd.DataFrame([dict(model=m, **e.body()) for m, es in tried.items()
+                         for e in es.values()]).drop(columns='level')
 
 def _caveats(seen: dict) -> list[str]:
     suspects, small = seen['suspects'], int((seen['groups'].status != 'ok').sum())
-    strong, possible = (', '.join(suspects.column[(suspects.strength == 'possible') == p]) for p in (False, True))
+    strong, possible = (', '.join(suspects.column[(suspects.strength == 'possible') == p])
+                        for p in (False, True))
     notes = {f'left out, because they give the outcome away: {strong}': strong,
              f'to be looked at, because they may give the outcome away: {possible}': possible,
              f"{seen['used']:,} of {seen['rows']:,} rows were looked at": seen['used'] < seen['rows'],
@@ -225,7 +254,8 @@ def _caveats(seen: dict) -> list[str]:
     return [note for note, holds in notes.items() if holds]
 
 # %% ../nbs/01_problem.ipynb #714562e6
-def assess_feasibility(project: Project, df: pd.DataFrame | None=None, # rows with outcomes; default: the declared sources
+def assess_feasibility(project: Project,
+                       df: pd.DataFrame | None=None, # rows with outcomes; default: the declared sources
                        ) -> Feasibility: # recorded
     "Whether the data can carry the question: baselines, a learning curve carried forward, small groups, suspects, a verdict."
     from mlcycle.leakage import leakage_suspects

@@ -22,13 +22,15 @@ QUESTIONS = {   # key → what is asked, under which frame, what each answer ind
     'prohibited_practice': dict(frame=EU, source='Art. 5(1)', unanswered='high-risk',
         asks='Is the system one of the practices that are banned?',
         answers={'none': 'minimal', **dict.fromkeys((
-            'manipulation', 'exploiting vulnerability', 'social scoring', 'crime prediction by profiling alone',
+            'manipulation', 'exploiting vulnerability', 'social scoring',
+            'crime prediction by profiling alone',
             'untargeted face scraping', 'emotion recognition at work or school', 'biometric categorisation',
             'live biometric identification'), 'prohibited')}),
     'area': dict(frame=EU, source='Annex III', unanswered='high-risk',
         asks='In which area of Annex III are its results used? Creditworthiness, insurance prices and benefits are essential services.',
         answers={'none': 'minimal', **dict.fromkeys((
-            'biometrics', 'critical infrastructure', 'education', 'employment', 'essential services', 'law enforcement',
+            'biometrics', 'critical infrastructure', 'education', 'employment', 'essential services',
+            'law enforcement',
             'migration', 'justice and democracy'), 'high-risk')}),
     'narrow_task': dict(frame=EU, source='Art. 6(3)', unanswered='high-risk', only_in_area=True,
         asks='Does it only do a narrow procedural or preparatory task, without materially influencing the decision?',
@@ -51,7 +53,8 @@ QUESTIONS = {   # key → what is asked, under which frame, what each answer ind
                  'regulatory or financial reporting': 'high'}),
     'reliance': dict(frame=SR, source='reliance on the model', unanswered='high',
         asks='Who decides in the end?',
-        answers={'a person, the model is one input': 'low', 'a person may override': 'medium', 'the model': 'high'})}
+        answers={'a person, the model is one input': 'low', 'a person may override': 'medium',
+                 'the model': 'high'})}
 
 DUTIES = {   # class → from when what applies, as amended up to 2026
     'prohibited': 'Article 5 has applied since 2 February 2025.',
@@ -70,7 +73,8 @@ def _near(came: str, allowed: list[str]) -> str:
 
 def check_answers(questionnaire: dict) -> dict[str, str]: # question → answer, unanswered ones left out
     "The answers in plain form, or one SettingsError that names every key and answer that does not fit."
-    wrong = [f'{k}: no such question, {_near(k, list(QUESTIONS))}' for k in questionnaire if k not in QUESTIONS]
+    wrong = [f'{k}: no such question, {_near(k, list(QUESTIONS))}' for k in questionnaire
+             if k not in QUESTIONS]
     given = {k: _plain(v) for k, v in questionnaire.items() if k in QUESTIONS and _plain(v)}
     wrong += [f'{k}: {v!r} is no answer, {_near(v, list(QUESTIONS[k]["answers"]))}'
               for k, v in given.items() if v not in QUESTIONS[k]['answers']]
@@ -99,13 +103,15 @@ def _asked(answers: dict[str, str]) -> list[str]:
 
 def _indications(answers: dict[str, str]) -> dict[str, str]: # question → class or tier
     exempt = answers.get('narrow_task') == 'yes' and answers.get('profiles_people') == 'no'
-    found = {k: QUESTIONS[k]['answers'][answers[k]] if k in answers else QUESTIONS[k]['unanswered'] for k in _asked(answers)}
+    found = {k: QUESTIONS[k]['answers'][answers[k]] if k in answers else QUESTIONS[k]['unanswered']
+             for k in _asked(answers)}
     if exempt and 'area' in answers: found['area'] = 'minimal'
     return found
 
 def _reason(key: str, answers: dict[str, str], level: str) -> str:
     question = QUESTIONS[key]
-    if key not in answers: return f'{question["frame"]}, {question["source"]}: {key!r} is unanswered, read as {level}'
+    if key not in answers:
+        return f'{question["frame"]}, {question["source"]}: {key!r} is unanswered, read as {level}'
     if key == 'area' and level == 'minimal':
         return f'{EU}, Art. 6(3): an exemption is claimed in the area {answers[key]!r}; the claim has to be documented (Art. 6(4))'
     return f'{question["frame"]}, {question["source"]}: {key!r} is {answers[key]!r}, which indicates {level}'
@@ -117,6 +123,8 @@ def risk_class(questionnaire: dict, # question → answer, of QUESTIONS
     found = _indications(answers)
     highest = {frame: max((found[k] for k in found if QUESTIONS[k]['frame'] == frame), key=levels.index)
                for frame, levels in ((EU, CLASSES), (SR, TIERS))}
-    telling = [k for k, level in found.items() if k not in answers or level not in ('minimal', 'low') or (k == 'area' and answers[k] != 'none')]
+    telling = [k for k, level in found.items()
+               if k not in answers or level not in ('minimal', 'low') or (k == 'area' and answers[k] != 'none')]
     return RiskClass(eu_ai_act=highest[EU], sr_26_2=highest[SR], duties=DUTIES[highest[EU]],
-                     reasons=[_reason(k, answers, found[k]) for k in telling], unanswered=[k for k in found if k not in answers])
+                     reasons=[_reason(k, answers, found[k]) for k in telling],
+                     unanswered=[k for k in found if k not in answers])

@@ -103,7 +103,8 @@ def shortage(project: Project, found: Recent) -> str: # '' when there is enough
     "What is lacking for a challenger to be trained."
     n, needed, target = len(found.rows), project.settings.retraining.min_rows, project.settings.problem.target
     if not n: return 'no outcome of any prediction is known yet'
-    if n < needed: return f'{n:,} outcomes are known, retraining.min_rows asks for {needed:,}, {needed-n:,} more'
+    if n < needed:
+        return f'{n:,} outcomes are known, retraining.min_rows asks for {needed:,}, {needed-n:,} more'
     if found.rows[target].nunique() == 1: return f'all {n:,} outcomes are {str(found.rows[target].iloc[0])!r}'
     return ''
 
@@ -119,7 +120,8 @@ def _not_sealed(project: Project, found: Recent, train: pd.DataFrame) -> Recent:
     id, entry = project.settings.data.id, project.ledger.last('snapshot', 'test')
     if id not in found.rows: return found
     there = _ids(project, train)
-    if entry and id in entry.body['columns']: there |= _ids(project, project.tables.read('test', columns=[id]))
+    if entry and id in entry.body['columns']:
+        there |= _ids(project, project.tables.read('test', columns=[id]))
     return found.keep(~found.rows[id].map(str).isin(there))
 
 def _newest_moment(project: Project, rows: pd.DataFrame) -> str:
@@ -143,7 +145,8 @@ def challenger_rows(project: Project,
     snapshot = project.tables.write('challenger', _together(project, train, found.rows.head(used)))
     facts = ChallengerRows(hash=snapshot.hash, train=len(train), production=used, unseen=len(found.rows)-used,
                            known=len(everything.rows), until=_until(found.keys.head(used)),
-                           trained_until=_newest_moment(project, train), despite=f'{why}; {despite}' if why else '')
+                           trained_until=_newest_moment(project, train),
+                           despite=f'{why}; {despite}' if why else '')
     project.record(snapshot, subject='challenger')
     project.record(facts, subject=snapshot.hash)
     return project.tables.read(snapshot)

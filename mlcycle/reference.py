@@ -29,14 +29,16 @@ def _results(tree: ast.Module) -> Iterator[tuple]: # stage, kind, what
     classes = {n.name: n for n in tree.body if isinstance(n, ast.ClassDef)}
     for node in classes.values():
         own = _constants(node.body)
-        parents = [_constants(classes[b.id].body) for b in node.bases if isinstance(b, ast.Name) and b.id in classes]
+        parents = [_constants(classes[b.id].body) for b in node.bases
+                   if isinstance(b, ast.Name) and b.id in classes]
         stage = next((facts['stage'] for facts in [own, *parents] if facts.get('stage')), '')
         if own.get('kind') and stage: yield stage, own['kind'], ast.get_docstring(node)
 
 def _appended(tree: ast.Module) -> Iterator[tuple]: # stage, kind, what
     "What functions write into the ledger themselves."
     for function in (n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef)):
-        for call in (n for n in ast.walk(function) if isinstance(n, ast.Call) and isinstance(n.func, ast.Attribute)):
+        for call in (n for n in ast.walk(function)
+                     if isinstance(n, ast.Call) and isinstance(n.func, ast.Attribute)):
             given = {k.arg: k.value for k in call.keywords}
             if call.func.attr == 'append' and isinstance(given.get('kind'), ast.Constant) and 'stage' in given:
                 stage = given['stage'].value if isinstance(given['stage'], ast.Constant) else EVERY
@@ -51,7 +53,8 @@ def evidence() -> pd.DataFrame: # stage, kind, what, page
     found = {(s, k, what, module) for module, text in _sources().items() for tree in [ast.parse(text)]
              for s, k, what in [*_results(tree), *_appended(tree)]}
     order = [EVERY, *STAGES]
-    table = pd.DataFrame(sorted(found, key=lambda r: (order.index(r[0]), r[1], r[3])), columns=['stage', 'kind', 'what', 'page'])
+    table = pd.DataFrame(sorted(found, key=lambda r: (order.index(r[0]), r[1], r[3])),
+                         columns=['stage', 'kind', 'what', 'page'])
     return table.drop_duplicates(['stage', 'kind', 'page'], ignore_index=True)
 
 # %% ../nbs/13a_reference.ipynb #69e7aba0
@@ -64,7 +67,8 @@ def _allowed(annotation: ast.expr) -> str:
         if name == 'list': return f'list of {_allowed(inner)}'
     return ast.unparse(annotation)
 
-def _keys(classes: dict, section: str, lines: list[str], prefix: str='') -> Iterator[tuple]: # key, allowed, default, meaning
+def _keys(classes: dict, section: str, lines: list[str],
+          prefix: str='') -> Iterator[tuple]: # key, allowed, default, meaning
     "The keys of a section and of the sections in it."
     for node in (n for n in classes[section].body if isinstance(n, ast.AnnAssign)):
         key, allowed = prefix+node.target.id, _allowed(node.annotation)
@@ -73,14 +77,16 @@ def _keys(classes: dict, section: str, lines: list[str], prefix: str='') -> Iter
         if inner not in classes:
             yield key, allowed, ast.unparse(node.value) if node.value else '', meaning
             continue
-        if inner != allowed: yield key, 'list', '' if node.value is None else '[]', meaning or ast.get_docstring(classes[inner])
+        if inner != allowed:
+            yield key, 'list', '' if node.value is None else '[]', meaning or ast.get_docstring(classes[inner])
         yield from _keys(classes, inner, lines, f'{key}[].' if inner != allowed else f'{key}.')
 
 def settings_keys() -> pd.DataFrame: # key, allowed, default, meaning
     "Every key of `mlcycle.toml`."
     text = _sources()['core']
     classes = {n.name: n for n in ast.parse(text).body if isinstance(n, ast.ClassDef)}
-    return pd.DataFrame(list(_keys(classes, 'Settings', text.splitlines())), columns=['key', 'allowed', 'default', 'meaning'])
+    return pd.DataFrame(list(_keys(classes, 'Settings', text.splitlines())),
+                        columns=['key', 'allowed', 'default', 'meaning'])
 
 # %% ../nbs/13a_reference.ipynb #e4100059
 COMMAND_STAGES = {   # command → stage; what is not of one stage belongs to all
@@ -88,13 +94,17 @@ COMMAND_STAGES = {   # command → stage; what is not of one stage belongs to al
     **dict.fromkeys(['promote', 'rollback', 'serve', 'score', 'replay', 'traffic', 'canary'], 'deployment'),
     **dict.fromkeys(['monitor', 'label', 'alarm'], 'monitoring'),
     **dict.fromkeys(['retrain', 'compare'], 'retraining'),
-    **dict.fromkeys(['approve', 'override', 'card', 'fill', 'history', 'audit'], 'governance'), 'retire': 'retirement'}
+    **dict.fromkeys(['approve', 'override', 'card', 'fill', 'history', 'audit'], 'governance'),
+    'retire': 'retirement'}
 
 def commands() -> pd.DataFrame: # stage, command, what
     "Every command and its parts."
     from mlcycle.cli import main
-    found = [(COMMAND_STAGES[name], f'mlcycle {name}', command.help) for name, command in main.commands.items()]
+    found = [(COMMAND_STAGES[name], f'mlcycle {name}', command.help)
+             for name, command in main.commands.items()]
     for name, group in main.commands.items():
-        found += [(COMMAND_STAGES[name], f'mlcycle {name} {part}', p.help) for part, p in getattr(group, 'commands', {}).items()]
+        found += [(COMMAND_STAGES[name], f'mlcycle {name} {part}', p.help)
+                  for part, p in getattr(group, 'commands', {}).items()]
     order = [EVERY, *STAGES]
-    return pd.DataFrame(sorted(found, key=lambda r: (order.index(r[0]), r[1])), columns=['stage', 'command', 'what'])
+    return pd.DataFrame(sorted(found, key=lambda r: (order.index(r[0]), r[1])),
+                        columns=['stage', 'command', 'what'])

@@ -86,7 +86,8 @@ class Model:
                 ) -> dict[str, np.ndarray]: # score, decision [, score_<class>…]
         "The decisions that follow from scores, beside them."
         if self.task == 'regression': return {'score': found, 'decision': found}
-        if self.task == 'binary': return {'score': found, 'decision': (found >= self.info.threshold).astype(int)}
+        if self.task == 'binary':
+            return {'score': found, 'decision': (found >= self.info.threshold).astype(int)}
         best, classes = found.argmax(axis=1), np.array([str(c) for c in self.info.classes], dtype=object)
         return {'score': found[np.arange(len(found)), best], 'decision': classes[best],
                 **{f'score_{c}': found[:, i] for i, c in enumerate(classes)}}
@@ -265,7 +266,8 @@ def promote(project: Project, version: str, *,
     answers = may_take(project, version, to)
     if roles(project.ledger)[to] == version: return project.ledger.last('promotion', version)
     whole = project.ledger.verify()
-    if not whole.ok: raise IntegrityError(f'No version takes a role on evidence that was touched: {whole.why}. Entry by entry: mlcycle audit')
+    if not whole.ok:
+        raise IntegrityError(f'No version takes a role on evidence that was touched: {whole.why}. Entry by entry: mlcycle audit')
     project.registry.load(version)
     return _assign(project, version, to, because=because, by=by, gates={a.name: a.entries for a in answers})
 
@@ -289,7 +291,8 @@ def earlier_champion(project: Project) -> str: # a version
     gone, line = retired(project.ledger), _line(project)
     earlier = [v for v in line[:-1] if v not in gone]
     if not earlier: raise Blocked('There is no earlier champion to go back to. See mlcycle history.')
-    wanted = [g for g in project.settings.gates if g.before == 'promotion' and g.evidence not in AGAINST_CHAMPION]
+    wanted = [g for g in project.settings.gates
+              if g.before == 'promotion' and g.evidence not in AGAINST_CHAMPION]
     for found in (check(project, g, earlier[-1]) for g in wanted):
         if found.answer == 'pass': continue
         raise Blocked(f'Version {earlier[-1]} may not answer ({found.name}: {found.answer}, {found.why}). '

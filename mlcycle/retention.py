@@ -18,7 +18,8 @@ def cutoffs(project: Project, now: datetime | None=None, # default: now
             ) -> dict[str, str]: # what → ISO time; older ones go
     "What `[retention]` means today."
     rules, now = project.settings.retention, pd.Timestamp(now or datetime.now(timezone.utc))
-    days = {'predictions': rules.predictions_days, 'labels': rules.labels_days, 'model file': rules.artifacts_days,
+    days = {'predictions': rules.predictions_days, 'labels': rules.labels_days,
+            'model file': rules.artifacts_days,
             'profile': rules.profiles_days, 'log': rules.logs_days}
     return {name: (now-pd.Timedelta(days=n)).isoformat() for name, n in days.items()}
 
@@ -71,7 +72,8 @@ def erase(project: Project, subject: str, *, # a version, or 'retention'
     if not begun and not found: return None
     if not begun:
         deleted = listed(found).assign(ids_hash=[digest(sorted(d.ids)) for d in found])
-        begun = Erasure(version='' if subject == 'retention' else subject, state='begun', why='retention', before=before,
+        begun = Erasure(version='' if subject == 'retention' else subject, state='begun', why='retention',
+                        before=before,
                         deleted=deleted)
         project.record(begun, subject=subject)
     for part in found:

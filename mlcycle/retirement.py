@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import ClassVar, Iterator
 import pandas as pd
 from .core import Blocked, Frame, Project, Result, SettingsError, digest, write_atomic
-from .documents import (LEARNT, Document, Evidence, by_hand, document_sections, each_of, figures_of, one_line,
+from .documents import (LEARNT, Document, Evidence, by_hand, document_sections, each_of, figures_of,
+                               one_line,
                                pairs_of, source, table_of)
 from .gates import check_all, registered
 from .ledger import Entry, champion, retired, roles, versions
@@ -79,7 +80,8 @@ def dependents(project: Project, version: str) -> list[tuple[str, str]]: # (what
     "Roles, schedules, bundles, recent callers, the newest window and open alarms of a version."
     held = [('role', role) for role, holder in roles(project.ledger).items() if holder == version]
     answering = ('role', 'champion') in held
-    plans = [('schedule', f'{step}: {cron}') for step, cron in project.settings.schedule.steps.items() if answering]
+    plans = [('schedule', f'{step}: {cron}') for step, cron in project.settings.schedule.steps.items()
+             if answering]
     return held+plans+_bundles(project, version)+_callers(project, version)+_refused(project, version)+_watched(project, version)
 
 def _bundles(project: Project, version: str) -> list[tuple[str, str]]: # the newest of each folder
@@ -298,4 +300,5 @@ def _notify_bundles(project: Project, done: Retirement) -> None:
 def _erase(project: Project, version: str) -> Erasure | None: # None: nothing was past its time
     "Delete what is past its time between two entries, or finish what was begun."
     def remove(part): shutil.rmtree(_file(project, version).parent)
-    return erase(project, version, find=lambda before: doomed(project, version, before), remove=remove, now=_now())
+    return erase(project, version, find=lambda before: doomed(project, version, before), remove=remove,
+                 now=_now())

@@ -10,7 +10,8 @@ from typing import ClassVar, Literal
 import numpy as np
 import pandas as pd
 
-from .core import (Blocked, Criterion, DataError, Estimate, MissingEvidence, Project, Result, SettingsError,
+from .core import (Blocked, Criterion, DataError, Estimate, MissingEvidence, Project, Result,
+                          SettingsError,
                           judge, shown)
 from .features import FeaturePlan, encode_target
 from .gates import registered
@@ -114,8 +115,10 @@ def request_challenger(project: Project, *, by: str, # who wants it
                        ) -> Request: # recorded; the next `decide` counts it
     "Ask for a challenger by name and with a reason; it stands until one is trained."
     project.must_write('request')
-    if not by.strip() or not because.strip(): raise SettingsError('Asking for a challenger needs a name and a reason. Add --as NAME --because TEXT.')
-    asked = Request(by=by.strip(), because=because.strip(), at=datetime.now(timezone.utc).isoformat(timespec='seconds'),
+    if not by.strip() or not because.strip():
+        raise SettingsError('Asking for a challenger needs a name and a reason. Add --as NAME --because TEXT.')
+    asked = Request(by=by.strip(), because=because.strip(),
+                    at=datetime.now(timezone.utc).isoformat(timespec='seconds'),
                     anyway=anyway, against=held_back_by(project) if anyway else '')
     project.record(asked)
     return asked
@@ -123,7 +126,8 @@ def request_challenger(project: Project, *, by: str, # who wants it
 def open_request(project: Project) -> Request | None:
     "What was asked for since the last challenger was trained; of several the newest, one that takes on all that stands against it first."
     trained = project.ledger.last('challenger_rows')
-    asked = [Request.from_body(e.body) for e in project.ledger.entries('request') if trained is None or e.seq > trained.seq]
+    asked = [Request.from_body(e.body) for e in project.ledger.entries('request')
+             if trained is None or e.seq > trained.seq]
     return next((r for r in reversed(asked) if r.anyway), asked[-1] if asked else None)
 
 def open_alarms(project: Project, version: str) -> list[dict]: # their newest bodies
@@ -206,7 +210,8 @@ def _weigh(project: Project, version: str, now: datetime) -> Decision:
     despite = f'{asked.by} takes it on: {asked.because}' if asked and asked.anyway and against else ''
     quiet = f'version {version} is {days:.0f} days old, no alarm that counts is open, no criterion is shown to fail, nobody asked for one'
     held = f'{against}; {despite}' if despite else f'but {against}. To take it on by name: {TAKE_ON}'
-    return Decision(action='retrain' if causes and (despite or not against) else 'nothing', notes=notes, version=version,
+    return Decision(action='retrain' if causes and (despite or not against) else 'nothing', notes=notes,
+                    version=version,
                     despite=despite, reasons=causes+[held]*bool(against) or [quiet], age_days=round(days, 2),
                     outcomes=len(known.rows), alarms=[str(a['id']) for a in counting], performance=figures)
 
@@ -250,7 +255,8 @@ def read_verdict(gain: Estimate, # of the challenger over the champion
 # %% ../nbs/07_retraining.ipynb #5754843f
 def _same_question(a: ModelVersion, b: ModelVersion) -> None:
     plans = [FeaturePlan.from_body(m.plan) for m in (a, b)]
-    one, other = ([p.target, p.task, *(p.classes if p.task == 'binary' else sorted(p.classes))] for p in plans)
+    one, other = ([p.target, p.task, *(p.classes if p.task == 'binary' else sorted(p.classes))]
+                  for p in plans)
     if one != other:
         raise DataError(f'versions {a.version} and {b.version} answer different questions, {shown(one)} and {shown(other)}')
 
@@ -264,9 +270,11 @@ def _facts(project: Project, challenger: Model, champion: Model) -> dict:
     _same_question(challenger.info, champion.info)
     found, source = unseen(project, challenger.info, champion.info)
     n, needed, metric = len(found.rows), project.settings.monitoring.min_rows, main_metric(project)
-    if n < needed: raise DataError(f'{n:,} rows with outcomes are new to both versions, {needed:,} are needed')
+    if n < needed:
+        raise DataError(f'{n:,} rows with outcomes are new to both versions, {needed:,} are needed')
     classes = [str(c) for c in challenger.info.classes] if challenger.task == 'multiclass' else []
-    y = encode_target(found.rows[project.settings.problem.target], FeaturePlan.from_body(challenger.info.plan))
+    y = encode_target(found.rows[project.settings.problem.target],
+                      FeaturePlan.from_body(challenger.info.plan))
     new, old = (scored(terms_of(project.settings, threshold=m.info.threshold, classes=classes), y,
                        _aligned(m, found.rows, classes)) for m in (challenger, champion))
     return dict(gain=difference(new, old, metric), rows=n, source=source, challenger_metrics=measure(new),
@@ -287,9 +295,12 @@ def _named_pair(project: Project, challenger: str, champion: str) -> tuple[str, 
     "Two different version numbers, neither of them out of the game."
     held = roles(project.ledger)
     new, old = (held[v] if v in ROLES else v for v in (challenger, champion))
-    if old is None: raise Blocked('No version is champion to compare with. Next: mlcycle promote MODEL_VERSION --to champion')
-    if new in (None, old): raise SettingsError(f'Name a challenger other than the champion, version {old}. See mlcycle history.')
-    if new in retired(project.ledger): raise Blocked(f'Version {new} is retired and takes no role. See mlcycle history.')
+    if old is None:
+        raise Blocked('No version is champion to compare with. Next: mlcycle promote MODEL_VERSION --to champion')
+    if new in (None, old):
+        raise SettingsError(f'Name a challenger other than the champion, version {old}. See mlcycle history.')
+    if new in retired(project.ledger):
+        raise Blocked(f'Version {new} is retired and takes no role. See mlcycle history.')
     return new, old
 
 def compare(project: Project, challenger: str, # a version
@@ -303,8 +314,10 @@ def compare(project: Project, challenger: str, # a version
     try: facts = _facts(project, new, old)
     except (DataError, MissingEvidence) as error: facts = dict(gain=Estimate.undefined(metric, str(error)))
     verdict = read_verdict(facts['gain'], margin)
-    found = Comparison(challenger=challenger, champion=champion, model_hash=new.info.hash, champion_hash=old.info.hash,
-                       metric=metric, verdict=verdict, promotable=verdict in ('better', 'not worse'), margin=margin,
+    found = Comparison(challenger=challenger, champion=champion, model_hash=new.info.hash,
+                       champion_hash=old.info.hash,
+                       metric=metric, verdict=verdict, promotable=verdict in ('better', 'not worse'),
+                       margin=margin,
                        why=_sentence(facts, verdict, metric, margin), **facts)
     project.record(found, subject=challenger)
     return found

@@ -73,12 +73,14 @@ def _forest_space(t, rows: int) -> dict:
             'max_features': t.suggest_float('max_features', .15, 1.), 'max_samples': min(1., TREE_ROWS/rows)}
 
 CANDIDATES = {c.name: c for c in (
-    Candidate(name='dummy', title='always the same answer', kind='tree', make=_dummy, space=lambda t, rows: {},
+    Candidate(name='dummy', title='always the same answer', kind='tree', make=_dummy,
+              space=lambda t, rows: {},
               first={}, size=lambda p: 0),
     Candidate(name='linear', title='linear model', kind='linear', make=_linear, first={'penalty': 1.},
               space=lambda t, rows: {'penalty': t.suggest_float('penalty', 1e-3, 1e3, log=True)},
               size=lambda p: -p['penalty']),
-    Candidate(name='boosting', title='gradient-boosted trees', kind='tree', make=_boosting, space=_boosting_space,
+    Candidate(name='boosting', title='gradient-boosted trees', kind='tree', make=_boosting,
+              space=_boosting_space,
               size=lambda p: p['max_iter']*p['max_leaf_nodes'],
               first={'learning_rate': .1, 'max_iter': 100, 'max_leaf_nodes': 31, 'min_samples_leaf': 20,
                      'l2_regularization': .001}),
@@ -172,11 +174,13 @@ class Bench:
         if kind not in self._encoded:
             pipeline = build_pipeline(self.plan, DummyClassifier(), kind=kind, seed=self.seed)
             clean = pipeline['clean'].fit_transform(self.X)
-            self._encoded[kind] = [self._encode(clone(pipeline['encode']), clean, *fold) for fold in self.folds]
+            self._encoded[kind] = [self._encode(clone(pipeline['encode']), clean, *fold)
+                                   for fold in self.folds]
         return self._encoded[kind]
 
     def _encode(self, encoder, clean: pd.DataFrame, fit: np.ndarray, held: np.ndarray) -> tuple:
-        return held_constant(encoder.fit_transform(clean.iloc[fit], self.y[fit])), encoder.transform(clean.iloc[held])
+        return held_constant(encoder.fit_transform(clean.iloc[fit],
+                                                   self.y[fit])), encoder.transform(clean.iloc[held])
 
     def score(self, held: np.ndarray, scores: np.ndarray) -> float:
         "The metric of some rows' predictions."
@@ -186,7 +190,8 @@ class Bench:
         if why := lacking(self.metric, rows.y, values): raise ValueError(f'{self.metric}: {why}')
         return float(weighted(self.metric, rows.y, values).value(np.ones((1, len(held))))[0])
 
-    def predict(self, model: BaseEstimator, inputs: np.ndarray) -> np.ndarray: # n, or n × classes for multiclass
+    def predict(self, model: BaseEstimator,
+                inputs: np.ndarray) -> np.ndarray: # n, or n × classes for multiclass
         "Scores, with a column for every class even when the fold has not seen one."
         if self.regression: return model.predict(inputs)
         p = np.zeros((len(inputs), len(self.classes)))
@@ -236,7 +241,8 @@ def cross_validate(bench: Bench, candidate: Candidate, parameters: dict,
             scores += [bench.score(bench.folds[i][1], out[bench.folds[i][1]]) for i in pair]
             if len(scores) < len(bench.folds): reason = stop(scores)
     if candidate.name == 'dummy': out[:] = out[bench.covered].mean(axis=0)   # one answer for all folds
-    trial = Trial(number=number, algorithm=candidate.name, parameters=parameters, scores=scores, reason=reason,
+    trial = Trial(number=number, algorithm=candidate.name, parameters=parameters, scores=scores,
+                  reason=reason,
                   state='stopped early' if reason else 'complete', seconds=time.monotonic()-started)
     return Outcome(trial, None if reason else out[bench.covered])
 
@@ -261,7 +267,8 @@ def search(bench: Bench, candidates: list[Candidate],
                 if cut := time.monotonic() > deadline and _usable(outcomes): break
                 outcomes.append(_try(bench, turn, studies[turn.name], outcomes, deadline))
                 advance(outcomes[-1].trial)
-                tell_progress(len(outcomes), trials, note=_said(outcomes[-1].trial), board=so_far(bench, outcomes))
+                tell_progress(len(outcomes), trials, note=_said(outcomes[-1].trial),
+                              board=so_far(bench, outcomes))
         except KeyboardInterrupt:
             if not _usable(outcomes): raise
             return Hunt(outcomes, False, True)
@@ -271,11 +278,14 @@ def search(bench: Bench, candidates: list[Candidate],
 def so_far(bench: Bench, outcomes: list[Outcome], most: int=8) -> list[dict]: # best first
     "The complete trials with the interval of their mean over the folds; tied while the folds do not set them apart from the best."
     from scipy.stats import t
-    complete = sorted((o.trial for o in outcomes if o.scores is not None), key=lambda o: -bench.sign*np.mean(o.scores))[:most]
+    complete = sorted((o.trial for o in outcomes if o.scores is not None),
+                      key=lambda o: -bench.sign*np.mean(o.scores))[:most]
     half = lambda v: float(t.ppf(.975, len(v)-1)*np.std(v, ddof=1)/np.sqrt(len(v))) if len(v) > 1 else math.inf
     gaps = [bench.sign*np.subtract(complete[0].scores, o.scores) for o in complete]
-    return [dict(trial=o.number, algorithm=o.algorithm, value=float(np.mean(o.scores)), low=float(np.mean(o.scores))-half(o.scores),
-                 high=float(np.mean(o.scores))+half(o.scores), tied=bool(g.mean() <= half(g))) for o, g in zip(complete, gaps)]
+    return [dict(trial=o.number, algorithm=o.algorithm, value=float(np.mean(o.scores)),
+                 low=float(np.mean(o.scores))-half(o.scores),
+                 high=float(np.mean(o.scores))+half(o.scores), tied=bool(g.mean() <= half(g)))
+                 for o, g in zip(complete, gaps)]
 
 def _usable(outcomes: list[Outcome]) -> bool:
     return any(o.scores is not None and o.trial.algorithm != 'dummy' for o in outcomes)
@@ -306,7 +316,8 @@ def _try(bench: Bench, candidate: Candidate, study, outcomes: list[Outcome], dea
         return 'behind the best of its algorithm' if best and _behind(bench, scores, best.trial.scores) else ''
     try: outcome = cross_validate(bench, candidate, parameters, number=len(outcomes), stop=stop)
     except (ValueError, ArithmeticError, np.linalg.LinAlgError) as error:
-        outcome = Outcome(Trial(number=len(outcomes), algorithm=candidate.name, parameters=parameters, scores=[],
+        outcome = Outcome(Trial(number=len(outcomes), algorithm=candidate.name, parameters=parameters,
+                                scores=[],
                                 state='failed', reason=f'{type(error).__name__}: {error}'[:300]), None)
     study.tell(asked, *_told(bench, outcome.trial.scores, best))
     return outcome

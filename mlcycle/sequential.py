@@ -49,7 +49,8 @@ def mean_bounds(x, # values between 0 and 1, in the order they came; the last ax
     paid = np.cumsum(4*(x-before(mean, .5))**2*(-np.log1p(-stake)-stake)/4, -1)
     staked = np.cumsum(stake, -1)
     centre, radius = np.cumsum(stake*x, -1)/staked, (np.log(2/alpha)+paid)/staked
-    return (np.maximum.accumulate(np.clip(centre-radius, 0, 1), -1), np.minimum.accumulate(np.clip(centre+radius, 0, 1), -1))
+    return (np.maximum.accumulate(np.clip(centre-radius, 0, 1), -1),
+            np.minimum.accumulate(np.clip(centre+radius, 0, 1), -1))
 
 # %% ../nbs/00ea_sequential.ipynb #87cea675
 def gap(metric: str, # its name
@@ -60,7 +61,8 @@ def gap(metric: str, # its name
     n = int(min(n_a, n_b))
     if not n: return Estimate.undefined(metric, 'one of the two has no rows', status='too few')
     value = float(value_a-value_b)
-    return Estimate(metric=metric, value=value, low=min(float(low_a-high_b), value), high=max(float(high_a-low_b), value), n=n, level=1-alpha)
+    return Estimate(metric=metric, value=value, low=min(float(low_a-high_b), value),
+                    high=max(float(high_a-low_b), value), n=n, level=1-alpha)
 
 def _group(group, alpha: float) -> tuple[float, int, float, float]: # value, rows, low, high
     if isinstance(group, tuple):

@@ -15,7 +15,8 @@ from .core import SettingsError
 __all__ = ['slots_between', 'next_slots', 'last_slots']
 
 # %% ../nbs/00ad_slots.ipynb #43122195
-def _walk(cron: str, zone: str, start: datetime, *, backwards: bool=False) -> Iterator[datetime]: # in UTC, without end
+def _walk(cron: str, zone: str, start: datetime, *,
+          backwards: bool=False) -> Iterator[datetime]: # in UTC, without end
     from cronsim import CronSim, CronSimError
     try: found = CronSim(cron, start.astimezone(ZoneInfo(zone)), reverse=backwards)
     except CronSimError as error:

@@ -118,7 +118,8 @@ def mean(values, *, level: float=0.95, # confidence
     why, n = unusable(x), len(x)
     if why: return Estimate.undefined(metric, why, n)
     centre, few = float(x.mean()), f'{n} rows: an interval needs {FEWEST}' if n < FEWEST else ''
-    if few or x.min() == x.max(): return _too_few(metric, centre, n, level, few or 'every value is the same: no spread')
+    if few or x.min() == x.max():
+        return _too_few(metric, centre, n, level, few or 'every value is the same: no spread')
     _z(level)
     reach = float(stdtrit(n-1, (1+level)/2)*x.std(ddof=1)/math.sqrt(n))
     return Estimate(metric=metric, value=centre, low=centre-reach, high=centre+reach, n=n, level=level)

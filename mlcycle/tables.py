@@ -110,7 +110,8 @@ class Tables:
 
     def exists(self, name: str) -> bool:
         "Whether a table has been written."
-        if (folder := self.folder(name)) is not None and (folder/'_delta_log'/f'{0:020}.json').is_file(): return True
+        if (folder := self.folder(name)) is not None and (folder/'_delta_log'/f'{0:020}.json').is_file():
+            return True
         if folder is not None and not (folder/'_delta_log').is_dir(): return False
         from deltalake import DeltaTable
         return DeltaTable.is_deltatable(self.uri(name))
@@ -190,14 +191,17 @@ class Tables:
             first = next(pieces)
             names = stored_names(list(dict.fromkeys([*there, *first.column_names])), there)
             kinds = {n: table_schema(opened).field(stored).type for n, stored in there.items()}
-            fitting = (pa.table({n: _fit(name, n, t, kinds.get(n)) for n in names}) for t in chain([first], pieces))
+            fitting = (pa.table({n: _fit(name, n, t, kinds.get(n)) for n in names})
+                       for t in chain([first], pieces))
             how = {'schema_mode': 'merge' if len(names) > len(there) else None} if opened else {'configuration': RULES}
-            self._put(name, opened, _stream(fitting, names, count), {COMMIT: mark, HASH: ''}, mode='append', **how)
+            self._put(name, opened, _stream(fitting, names, count), {COMMIT: mark, HASH: ''}, mode='append',
+                      **how)
             return True
 
     def _commit(self, name: str, opened, table: pa.Table, names: dict[str, str],
                 *, start: int=0, hash: str='', **how) -> int: # the version it made
-        return self._put(name, opened, _numbered(table, names, start), {COMMIT: secrets.token_hex(8), HASH: hash}, **how)
+        return self._put(name, opened, _numbered(table, names, start),
+                         {COMMIT: secrets.token_hex(8), HASH: hash}, **how)
 
     def _put(self, name: str, opened, rows: pa.Table | pa.RecordBatchReader, facts: dict[str, str], *,
              once: tuple[str, int] | None=None, **how) -> int:
@@ -315,7 +319,8 @@ class Tables:
             opened = self._open(name)
             if len(opened.file_uris()) < files: return False
             facts = CommitProperties(custom_metadata={COMMIT: secrets.token_hex(8), HASH: ''})
-            with _readable(f'Table {name!r}'): opened.optimize.compact(target_size=LARGE, commit_properties=facts)
+            with _readable(f'Table {name!r}'):
+                opened.optimize.compact(target_size=LARGE, commit_properties=facts)
             if (folder := self.folder(name)) is not None: settle(folder, opened.version())
         self.vacuum(name, hours=hours)
         return True
@@ -390,7 +395,8 @@ def settle(folder: Path, version: int) -> None:
     log = folder/'_delta_log'/f'{version:020}.json'
     actions = [json.loads(line) for line in log.read_text().splitlines()]
     written = [folder/unquote(a['add']['path']) for a in actions if 'add' in a]
-    for path in [*written, log, *log.parent.glob(f'{version:020}.checkpoint*'), *log.parent.glob('_last_checkpoint')]:
+    for path in [*written, log, *log.parent.glob(f'{version:020}.checkpoint*'),
+                 *log.parent.glob('_last_checkpoint')]:
         handle = os.open(path, os.O_RDONLY)
         try: os.fsync(handle)
         finally: os.close(handle)

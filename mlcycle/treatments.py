@@ -179,7 +179,8 @@ def _decided(p: Proposal, settings: Settings) -> list:
     if accepted and t.value is None: t = t.model_copy(update={'value': p.treatment.value})
     value = None if t.value is None else plain(t.value)
     line = '' if status == 'applied' else accept_line(t)
-    return [t.action, t.column, value, t.low, t.high, status, p.reason, p.cells, p.rows, p.safe or p.done, line]
+    return [t.action, t.column, value, t.low, t.high, status, p.reason, p.cells, p.rows, p.safe or p.done,
+            line]
 
 def _covers(declared: Treatment, proposed: Treatment) -> bool:
     "Whether a line of the settings speaks of this treatment."
@@ -208,7 +209,8 @@ def decide_again(treatments: pd.DataFrame, # as `decide` gave them
                  settings: Settings, # what is accepted and refused now
                  ) -> pd.DataFrame: # DECIDED
     "The same proposals under other settings, without looking at the rows again."
-    known = [Proposal(treatment=treatment_of(r), safe=bool(getattr(r, 'safe', r.status == 'applied')), reason=r.reason, cells=r.cells, rows=r.rows)
+    known = [Proposal(treatment=treatment_of(r), safe=bool(getattr(r, 'safe', r.status == 'applied')),
+                      reason=r.reason, cells=r.cells, rows=r.rows)
              for r in treatments.itertuples()]
     return decide(known, settings)
 
