@@ -32,21 +32,26 @@ __all__ = ['FEW', 'plain_array', 'plain_frame', 'raw_columns', 'Scorer', 'known_
 def plain_array(rows: pa.Table, column: str, name: str, # of the source, for messages
                 ) -> pa.Array:
     "A column of a piece as one array of plain values; text by its different values stays so."
-    found = rows[column]
-    if pa.types.is_dictionary(found.type) and found.type.value_type == pa.string(): return found.combine_chunks()
-    found = plain_column(column, found, name)[0]
-    return found.combine_chunks() if isinstance(found, pa.ChunkedArray) else found
+    found = _whole(rows[column])
+    if pa.types.is_dictionary(found.type) and found.type.value_type == pa.string(): return found
+    if found.type == pa.float64() and not found.null_count and not np.isinf(found.to_numpy()).any(): return found   # most amounts
+    return _whole(plain_column(column, rows[column], name)[0])
+
+def _whole(values: pa.Array | pa.ChunkedArray) -> pa.Array: # without a copy where it is one already
+    if not isinstance(values, pa.ChunkedArray): return values
+    return values.chunk(0) if values.num_chunks == 1 else values.combine_chunks()
 
 def plain_frame(rows: pa.Table, columns: list[str], # those wanted, of which some may not be there
                 name: str) -> pd.DataFrame:
     "Some columns of a piece as a DataFrame of plain values."
     wanted = [c for c in dict.fromkeys(columns) if c in rows.column_names]
     arrays = [plain_column(c, rows[c], name)[0] for c in wanted]
-    return pa.Table.from_arrays(arrays, names=[str(i) for i in range(len(wanted))]).to_pandas().set_axis(wanted, axis=1)
+    found = pa.Table.from_arrays(arrays, names=[str(i) for i in range(len(wanted))])
+    return found.to_pandas().set_axis(wanted, axis=1)
 
 def raw_columns(rows: pa.Table, types: dict[str, str], # column → type in the plan
                 name: str) -> dict[str, np.ndarray | Levels]:
-    "The columns of a piece as `Compiled.many` takes them; Unusual where one is missing or not of the kind that is read."
+    "The columns of a piece as `Compiled.many` takes them; Unusual where one is missing or of another kind."
     if gone := [c for c in types if c not in rows.column_names]: raise Unusual(gone[0])
     arrays = {c: plain_array(rows, c, name) for c in types}
     return {c: _numbers(a, c) if types[c] == 'number' else _levels(a) for c, a in arrays.items()}
@@ -74,27 +79,27 @@ class Scorer(NamedTuple):
 
 def known_path(project: Project, version: str) -> ScoringPath:
     "How a version's scores are computed: as the ledger says, or found out and recorded."
-    info, known = project.registry.info(version), project.latest(ScoringPath, subject=version)
-    if known is not None and (known.model_hash, known.asked) == (info.hash, project.settings.deployment.scorer): return known
-    model = project.registry.load(version)
-    sample = training_rows(project, info)
-    return settled(project, model, input_schema(FeaturePlan.from_body(info.plan), project.settings, sample=sample)).path
+    info, known, settings = project.registry.info(version), project.latest(ScoringPath, subject=version), project.settings
+    if known is not None and (known.model_hash, known.asked) == (info.hash, settings.deployment.scorer): return known
+    plan, sample = FeaturePlan.from_body(info.plan), training_rows(project, info)
+    return settled(project, project.registry.load(version), input_schema(plan, settings, sample=sample)).path
 
 def load_scorer(model: Model, path: ScoringPath) -> Scorer:
     "A loaded version, made ready to answer in a way that was chosen."
-    types, heads = {c['name']: c['type'] for c in model.info.plan.get('columns', ())}, {'compiled': head_of, 'onnx': onnx_head}.get(path.path)
+    heads = {'compiled': head_of, 'onnx': onnx_head}.get(path.path)
     try: found = compile_pipeline(model.estimator, model.info.columns, model.task, heads=heads) if heads else None
     except NotCompiled: found = None
+    types = {c['name']: c['type'] for c in model.info.plan.get('columns', ())}
     return Scorer(model, found, {c: types.get(c, 'category') for c in found.raw} if found else {}, path.tolerance)
 
 def piece_answers(scorer: Scorer, rows: pa.Table, name: str, # of the source, for messages
-                  ) -> tuple[dict[str, pa.Array], bool]: # score, decision [, score_<class>…]; whether the compiled form answered
-    "Answers to the rows of a piece, by name; a DataError where rows cannot be read, BrokenAnswer where the model fails."
+                  ) -> tuple[dict[str, pa.Array], bool]: # score, decision [, score_<class>…]; whether it was compiled
+    "Answers to the rows of a piece; DataError where rows cannot be read, BrokenAnswer where the model fails."
     if scorer.compiled is not None:
         try: return _arrays(scorer.model, _compiled(scorer, rows, name)), True
         except Unusual: pass
     found = to_arrow(answers(scorer.model, plain_frame(rows, scorer.model.info.columns, name)))
-    return {c: found[c].combine_chunks() for c in found.column_names}, False
+    return {c: _whole(found[c]) for c in found.column_names}, False
 
 def _compiled(scorer: Scorer, rows: pa.Table, name: str) -> np.ndarray:
     raw = raw_columns(rows, scorer.types, name)
@@ -110,10 +115,12 @@ def _arrays(model: Model, scores: np.ndarray) -> dict[str, pa.Array]:
 FEW = 200   # rows that both ways answer before the rest of a part is answered by one
 
 def agrees(scorer: Scorer, rows: pa.Table, name: str) -> bool:
-    "Whether the first rows of a piece get the pipeline's answers; rows that cannot be read are for the pipeline to refuse."
+    "Whether the first rows of a piece get the pipeline's answers; what cannot be read is for it to refuse."
     if scorer.compiled is None: return False
     rows, model = rows.slice(0, FEW), scorer.model
-    try: found, wanted = _compiled(scorer, rows, name), model.scores(plain_frame(rows, model.info.columns, name))
+    try:
+        found = _compiled(scorer, rows, name)
+        wanted = model.scores(plain_frame(rows, model.info.columns, name))
     except (Unusual, DataError): return False
     same = model.task == 'regression' or np.array_equal(decide(found, model.info), decide(wanted, model.info))
     return bool(same and np.abs(found-wanted).max(initial=0) <= scorer.tolerance)
@@ -126,10 +133,12 @@ def log_columns(project: Project, rows: pa.Table, plan: FeaturePlan, name: str, 
     marks = marks_for(project, [*kept])
     for column, kind in kept.items():
         made = hashed_name(column)
-        if column in marks and made in rows.column_names: found[made] = _text(plain_array(rows, made, name), clean_text)
-        elif column not in rows.column_names: continue
-        elif column in marks: found[made] = _text(plain_array(rows, column, name), _hashes(marks[column]))
-        else: found[stored_name(column)] = _number(rows, column, name) if kind == 'number' else _as_text(plain_array(rows, column, name))
+        if column in marks and made in rows.column_names:   # hashed already
+            found[made] = _text(plain_array(rows, made, name), clean_text)
+        elif column in rows.column_names:
+            values = plain_array(rows, column, name)
+            if column in marks: found[made] = _text(values, _hashes(marks[column]))
+            else: found[stored_name(column)] = _number(values) if kind == 'number' else _as_text(values)
     return found
 
 def _hashes(mark: Callable) -> Callable: return lambda values: [mark(t) for t in clean_text(values)]
@@ -138,7 +147,8 @@ def _text(values: pa.Array, say: Callable) -> pa.Array: # a dictionary of text
     "Text after something was done to each different value; what is empty is missing."
     levels = _by_level(values)
     said = pa.array([*say(levels.dictionary.to_pandas())], pa.string(), from_pandas=True)
-    if pc.count_distinct(said, mode='all').as_py() == len(said) and not said.null_count: return pa.DictionaryArray.from_arrays(levels.indices, said)
+    apart = not said.null_count and pc.count_distinct(said).as_py() == len(said)
+    if apart: return pa.DictionaryArray.from_arrays(levels.indices, said)
     return said.take(levels.indices).dictionary_encode()
 
 def _as_text(values: pa.Array) -> pa.Array:
@@ -146,11 +156,11 @@ def _as_text(values: pa.Array) -> pa.Array:
     empty = pc.equal(values, '')
     return pc.if_else(empty, pa.scalar(None, pa.string()), values) if pc.any(empty).as_py() else values
 
-def _number(rows: pa.Table, column: str, name: str) -> pa.Array: # floats, null where missing
-    values = plain_array(rows, column, name)
-    if not (pa.types.is_integer(values.type) or pa.types.is_floating(values.type) or pa.types.is_boolean(values.type)):
+def _number(values: pa.Array) -> pa.Array: # floats, null where missing
+    if not any(is_it(values.type) for is_it in (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean)):
         levels = _by_level(values)
-        return pa.array(as_logged(levels.dictionary.to_pandas(), 'number'), pa.float64(), from_pandas=True).take(levels.indices)
+        read = as_logged(levels.dictionary.to_pandas(), 'number')
+        return pa.array(read, pa.float64(), from_pandas=True).take(levels.indices)
     values = values.cast(pa.float64())
     x = values.to_numpy(zero_copy_only=False)
     return pa.array(x, from_pandas=True) if np.isnan(x).any() else values
@@ -168,10 +178,13 @@ def row_ids(key: str, first: int, n: int) -> pa.Array: # text of 32 hexadecimal 
 def layout(rows: pa.Table) -> dict: # arguments of a ParquetWriter
     "How the columns of a table are written, judged by its first rows."
     head = rows.slice(0, 1000)
-    often = {c: pa.types.is_dictionary(head[c].type) or pc.count_distinct(head[c]).as_py() <= len(head)/2 for c in head.column_names}
-    amounts = {c for c, repeats in often.items() if not repeats and pa.types.is_floating(head[c].type)}
-    return {'use_dictionary': [c for c in often if often[c]], 'write_statistics': [c for c in often if c not in amounts],
-            'compression': {c: 'NONE' if c in amounts else 'SNAPPY' for c in often}, 'store_schema': not all(map(_told, rows.schema.types))}
+    levels = {c for c in head.column_names if pa.types.is_dictionary(head[c].type)}
+    often = {c for c in head.column_names if c in levels or pc.count_distinct(head[c]).as_py() <= len(head)/2}
+    amounts = {c for c in head.column_names if c not in often and pa.types.is_floating(head[c].type)}
+    return {'use_dictionary': [c for c in head.column_names if c in often], 'write_batch_size': 50_000,
+            'write_statistics': [c for c in head.column_names if c not in amounts | levels],
+            'compression': {c: 'NONE' if c in amounts else 'SNAPPY' for c in head.column_names},
+            'store_schema': not all(map(_told, rows.schema.types))}
 
 def storable(rows: pa.Table) -> pa.Table:
     "The rows as they are written: text by its different values where every reader gets it back as text, else as plain text."
@@ -183,4 +196,5 @@ def _told(kind: pa.DataType) -> bool: # whether Parquet itself says which type a
     if pa.types.is_dictionary(kind): return _told(kind.value_type)
     if pa.types.is_timestamp(kind): return kind.unit != 's' and kind.tz in (None, 'UTC')
     t = pa.types
-    return any(is_it(kind) for is_it in (t.is_integer, t.is_float32, t.is_float64, t.is_boolean, t.is_string, t.is_large_string, t.is_date32))
+    plain = (t.is_integer, t.is_float32, t.is_float64, t.is_boolean, t.is_string, t.is_large_string, t.is_date32)
+    return any(is_it(kind) for is_it in plain)
