@@ -6,10 +6,11 @@ The model is that of `serving.py`: scaler and one-hot over 20 numeric and 10 cat
 "The scorer alone" is as many worker processes, with one thread each, that score pieces which lie in memory already: nothing is read,
 checked, logged or written. It is measured three times: the pipeline on DataFrames, the compiled scorer on columns of Python values, as a
 request brings them, and the compiled scorer on dense arrays of numbers and of levels, the quickest form there is. Then the command runs
-from start to end, with its rows in the log of predictions and without. The project is made anew in a temporary folder; its disk is the
+from start to end, with its rows in the log of predictions and without. On a machine that others use the clock says little: beside each
+rate stands that of one second of processor time, over all processes, with all that starting and ending them takes. The project is made anew in a temporary folder; its disk is the
 one that TMPDIR names.
 """
-import argparse, sys, tempfile, time
+import argparse, resource, sys, tempfile, time
 from pathlib import Path
 import pandas as pd
 import psutil
@@ -34,8 +35,8 @@ def write_input(path: Path, n: int) -> None:
     if writer: writer.close()
 
 
-def alone(folder: str, how: str, seconds: float) -> float:
-    "Rows a second of one worker that has its rows in memory."
+def alone(folder: str, how: str, seconds: float) -> tuple[float, float]:
+    "Rows a second, and a second of processor time, of one worker that has its rows in memory."
     from mlcycle.compiled import compile_pipeline
     from mlcycle.core import Project
     from mlcycle.encoding import Levels
@@ -46,21 +47,27 @@ def alone(folder: str, how: str, seconds: float) -> float:
     scorer = compile_pipeline(model.estimator, model.info.columns, model.task)
     do = {'pipeline': lambda: model.scores(piece), 'compiled': lambda: scorer.many(columns), 'dense': lambda: scorer.many(dense)}[how]
     do()
-    begun, done = time.perf_counter(), 0
+    begun, used, done = time.perf_counter(), time.process_time(), 0
     while time.perf_counter()-begun < seconds: do(); done += PIECE
-    return done/(time.perf_counter()-begun)
+    return done/(time.perf_counter()-begun), done/(time.process_time()-used)
 
 
-def measured(command: list) -> tuple[float, float]: # seconds, gigabytes at the peak
+def measured(command: list) -> tuple[float, float, float]: # seconds, of processor time, gigabytes at the peak
     "Run a command and watch the memory of it and all its children, shared pages counted once."
-    begun, peak = time.perf_counter(), 0
+    begun, used, peak = time.perf_counter(), processor(), 0
     run = psutil.Popen(command)
     while run.poll() is None:
         try: peak = max(peak, sum(p.memory_full_info().pss for p in [run, *run.children(recursive=True)]))
         except psutil.Error: pass
         time.sleep(.5)
     if run.returncode: sys.exit(f'{command[2]} ended with status {run.returncode}')
-    return time.perf_counter()-begun, peak/1e9
+    return time.perf_counter()-begun, processor()-used, peak/1e9
+
+
+def processor() -> float: # seconds
+    "Processor time of all processes that were started and have ended."
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime+used.ru_stime
 
 
 def main() -> None:
@@ -82,16 +89,17 @@ def main() -> None:
         with mapper(Spread(workers=asked.workers), parts=asked.workers) as mapped:
             for how in ('pipeline', 'compiled', 'dense'):
                 n = asked.workers
-                rates[how] = sum(mapped(alone, [str(project.folder)]*n, [how]*n, [asked.seconds]*n))
-                print(f'  {how:<10} alone, in memory: {rates[how]:>12,.0f} rows/s', flush=True)
+                found = [*mapped(alone, [str(project.folder)]*n, [how]*n, [asked.seconds]*n)]
+                rates[how] = sum(rate for rate, _ in found), sum(rate for _, rate in found)/n
+                print(f'  {how:<10} alone, in memory: {rates[how][0]:>12,.0f} rows/s, {rates[how][1]:,.0f} a second of processor', flush=True)
         out = home/('scores' if asked.out == 'folder' else f'scores.{asked.out}')
         command = [Path(sys.executable).with_name('mlcycle'), 'score', source, '--out', out, '--workers', str(asked.workers), '--project', project.folder]
         for what, more in (('rows in the log', []), ('rows not in the log', ['--no-log'])):
             before = pq_rows(project)
-            seconds, peak = measured([*command, *more])
-            rate, logged = asked.rows/seconds, pq_rows(project)-before
-            print(f'  mlcycle score, {what:<20}: {rate:>12,.0f} rows/s ({seconds:.1f} s), peak {peak:.2f} GB; {logged:,} rows in the log')
-            print('    '+', '.join(f'{rate/alone_rate:.2f} × {how} alone' for how, alone_rate in rates.items()), flush=True)
+            seconds, used, peak = measured([*command, *more])
+            rate, work, logged = asked.rows/seconds, asked.rows/used, pq_rows(project)-before
+            print(f'  mlcycle score, {what:<20}: {rate:>12,.0f} rows/s ({seconds:.1f} s), {work:,.0f} a second of processor, peak {peak:.2f} GB; {logged:,} rows in the log')
+            print('    '+', '.join(f'{rate/clock:.2f} × {how} alone ({work/own:.2f} of processor)' for how, (clock, own) in rates.items()), flush=True)
 
 
 def pq_rows(project) -> int:

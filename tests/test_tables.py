@@ -1,8 +1,9 @@
 """Tables: what comes back, what is refused, what survives strangers' names, other writers and killed ones."""
 import os, random, shutil, signal, subprocess, sys, time
 from pathlib import Path
-import numpy as np, pandas as pd, pyarrow as pa, pytest
+import numpy as np, pandas as pd, pyarrow as pa, pyarrow.parquet as pq, pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
+from mlcycle.adoption import adopt, numbered, rows_so_far
 from mlcycle.core import Blocked, DataError, IntegrityError, MissingEvidence, Project, SettingsError
 from mlcycle.content import ORDER, content_hash, stored_names, to_arrow, to_frame
 from mlcycle.tables import Snapshot
@@ -339,3 +340,41 @@ def test_reading_ends_without_an_abort(tables):
     code = 'import sys; from mlcycle.core import Project; print(len(Project(sys.argv[1]).tables.read("live")))'
     runs = [subprocess.Popen([sys.executable, '-c', code, str(tables.project.folder)], stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(3)]
     assert [p.wait() for p in runs] == [0]*3
+
+
+# Files that become a table's as they are
+
+def waiting_files(folder: Path, start: int, table: pa.Table, n: int=3) -> list[Path]:
+    folder.mkdir()
+    files = [folder/f'{i}.parquet' for i in range(n)]
+    for i, file in enumerate(files): pq.write_table(numbered(table, start+i*len(table)), file)
+    return files
+
+
+def test_files_adopted_after_a_crash_are_there_once(tables, tmp_path, monkeypatch):
+    from deltalake import DeltaTable
+    rows = pa.table({'n': [1, 2], 'town': ['Bonn', None]})
+    tables.write('live', pd.DataFrame({'n': [0], 'town': ['Ulm']}))
+    files = waiting_files(tmp_path/'a', rows_so_far(tables.project, 'live'), rows)
+    def full(*arguments, **more): raise OSError(28, 'No space left on device')
+    monkeypatch.setattr(DeltaTable, 'create_write_transaction', full)
+    with pytest.raises(OSError): adopt(tables.project, 'live', files, start=1, mark='job')
+    assert len(tables.read('live')) == 1
+    monkeypatch.undo()
+    tables.vacuum('live')     # what the crash left beside the table goes, the files themselves stay
+    assert adopt(tables.project, 'live', files, start=1, mark='job') and not adopt(tables.project, 'live', files, start=1, mark='job')
+    for file in files: file.unlink()
+    assert tables.read('live')['n'].tolist() == [0, 1, 2, 1, 2, 1, 2] and tables.snapshot('live').rows == 7
+    tables.write('live', pd.DataFrame({'n': [9], 'town': ['Kiel']}), mode='append')
+    assert tables.compact('live', files=2) and tables.read('live')['n'].tolist() == [0, 1, 2, 1, 2, 1, 2, 9]
+
+
+@pytest.mark.parametrize('table', [pa.table({'n': ['one'], 'town': ['Bonn']}), pa.table({'n': [1], 'TOWN': ['Bonn'], 'a\n"b': [2.5]})], ids=['another type', 'names'])
+def test_files_of_another_form_are_read_or_refused(tables, tmp_path, table):
+    tables.write('live', pd.DataFrame({'n': [0], 'town': ['Ulm']}))
+    files = waiting_files(tmp_path/'a', 1, table, n=1)
+    if 'town' not in table.column_names:
+        assert adopt(tables.project, 'live', files, start=1, mark='job') and tables.read('live').iloc[1].drop('town').tolist() == [1, 'Bonn', 2.5]
+        return
+    with pytest.raises(DataError, match="Column 'n' of table 'live' holds int64"): adopt(tables.project, 'live', files, start=1, mark='job')
+    assert tables.read('live')['n'].tolist() == [0]
