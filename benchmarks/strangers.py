@@ -13,6 +13,7 @@ what drawing and sending them costs. Schemathesis' own phases `examples` and `co
 anything was found. It needs the packages that the tests need.
 """
 import argparse, collections, http.client, json, multiprocessing, random, signal, subprocess, sys, tempfile, time
+from functools import partial
 from pathlib import Path
 import numpy as np
 import pandas as pd
@@ -20,7 +21,7 @@ from serving import TOKEN
 from serving_faults import Serving
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent/'tests'))
-HEADERS, METHODS, ROUND = {'Authorization': f'Bearer {TOKEN}'}, ['GET', 'HEAD', 'POST', 'PUT', 'DELETE', 'OPTIONS', 'PATCH', 'TRACE', 'CONNECT', 'get', 'X'], 500
+HEADERS, METHODS, ROUND = {'Authorization': f'Bearer {TOKEN}'}, ['GET', 'HEAD', 'POST', 'PUT', 'DELETE', 'OPTIONS', 'PATCH', 'TRACE', 'CONNECT', 'get', 'X'], 200
 
 
 def every_kind(n: int, seed: int=0) -> pd.DataFrame:
@@ -105,30 +106,31 @@ def untold(usual: str):
 
 
 def talk(port: int, cases: int, seed: int, said) -> None:
-    "All operations, in rounds of a few hundred cases with a seed each; puts what came of each into a queue."
+    "All operations in turn, a round of each way and then the next; puts what came of each turn into a queue, and None at the end."
     import schemathesis
     from schemathesis.generation import GenerationMode
     api, caller = schemathesis.openapi.from_url(f'http://127.0.0.1:{port}/openapi.json', headers=HEADERS), Talk(port, seed)
-    for operation in [found.ok() for found in api.get_all_operations()]:
-        for way, mode in (('by the document', GenerationMode.POSITIVE), ('against it', GenerationMode.NEGATIVE)):
-            rounds(operation.as_strategy(generation_mode=mode), lambda case: caller.ask(case, way), cases//3, seed)
-        rounds(untold(operation.method.upper()), lambda sent: caller.plainly(operation.path, sent), cases-2*(cases//3), seed)
+    ways = {'by the document': GenerationMode.POSITIVE, 'against it': GenerationMode.NEGATIVE}
+    work = [(partial(caller.ask, way=way), operation.as_strategy(generation_mode=mode))
+            for operation in [found.ok() for found in api.get_all_operations()] for way, mode in ways.items()]
+    work += [(partial(caller.plainly, path), untold(verb)) for path, operations in api.raw_schema['paths'].items() for verb in map(str.upper, operations)]
+    for begun in range(0, -(-cases//3), ROUND):
+        for do, strategy in work: draw(strategy, do, min(ROUND, -(-cases//3)-begun), seed*1_000_003+begun)
         said.put((caller.statuses, caller.findings))
         caller.statuses, caller.findings = collections.Counter(), collections.Counter()
     said.put(None)
 
 
-def rounds(strategy, do, cases: int, seed: int) -> None:
+def draw(strategy, do, cases: int, seed: int) -> None:
     "Draw and do; ends early where there is nothing more to draw."
     import hypothesis
     from hypothesis.errors import Unsatisfiable
-    for begun in range(0, cases, ROUND):
-        @hypothesis.seed(seed*1_000_003+begun)
-        @hypothesis.given(strategy)
-        @hypothesis.settings(max_examples=min(ROUND, cases-begun), deadline=None, database=None, phases=[hypothesis.Phase.generate], suppress_health_check=[*hypothesis.HealthCheck])
-        def some(drawn) -> None: do(drawn)
-        try: some()
-        except Unsatisfiable: return   # nothing can be wrong about a GET without parameters
+    @hypothesis.seed(seed)
+    @hypothesis.given(strategy)
+    @hypothesis.settings(max_examples=cases, deadline=None, database=None, phases=[hypothesis.Phase.generate], suppress_health_check=[*hypothesis.HealthCheck])
+    def some(drawn) -> None: do(drawn)
+    try: some()
+    except Unsatisfiable: return   # nothing can be wrong about a GET without parameters
 
 
 def phases(port: int, folder: Path) -> int: # exit status
@@ -150,7 +152,7 @@ async def around(folder: Path, cases: int, processes: int, seed: int) -> tuple: 
         for _ in callers:
             while (part := await asyncio.to_thread(said.get)) is not None:
                 statuses, findings = statuses+part[0], findings+part[1]
-                print(table(*part).to_string(index=False, header=False), flush=True)
+                print(f'{sum(statuses.values()):,} cases, {sum(findings.values())} findings', table(statuses, findings).to_string(index=False), sep='\n', flush=True)
         for c in callers: c.join()
         status = await asyncio.to_thread(phases, server.port, folder)
         memory.append(server.memory())

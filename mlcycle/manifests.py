@@ -6,12 +6,12 @@
 from __future__ import annotations
 import platform, re
 from .core import Project, SettingsError, digest
-from .cluster import AUTOSCALER, DEPLOYMENT, DISRUPTION, INFERENCE, SERVICE
+from .cluster import AUTOSCALER, DEPLOYMENT, DISRUPTION, INFERENCE, MONITOR, NETWORK, SERVICE
 from .shipping import GITLAB, SCANNER, SCANNING, WORKFLOW
 
 # %% auto #0
-__all__ = ['SERVER', 'DOCKERFILE', 'DOCKERIGNORE', 'COMPOSE', 'README', 'TEMPLATES', 'service_name', 'title_of', 'image_name',
-           'manifests', 'values_of']
+__all__ = ['SERVER', 'DOCKERFILE', 'DOCKERIGNORE', 'COMPOSE', 'UNIT', 'README', 'TEMPLATES', 'service_name', 'title_of',
+           'image_name', 'manifests', 'values_of']
 
 # %% ../nbs/00id_manifests.ipynb #99841dff
 def service_name(project: Project) -> str: # a DNS label of at most 40 characters
@@ -127,12 +127,52 @@ services:
     security_opt:
       - no-new-privileges:true
     init: true
+    pids_limit: 200
+    stop_grace_period: 45s
     restart: unless-stopped
     deploy:
       resources:
         limits:
           cpus: "1"
           memory: 1g
+'''
+
+UNIT = '''# <<title>>, version <<version>>: built by mlcycle
+[Unit]
+Description=<<name>>, version <<version>>
+Wants=network-online.target
+After=network-online.target
+
+[Service]
+Type=exec
+ExecStart=/opt/<<name>>/venv/bin/python /opt/<<name>>/server.py
+EnvironmentFile=/etc/<<name>>.env
+Environment=MLCYCLE_LOG=%S/<<name>>/predictions.jsonl
+DynamicUser=yes
+StateDirectory=<<name>>
+StateDirectoryMode=0700
+UMask=0077
+KillMode=mixed
+TimeoutStopSec=45
+Restart=on-failure
+RestartSec=2
+MemoryMax=1G
+TasksMax=200
+NoNewPrivileges=yes
+CapabilityBoundingSet=
+ProtectSystem=strict
+ProtectHome=yes
+PrivateTmp=yes
+PrivateDevices=yes
+ProtectKernelTunables=yes
+ProtectControlGroups=yes
+RestrictAddressFamilies=AF_INET AF_INET6 AF_UNIX
+RestrictNamespaces=yes
+LockPersonality=yes
+SystemCallFilter=@system-service
+
+[Install]
+WantedBy=multi-user.target
 '''
 
 # %% ../nbs/00id_manifests.ipynb #9674e8c4
@@ -149,13 +189,18 @@ docker build -t <<image>> . && MLCYCLE_TOKEN=... docker compose up
 kubectl create secret generic <<name>>-token --from-literal=token=... && kubectl apply -f kubernetes/
 kubectl apply -f kubernetes/canary/                                  # this version beside the one that runs: one pod of it
 kubectl delete -f kubernetes/canary/                                 # and away again
+kubectl apply -f kubernetes/prometheus/                              # where the Prometheus operator runs
 kubectl apply -f kserve/                                             # instead of kubernetes/, where KServe is installed
 kubectl rollout undo deployment/<<name>>                             # back to the version before
 ```
 
+* **systemd**: lay this folder under `/opt/<<name>>` with its venv, write `MLCYCLE_TOKEN=...` into `/etc/<<name>>.env` for root alone (chmod 600), and link
+  `systemd/server.service` as `/etc/systemd/system/<<name>>.service`. `KillMode=mixed` lets the server drain before anything is killed; a unit of your own for
+  `mlcycle serve --workers` needs it too, or systemd ends the workers beside the process that is to end them in order.
 * **Token**: `MLCYCLE_TOKEN`, at least 16 random characters; every route but `/health` asks for it. Without the variable the server draws one, shows it once and
   keeps it in the file `token`. Prometheus sends it to `/metrics` as a bearer token.
-* **Names**: `MLCYCLE_HOSTS` lists the names that the server may be called by, with commas; loopback is always one of them.
+* **Names**: `MLCYCLE_HOSTS` lists the names that the server may be called by, with commas; loopback is always one of them. Behind an ingress add its name;
+  in `kubernetes/` the Service's names and the pod's address are there, in `kserve/` add the host that `kubectl get inferenceservice` shows.
 * **TLS**: the image expects it to be ended in front of it (`MLCYCLE_TLS=outside`). Otherwise give `MLCYCLE_CERTIFICATE` and `MLCYCLE_KEY`.
 * **Log**: each prediction is a line of JSON *with its inputs*, before the answer is given: on standard output (as durable as what collects it), in the file
   that `MLCYCLE_LOG` names (on disk before the answer), or nowhere (`MLCYCLE_LOG=off`). mlcycle.service.collect brings the lines home for monitoring.
@@ -169,8 +214,9 @@ kubectl rollout undo deployment/<<name>>                             # back to t
 * `golden.json` holds no person's row: each column was drawn on its own, ids left out.
 '''
 
-TEMPLATES = {'server.py': SERVER, 'Dockerfile': DOCKERFILE, '.dockerignore': DOCKERIGNORE, 'compose.yaml': COMPOSE, 'kubernetes/deployment.yaml': DEPLOYMENT,
+TEMPLATES = {'server.py': SERVER, 'Dockerfile': DOCKERFILE, '.dockerignore': DOCKERIGNORE, 'compose.yaml': COMPOSE, 'systemd/server.service': UNIT, 'kubernetes/deployment.yaml': DEPLOYMENT,
              'kubernetes/canary/deployment.yaml': DEPLOYMENT, 'kserve/inferenceservice.yaml': INFERENCE, 'kubernetes/service.yaml': SERVICE, 'kubernetes/autoscaler.yaml': AUTOSCALER, 'kubernetes/disruption.yaml': DISRUPTION,
+             'kubernetes/network.yaml': NETWORK, 'kubernetes/prometheus/servicemonitor.yaml': MONITOR,
              '.github/workflows/deploy.yml': WORKFLOW, '.gitlab-ci.yml': GITLAB, 'README.md': README}
 
 def manifests(project: Project, version: str, *,
@@ -181,12 +227,12 @@ def manifests(project: Project, version: str, *,
     marks = dict(variable_start_string='<<', variable_end_string='>>', block_start_string='<%', block_end_string='%>', comment_start_string='<#', comment_end_string='#>')
     environment = Environment(autoescape=True, undefined=StrictUndefined, keep_trailing_newline=True, **marks)
     values = values_of(project, version) | {'system': 'libgomp1' if any(r.startswith('lightgbm=') for r in requirements) else ''}
-    canary = {'track': 'canary', 'workload': f'{values["name"]}-canary', 'count': 1}
+    canary = {'track': 'canary', 'workload': f'{values["name"]}-canary'}
     return {path: environment.from_string(text).render(values | (canary if '/canary/' in path else {})).encode() for path, text in TEMPLATES.items()}
 
 def values_of(project: Project, version: str) -> dict:
     "What goes into the templates: names that were checked, and numbers."
     settings, image = project.settings.deployment, image_name(project, version)
     return {'title': title_of(project), 'name': service_name(project), 'version': version, 'port': settings.port, 'replicas': settings.replicas,
-            'track': 'stable', 'workload': service_name(project), 'count': settings.replicas, 'pod_requests': settings.pod_requests, 'scanner': SCANNER, 'scanning': SCANNING,
+            'track': 'stable', 'workload': service_name(project), 'pod_requests': settings.pod_requests, 'scanner': SCANNER, 'scanning': SCANNING,
             'image': image, 'tag': image.rpartition(':')[2], 'registry': image.rpartition(':')[0] if settings.image else '', 'python': platform.python_version()}

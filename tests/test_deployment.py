@@ -72,15 +72,49 @@ def test_both_pipelines_test_build_scan_push_deploy_and_roll_back(bundle):
 
 
 def test_kubernetes_objects_fit_the_published_schemas(bundle):
-    files = sorted((bundle[1]/'kubernetes').rglob('*.yaml'))
-    assert len(files) == 5
+    files = sorted(f for f in (bundle[1]/'kubernetes').rglob('*.yaml') if f.parent.name != 'prometheus')
+    assert len(files) == 6
     for version in ('1.37', '1.33'): run('kubernetes-validate', '--strict', '-k', version, *map(str, files))
     import yaml
     objects = {o['kind']: o for f in files if f.parent.name != 'canary' for o in yaml.safe_load_all(f.read_text())}
-    assert set(objects) == {'Deployment', 'Service', 'HorizontalPodAutoscaler', 'PodDisruptionBudget'} and objects['HorizontalPodAutoscaler']['apiVersion'] == 'autoscaling/v2'
+    assert set(objects) == {'Deployment', 'Service', 'HorizontalPodAutoscaler', 'PodDisruptionBudget', 'NetworkPolicy'} and objects['HorizontalPodAutoscaler']['apiVersion'] == 'autoscaling/v2'
     container = objects['Deployment']['spec']['template']['spec']['containers'][0]
     assert {'startupProbe', 'livenessProbe', 'readinessProbe'} <= set(container) and set(container['resources']) == {'requests', 'limits'}
     assert container['securityContext']['readOnlyRootFilesystem'] and objects['Deployment']['spec']['template']['spec']['securityContext']['runAsNonRoot']
+
+
+def test_a_pod_is_left_the_time_to_drain_and_answers_to_its_names(bundle, monkeypatch):
+    "What the kubelet, compose and systemd wait is longer than what the server may take; Prometheus asks by address, callers by the Service's names."
+    import inspect, yaml
+    from mlcycle.access import access_for, refusal
+    from mlcycle.workers import LINGER, TAKEN
+    from mlcycle import serving
+    pod = yaml.safe_load((bundle[1]/'kubernetes/deployment.yaml').read_text())['spec']['template']['spec']
+    drain = int(re.search(r'timeout_graceful_shutdown=(\d+)', inspect.getsource(serving.serve))[1])+LINGER+TAKEN
+    waits = int(pod['containers'][0]['lifecycle']['preStop']['exec']['command'][1])
+    assert pod['terminationGracePeriodSeconds'] >= waits+drain+5
+    assert int(yaml.safe_load((bundle[1]/'compose.yaml').read_text())['services']['server']['stop_grace_period'][:-1]) >= drain+5
+    assert int(re.search(r'TimeoutStopSec=(\d+)', (bundle[1]/'systemd/server.service').read_text())[1]) >= drain+5
+    hosts = next(e for e in pod['containers'][0]['env'] if e['name'] == 'MLCYCLE_HOSTS')['value']
+    monkeypatch.setenv('MLCYCLE_HOSTS', hosts.replace('$(NAMESPACE)', 'models').replace('$(POD_IP)', '10.1.2.3'))
+    access, name = access_for(TOKEN), yaml.safe_load((bundle[1]/'kubernetes/service.yaml').read_text())['metadata']['name']
+    told = lambda host: refusal(access, '/metrics', {'host': [host], 'authorization': [f'Bearer {TOKEN}']})
+    assert [told(h) for h in (f'{name}:8000', f'{name}.models', f'{name}.models.svc.cluster.local:8000', '10.1.2.3:8000')] == [None]*4
+    assert told('10.1.2.4:8000')[0] == told(f'{name}.others')[0] == 400
+    monitor = yaml.safe_load((bundle[1]/'kubernetes/prometheus/servicemonitor.yaml').read_text())['spec']
+    key = next(e for e in pod['containers'][0]['env'] if e['name'] == 'MLCYCLE_TOKEN')['valueFrom']['secretKeyRef']
+    service = yaml.safe_load((bundle[1]/'kubernetes/service.yaml').read_text())
+    assert monitor['endpoints'][0]['authorization']['credentials'] == key and monitor['endpoints'][0]['port'] == service['spec']['ports'][0]['name']
+    assert monitor['selector']['matchLabels'].items() <= service['metadata']['labels'].items()
+
+
+def test_systemd_takes_the_unit(bundle, tmp_path):
+    if not shutil.which('systemd-analyze'): pytest.skip('systemd-analyze is not installed')
+    text = (bundle[1]/'systemd/server.service').read_text()
+    (tmp_path/'model.service').write_text(re.sub(r'/opt/[^ ]+/venv/bin/python', sys.executable, text))
+    done = subprocess.run(['systemd-analyze', 'verify', str(tmp_path/'model.service')], capture_output=True, text=True)
+    assert done.returncode == 0 and 'model.service' not in done.stderr, done.stderr     # an unknown setting is a line with its name
+    assert 'KillMode=mixed' in text and 'MLCYCLE_TOKEN' not in text
 
 
 def test_the_canary_is_the_same_pod_beside_the_others_and_the_service_finds_both(bundle):
