@@ -16,7 +16,7 @@ from pydantic import (BaseModel, BeforeValidator, ConfigDict, Field, PlainSerial
 
 # %% auto #0
 __all__ = ['Frame', 'FACTS', 'TASK_METRICS', 'CHANNEL_KEYS', 'STAGES', 'Task', 'Scalar', 'Positive', 'Share', 'PERIODS',
-           'DEFAULT_GATES', 'MlcycleError', 'SettingsError', 'DataError', 'Blocked', 'MissingEvidence',
+           'DEFAULT_GATES', 'RENAMED', 'MlcycleError', 'SettingsError', 'DataError', 'Blocked', 'MissingEvidence',
            'IntegrityError', 'jsonable', 'frame_body', 'canonical_json', 'digest', 'write_atomic', 'sync_folder',
            'shown', 'escaped', 'html_pairs', 'html_table', 'Record', 'Result', 'label', 'Estimate', 'estimates_table',
            'Criterion', 'judge', 'Channel', 'AlarmsSection', 'ScheduleSection', 'ProjectSection', 'Costs',
@@ -718,9 +718,12 @@ class Settings(Record):
 def _mistake(error: dict) -> str:
     "One line for one of pydantic's errors: key, what came, what is allowed."
     key = '.'.join(str(p) for p in error['loc'] if not str(p).startswith(('function-', 'literal', 'constrained'))) or 'mlcycle.toml'
+    if key in RENAMED: return f'{key}: is called otherwise since. Write {RENAMED[key]}'
     if error['type'] == 'extra_forbidden': return f'{key}: unknown key. {_known_keys(error["loc"])}'
     came = '' if error['type'] in ('missing', 'value_error') else f' (came {str(error["input"])[:80]!r})'
     return f'{key}: {error["msg"].removeprefix("Value error, ")}{came}'
+
+RENAMED = {'monitoring.false_alarms_per_year': 'false_alarms = "1 per year"'}   # keys of earlier versions → what stands for them
 
 def _known_keys(where: tuple) -> str:
     model = Settings
@@ -788,6 +791,7 @@ class Project:
         self.actor, self.read_only = actor or who(), read_only
 
     def __repr__(self) -> str: return f'Project({self.name!r})'
+    def __reduce__(self) -> tuple: return _reopened, (str(self.folder), self.actor, self.read_only)   # to another process goes the folder, not what is open
 
     @property
     def name(self) -> str: return self.settings.project.name
@@ -920,3 +924,5 @@ def toml_value(value: object) -> object: # a tomlkit item
     array = tomlkit.array()
     array.extend(toml_value(v) for v in value)
     return array.multiline(len(value) > 1 and isinstance(value[0], dict))
+
+def _reopened(folder: str, actor: str, read_only: bool) -> Project: return Project(folder, actor=actor, read_only=read_only)

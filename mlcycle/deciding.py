@@ -48,8 +48,10 @@ def override_gate(project: Project, gate: str, version: str, by: str, because: s
 @with_project()
 def promote(project: Project, version: str, role: str, by: str | None, because: str) -> None:
     "Give a version a role, if its gates are open."
+    from mlcycle.gates import openness
     from mlcycle.registry import promote as give
-    give(project, version, to=role, because=because or 'all gates open', by=by)
+    reason = because or (openness(project, version) if role == 'champion' else f'to be {role}: no gates are asked')
+    give(project, version, to=role, because=reason, by=by)
     click.echo(f'Version {version} is {role}. Next: mlcycle run')
 
 @click.command()

@@ -10,7 +10,7 @@ from .ledger import Entry, champion, retired, versions
 # %% auto #0
 __all__ = ['COMMANDS', 'REPAIRS', 'STAGE_OF', 'UNSIGNED_FIELDS', 'AGAINST_CHAMPION', 'EVIDENCE_CHECKS', 'GateResult',
            'command_for', 'approval_digest', 'registered', 'required_signatures', 'signatures', 'person', 'check',
-           'field_of', 'check_all', 'must_pass', 'override']
+           'field_of', 'check_all', 'must_pass', 'override', 'openness']
 
 # %% ../nbs/00ab_gates.ipynb #a4c0fe63
 class GateResult(Record):
@@ -186,3 +186,8 @@ def override(project: Project, gate: str, version: str, *,
     body = {'gate': gate, 'by': by, 'because': because, 'digest': approval_digest(project, version)}
     return project.ledger.append(stage='governance', kind='override', subject=str(version), body=body,
                                  actor=project.actor)
+
+def openness(project: Project, version: str) -> str: # 'all gates open', or which of them by an override
+    "In what way the gates before promotion are open: the reason of a promotion that comes without one."
+    found = check_all(project, version)
+    return 'all gates open' if not (by := [a.name for a in found if a.why.startswith('overridden by ')]) else f'gates open, by override: {", ".join(by)}'
