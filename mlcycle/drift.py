@@ -8,6 +8,7 @@ __all__ = ['PARTS', 'OTHERS', 'FACTORS', 'NAMED', 'LARGEST', 'FIELDS', 'FIGURES'
            'Question', 'places', 'drift', 'apart', 'neighbours_apart']
 
 # %% ../nbs/06a_drift.ipynb #8f33f385
+import functools
 from typing import NamedTuple
 
 import numpy as np
@@ -15,7 +16,7 @@ import pandas as pd
 
 from .chance import Between, Chance, beside, between, chances, effective, p_value, reach_of, threshold
 from .core import Record, shown
-from .measures import (DISTANCES, chi_squared, gap_of, hellinger, jensen_shannon, psi, total_variation, wasserstein)
+from .measures import DISTANCES, chi_squared, gap_of, wasserstein
 from .profile import ColumnProfile, Profile, profile
 
 # %% ../nbs/06a_drift.ipynb #3f23ee32
@@ -119,6 +120,7 @@ def findings(reference: ColumnProfile, # the column then
 # %% ../nbs/06a_drift.ipynb #5f1dc790
 LARGEST = 1 << 17  # rows above which only the scale changes
 
+@functools.lru_cache(maxsize=4096)
 def size_class(rows: int) -> int:
     "A number of rows, rounded down in steps of a fifth."
     return max(1, int(2**(np.floor(4*np.log2(max(min(rows, LARGEST), 1)))/4)))
@@ -220,7 +222,7 @@ def places(reference: ColumnProfile, current: ColumnProfile) -> np.ndarray:
 def _measures(reference: ColumnProfile, current: ColumnProfile, found: Cells) -> dict:
     "Every measure of a column of which both sides have values."
     then, now = (np.add.reduceat(side, found.starts) for side in found[:2]) if found.starts else found[:2]
-    told = {f.__name__: f(then, now) for f in (psi, jensen_shannon, hellinger, total_variation)}
+    told = {name: float(of(then/then.sum(), now/now.sum())) for name, of in DISTANCES.items()}
     if not found.starts: return told | dict(chi_squared=chi_squared(then, now)[0])
     if reference.edges: told |= dict(wasserstein=wasserstein(*found[:2], places(reference, current)))
     return told | dict(ks=gap_of(found.then/found.then.sum(), found.now/found.now.sum()))

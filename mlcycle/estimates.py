@@ -18,8 +18,8 @@ from .performance import Answered, covered, expected, outcome_variance
 from .recalibration import Curve, chances, learn_curve
 
 # %% auto #0
-__all__ = ['FEWEST_KNOWN', 'FEWEST_OF_A_CLASS', 'LARGEST', 'SLACK', 'LINE', 'NOT_VALID', 'Estimator', 'score_columns', 'answered',
-           'outcomes', 'learn', 'estimate', 'gaps', 'Standing', 'standings', 'held_to']
+__all__ = ['FEWEST_KNOWN', 'FEWEST_OF_A_CLASS', 'LARGEST', 'SLACK', 'LINE', 'AGAIN', 'FEWEST_AGAIN', 'NOT_VALID', 'Estimator',
+           'score_columns', 'answered', 'outcomes', 'learn', 'estimate', 'gaps', 'Standing', 'standings', 'held_to']
 
 # %% ../nbs/06bc_estimates.ipynb #53c7b026
 FEWEST_KNOWN, FEWEST_OF_A_CLASS = 100, 10   # rows to learn from
@@ -151,9 +151,26 @@ def _added(total: _Sum, off: float, i: int) -> _Sum:
     value = max(0., total.value+off-SLACK)
     return _Sum(value, total.since if total.value > 0 else i)
 
-def _back(gap: Estimate, last: Estimate) -> bool:
-    "Whether a window covers, and would have noticed a gap like the last miss."
-    return not _missed(gap) and abs(gap.value)+(gap.high-gap.low)/2 < abs(last.value)
+AGAIN = .05       # chance of covered windows in a row, were the errors what they were, from which on estimates are back
+FEWEST_AGAIN = 2  # such windows; errors of neighbours resemble each other
+
+class _Spell(NamedTuple):
+    "A time in which estimates are withdrawn."
+    since: int # place of its first window
+    errors: tuple[float, ...] # gaps in it
+    old: int # how many of them there were at the last miss
+    luck: float = 1. # how likely the windows after it are covered though nothing has changed
+
+def _by_luck(gap: Estimate, errors: tuple[float, ...]) -> float:
+    "How likely a window covers while errors are as large as these, to either side."
+    return float(2*stats.norm.cdf((gap.high-gap.low)/2/max(np.sqrt(np.mean(np.square(errors))), 1e-300))-1)
+
+def _continued(spell: _Spell, gap: Estimate) -> _Spell | None: # None: it is over
+    "The spell after one window more."
+    errors = (*spell.errors, gap.value)
+    if _missed(gap): return _Spell(spell.since, errors, len(errors))
+    luck = spell.luck*_by_luck(gap, spell.errors[:spell.old])
+    return None if luck <= AGAIN and len(errors) >= spell.old+FEWEST_AGAIN else spell._replace(errors=errors, luck=luck)
 
 class Standing(NamedTuple):
     "What past windows say of the estimates of a metric in one window."
@@ -164,19 +181,29 @@ class Standing(NamedTuple):
 def standings(tests: list[Estimate | None], # the gaps of one metric in windows, in order; None: outcomes not in
               ) -> list[Standing]: # one a window
     "Whether the estimates of each window stand."
-    since, last, sums, fates, counts, held, seen = None, None, (_Sum(), _Sum()), [None]*len(tests), [], 0, 0
+    known = [t is not None and t.status == 'ok' for t in tests]
+    covered = [k and not _missed(t) for k, t in zip(known, tests)]
+    return [Standing(fate, sum(covered[:i]), sum(known[:i])) for i, fate in enumerate(_fates([t if k else None for k, t in zip(known, tests)]))]
+
+def _fates(tests: list[Estimate | None]) -> list[int | None]:
+    "The window since which the estimates of each are withdrawn."
+    spell, sums, fates = None, (_Sum(), _Sum()), [None]*len(tests)
     for i, gap in enumerate(tests):
-        counts.append((held, seen))
-        if gap is not None and gap.status == 'ok':
-            held, seen = held+(not _missed(gap)), seen+1
-            if since is None:
-                sums = tuple(_added(s, side*_off(gap), i) for s, side in zip(sums, (1, -1)))
-                since = next((s.since for s in sums if s.value >= LINE), None)
-                if since is not None: fates[since:i], last = [since]*(i-since), gap
-            elif _back(gap, last): since, sums = None, (_Sum(), _Sum())
-            if since is not None and _missed(gap): last = gap
-        fates[i] = since
-    return [Standing(fate, *count) for fate, count in zip(fates, counts)]
+        if gap is not None and spell is None:
+            sums = tuple(_added(s, side*_off(gap), i) for s, side in zip(sums, (1, -1)))
+            spell = _withdrawn(sums, tests[:i+1])
+            if spell: fates[spell.since:i] = [spell.since]*(i-spell.since)
+        elif gap is not None:
+            spell, sums = _continued(spell, gap), (_Sum(), _Sum())
+        fates[i] = spell.since if spell else None
+    return fates
+
+def _withdrawn(sums: tuple[_Sum, _Sum], tests: list[Estimate | None]) -> _Spell | None:
+    "The spell that begins where a sum has said enough."
+    since = next((s.since for s in sums if s.value >= LINE), None)
+    if since is None: return None
+    errors = tuple(t.value for t in tests[since:] if t is not None)
+    return _Spell(since, errors, len(errors))
 
 # %% ../nbs/06bc_estimates.ipynb #ee764f94
 NOT_VALID = 'not valid here'

@@ -163,7 +163,7 @@ def _settle(series: pd.Series, like: ColumnProfile | None) -> tuple[pd.Series, K
     "The values, their kind (None: strings, not yet known), and how they were stored if that is not their kind."
     series = plain(series)
     kind, wanted = stored_kind(series), None if like is None else like.kind
-    if wanted and not series.notna().any(): return series, wanted, ''
+    if kind and kind == wanted or wanted and not series.notna().any(): return series, wanted, ''
     if kind is None and wanted in ('category', 'text'): return series, wanted, ''
     if kind == 'category' and wanted == 'text': return series, wanted, ''
     if kind is None and wanted and (read := read_as(series, wanted)) is not None: return read, wanted, 'text'
@@ -190,7 +190,8 @@ def _found(values: pd.Series, kind: Kind | None, known: ColumnProfile | None) ->
     "What is there, by kind."
     if kind is None: return _strings(values)
     if kind in ('category', 'boolean'): return _levels(level_counts(values), known)
-    return _shape(floats(values, kind) if values.notna().any() else np.array([]), known)
+    there = values.dtype == float or values.notna().any()
+    return _shape(floats(values, kind) if there else np.array([]), known)
 
 # %% ../nbs/00d_profile.ipynb #625539a9
 SAMPLE = 1 << 17  # rows that a table's cut points are chosen from

@@ -95,9 +95,15 @@ def few_objects(series: pd.Series) -> tuple[list, np.ndarray] | None:
     if len(np.unique(pointers[:4096])) > 1024: return None
     codes, seen = pd.factorize(pointers)
     if len(seen) > len(values)//16: return None
-    first = np.empty(len(seen), dtype=np.intp)
-    first[codes[::-1]] = np.arange(len(codes)-1, -1, -1)
-    return values[first].tolist(), np.bincount(codes, minlength=len(seen))
+    return values[_firsts(codes, len(seen))].tolist(), np.bincount(codes, minlength=len(seen))
+
+def _firsts(codes: np.ndarray, seen: int) -> np.ndarray:
+    "Where each code comes first; they are numbered in that order, and so mostly near the beginning."
+    rows = min(4096, len(codes))
+    while codes[:rows].max(initial=-1) < seen-1: rows = min(8*rows, len(codes))
+    first = np.empty(seen, dtype=np.intp)
+    first[codes[:rows][::-1]] = np.arange(rows-1, -1, -1)
+    return first
 
 def _pairs(series: pd.Series) -> tuple[list, np.ndarray]:
     "Values and how often each is there, missing ones left out."
@@ -132,7 +138,7 @@ def missing_of(series: pd.Series,
                ) -> tuple[int, int]: # nulls, NaN
     "How many values are missing, and how many are NaN where the storage can tell."
     if pairs: return sum(int(n) for value, n in zip(*pairs) if _absent(value)), 0
-    nulls = int(series.isna().sum())
+    nulls = int(np.count_nonzero(np.isnan(series.to_numpy())) if series.dtype == float else series.isna().sum())
     if not isinstance(series.dtype, pd.ArrowDtype) or series.dtype.kind != 'f': return nulls, 0
     import pyarrow.compute as pc
     chunks = series.array.__arrow_array__()
