@@ -148,7 +148,7 @@ def read_head(text: str) -> tuple[int, str]:
 @with_project()
 def card(project: Project, view: str, version: str | None, out: str | None) -> None:
     "The model's document, from evidence; gaps are shown as gaps."
-    from mlcycle.governance import card as document
+    from mlcycle.cards import card as document
     made = document(project, version, view=view)
     if not out: return click.echo(made.to_markdown())
     made.write(out)
@@ -161,7 +161,7 @@ def card(project: Project, view: str, version: str | None, out: str | None) -> N
 @with_project()
 def fill_gap(project: Project, what: str, text: str, by: str) -> None:
     "Fill a gap of the card that only a person can fill."
-    from mlcycle.governance import fill
+    from mlcycle.cards import fill
     click.echo(fill(project, what, text=text, by=by).headline)
 
 @click.command()

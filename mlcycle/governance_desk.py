@@ -8,7 +8,8 @@ from .acts import BY, Act, Deed, Field
 from .core import Blocked, GovernanceSection, Project, escaped, html_table
 from .desk import Desk, Folded, View
 from .forms import Form
-from .governance import BY_PERSON, VIEWS, audit, card, draw_up, fill, gaps, history
+from .cards import BY_PERSON, VIEWS, card, draw_up, fill, gaps
+from .governance import audit, history
 from .jobs import Job
 from .ledger import champion
 from .problem_desk import CARD, risk_html

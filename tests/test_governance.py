@@ -8,7 +8,8 @@ from mlcycle import governance
 from mlcycle.core import Blocked, IntegrityError, MissingEvidence, MlcycleError, Project, SettingsError
 from mlcycle.documents import one_line, plain_name
 from mlcycle.gates import approval_digest, must_pass, signatures
-from mlcycle.governance import VIEWS, Card, approve, audit, card, history
+from mlcycle.cards import VIEWS, Card, card
+from mlcycle.governance import approve, audit, history
 from mlcycle.ledger import champion
 
 HOSTILE = ['<img src=x onerror=alert(1)>', '</script><script>x=1</script>', '[click](javascript:alert(1))', "=cmd|' /C calc'!A0",
