@@ -38,7 +38,12 @@ def run_one(root: Path, folder: Path, # of the project
     except ValueError:
         why = ' '.join(done.stderr.split()).removeprefix('mlcycle: ')[-600:] or f'the process ended with {done.returncode} and said nothing'
         return ProjectRun(folder=named, state='blocked' if done.returncode == 1 else 'failed', headline=why, exit_status=done.returncode if done.returncode in (1, 2) else 1, seconds=seconds)
-    return ProjectRun(folder=named, state=_worst(body['steps']), headline=body['headline'], exit_status=body['exit_status'], seconds=seconds, run=body['run'])
+    return ProjectRun(folder=named, state=_worst(body['steps']), headline=_with_reason(body), exit_status=body['exit_status'], seconds=seconds, run=body['run'])
+
+def _with_reason(body: dict) -> str: # one line
+    "How a run ended, with the reason of the first step that failed, or that waits."
+    wanting = [s for s in body['steps'] if s['state'] == _worst(body['steps']) in ('failed', 'blocked')]
+    return f"{body['headline']}. {' '.join(wanting[0]['why'].split())[:400]}" if wanting else body['headline']
 
 def _worst(steps: list[dict]) -> str:
     states = {s['state'] for s in steps}
