@@ -79,6 +79,7 @@ def main() -> None:
     parser.add_argument('--seconds', type=float, default=20, help='for each scorer alone')
     asked = parser.parse_args()
     from mlcycle.batch import Spread, mapper
+    from mlcycle.columns import known_path
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
         project, _ = make_project(home/'project', rows(20_000))
@@ -93,6 +94,7 @@ def main() -> None:
                 rates[how] = sum(rate for rate, _ in found), sum(rate for _, rate in found)/n
                 print(f'  {how:<10} alone, in memory: {rates[how][0]:>12,.0f} rows/s, {rates[how][1]:,.0f} a second of processor', flush=True)
         out = home/('scores' if asked.out == 'folder' else f'scores.{asked.out}')
+        print(f'  {known_path(project, "1").headline}', flush=True)   # compared once for each version, here and not in what is measured
         command = [Path(sys.executable).with_name('mlcycle'), 'score', source, '--out', out, '--workers', str(asked.workers), '--project', project.folder]
         for what, more in (('rows in the log', []), ('rows not in the log', ['--no-log'])):
             before = pq_rows(project)
