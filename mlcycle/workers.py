@@ -19,14 +19,30 @@ except ImportError as error:
     raise SettingsError(f"Serving needs packages of its own ({error.name} is not here). Next: pip install 'mlcycle[serve]'") from None
 
 # %% auto #0
-__all__ = ['LINGER', 'TAKEN', 'PATIENT', 'HEARD', 'ONE_THREAD', 'Patient', 'made', 'make_no_more', 'run_workers', 'Workers',
-           'Alone', 'run_alone', 'worker_app', 'shared_figures']
+__all__ = ['LINGER', 'TAKEN', 'SLOWEST', 'PATIENT', 'HEARD', 'ONE_THREAD', 'Patient', 'made', 'make_no_more', 'run_workers',
+           'Workers', 'Alone', 'run_alone', 'worker_app', 'shared_figures']
 
 # %% ../nbs/05aa_workers.ipynb #fe5df1df
-LINGER, TAKEN = 2.0, 5.0   # seconds: a silent connection stays; connections that were made may wait to be taken
+LINGER, TAKEN, SLOWEST = 2.0, 5.0, 30.0   # seconds: a silent connection stays; connections that were made may wait to be taken; the head of a request may take to come
 
 class Patient(AutoHTTPProtocol):
     "A connection that is not closed in front of a caller who is about to speak."
+    def connection_made(self, transport) -> None:
+        "Somebody calls; who has not said what is wanted by `SLOWEST` is not waited for."
+        super().connection_made(transport)
+        self._watch()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        "It is over."
+        self.watch.cancel()
+        super().connection_lost(error)
+
+    def _watch(self) -> None: self.watch = self.loop.call_later(SLOWEST, self._look_again, self.cycle, self._silent())
+
+    def _look_again(self, cycle, silent: bool) -> None:
+        if silent and self._silent() and self.cycle is cycle: self.transport.close()   # all this time, not one whole head of a request
+        else: self._watch()
+
     def shutdown(self) -> None:
         "The server ends."
         self.server_state.ending = True

@@ -159,3 +159,42 @@ def test_sigterm_lets_each_finish(project, server):
     assert waiting(project, 'predictions') == 0 and not [p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
     kept = predictions(project)['prediction_id']
     assert {i for *_, i, _ in load.came} <= set(kept) and len(kept)-before == len(load.came)     # what was cut was not begun: it can be sent again
+
+
+SLOW = '''import sys
+from mlcycle import workers
+workers.SLOWEST = 2.0
+async def app(scope, receive, send):
+    if scope['type'] == 'lifespan':
+        while True: await send({'type': (await receive())['type']+'.complete'})
+    import asyncio; await asyncio.sleep(3 if scope['path'] == '/long' else 0)
+    await send({'type': 'http.response.start', 'status': 200, 'headers': [(b'content-length', b'2')]})
+    await send({'type': 'http.response.body', 'body': b'ok'})
+workers.run_alone(app, port=int(sys.argv[1]), log_level='error', timeout_keep_alive=20, server_header=False)'''
+
+
+def test_who_never_finishes_asking_is_not_waited_for():
+    "Nothing, half a head, a second head that drips: closed; a request that is long at work is answered, and may be followed by another."
+    import socket, subprocess, sys
+    port = free_port()
+    run = subprocess.Popen([sys.executable, '-c', SLOW, str(port)])
+    def line(*said: bytes) -> socket.socket:
+        for _ in range(300):
+            try: one = socket.create_connection(('127.0.0.1', port), timeout=30); break
+            except OSError: time.sleep(.1)
+        for part in said: one.sendall(part)
+        return one
+    ask = lambda path: f'GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n'.encode()
+    try:
+        with line() as nothing, line(b'GET / HTTP/1.1\r\nHo') as half, line(ask('/'), b'GET / HTTP/1.1\r\nHo') as second, line(ask('/long')) as long:
+            assert nothing.recv(100) == half.recv(100) == b''                     # ended by the server
+            told = b''
+            while part := second.recv(1000): told += part
+            assert told.count(b'200 OK') == 1
+            told = b''
+            while b'\r\n\r\nok' not in told:
+                told += (part := long.recv(1000))
+                assert part
+            long.sendall(ask('/'))
+            assert b'200 OK' in long.recv(1000)
+    finally: run.terminate(); run.wait(30)
