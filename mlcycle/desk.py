@@ -30,9 +30,9 @@ STYLE = '''<style>
 .mlcycle-desk, .mlcycle-desk-part {color: var(--jp-ui-font-color1, inherit); font-size: 13px; line-height: 1.45}
 .mlcycle-desk h3, .mlcycle-desk-part h3 {font-size: 17px; margin: 4px 0 8px}
 .mlcycle-desk h4, .mlcycle-desk-part h4 {font-size: 14px; margin: 14px 0 4px}
-.mlcycle-desk table, .mlcycle-desk-part table {border-collapse: collapse; margin: 4px 0}
+.mlcycle-desk table, .mlcycle-desk-part table {border-collapse: collapse; margin: 4px 0; display: block; max-width: 100%; overflow-x: auto}
 .mlcycle-desk td, .mlcycle-desk th, .mlcycle-desk-part td, .mlcycle-desk-part th {padding: 2px 8px; vertical-align: top;
-  border-bottom: 1px solid var(--jp-border-color2, #ccc); overflow-wrap: anywhere; min-width: 8.5em; max-width: 480px; font-size: 12px}
+  border-bottom: 1px solid var(--jp-border-color2, #ccc); overflow-wrap: anywhere; min-width: 5.5em; max-width: 480px; font-size: 12px}
 .mlcycle-desk th, .mlcycle-desk-part th {text-align: left; font-weight: 600}
 .mlcycle-desk .scroll, .mlcycle-desk-part .scroll {max-height: 420px; overflow: auto}
 .mlcycle-desk .note, .mlcycle-desk-part .note {color: var(--jp-ui-font-color2, #555)}
@@ -149,6 +149,7 @@ SLIDER = """export default { render({model, el}) {
   bar.type = 'range';
   bar.style.width = '420px';
   bar.style.maxWidth = '75%';
+  bar.style.margin = '6px';   // room for the ring that shows the focus
   bar.style.verticalAlign = 'middle';
   said.style.marginLeft = '10px';
   const draw = () => {

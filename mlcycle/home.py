@@ -211,7 +211,8 @@ class Beginning:
         self.data.widget.observe(lambda _: self._offer(), 'value')
         self._offer()
         head = html_box(f'{STYLE}<h3>A new project</h3><p class="note">Choose the data and the column to predict.</p>')
-        return ipywidgets.VBox([head, self.lines, ipywidgets.HBox([make]), self.said, self.links])
+        box = ipywidgets.VBox([head, self.lines, ipywidgets.HBox([make]), self.said, self.links])
+        return box.add_class('mlcycle-live')
 
     def _offer(self) -> None:
         "Offer the columns of the file that is named."

@@ -98,9 +98,8 @@ def clean(seat: lab.Seat, case: Case) -> None:
 
 def seal_again(seat: lab.Seat, case: Case) -> None:
     "The split was decided after the seal; so the baselines are measured anew on the rows that are left."
-    step(seat, case, '01_problem.ipynb', 'Problem')
-    seat.press('Seal the problem and look at the data')
-    seat.see('problem is done since', 240)
+    step(seat, case, 'problem')
+    work(seat, 'problem', 'Seal the problem and look at the data')
 
 
 def search(seat: lab.Seat, case: Case) -> None:
@@ -109,7 +108,7 @@ def search(seat: lab.Seat, case: Case) -> None:
     seat.type('Trials', str(case.trials))
     seat.write('What may be tried')
     seat.press('Search within the budget')
-    seat.see('provisional until the search ends', 120)
+    seat.see('2 of at most', 120)
     seat.shot(f'{case.name}-04-searching')
     seat.come_back()
     step(seat, case, 'development')
