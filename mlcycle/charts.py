@@ -4,7 +4,7 @@
 
 # %% ../nbs/06e_charts.ipynb #c47faaca
 from __future__ import annotations
-import base64, io, warnings
+import warnings
 from contextlib import contextmanager
 
 import numpy as np
@@ -13,6 +13,7 @@ import pandas as pd
 from .core import escaped
 from .metrics import METRICS
 from .monitoring import MonitoringReport, watched_version
+from .pages import svg_image
 from .windows import Window
 
 # %% auto #0
@@ -32,8 +33,7 @@ def short(name: object, longest: int=26) -> str:
 def drawing():
     "Plain text only (no formulas), a quiet font size, no warning about a letter that the font lacks."
     import matplotlib
-    quiet = {'text.parse_math': False, 'font.size': 9, 'axes.spines.top': False, 'axes.spines.right': False,
-             'svg.hashsalt': 'mlcycle'}
+    quiet = {'text.parse_math': False, 'font.size': 9, 'axes.spines.top': False, 'axes.spines.right': False}
     with matplotlib.rc_context(quiet), warnings.catch_warnings():
         warnings.simplefilter('ignore', UserWarning)
         yield
@@ -45,11 +45,9 @@ def picture(draw, # draws into the figure it is given
     "A figure as an SVG image inside the page."
     from matplotlib.figure import Figure
     with drawing():
-        figure, out = Figure(figsize=size, layout='constrained'), io.BytesIO()
+        figure = Figure(figsize=size, layout='constrained')
         draw(figure)
-        figure.savefig(out, format='svg', metadata={'Date': None})
-    source = f'data:image/svg+xml;base64,{base64.b64encode(out.getvalue()).decode()}'
-    return f'<img alt="{escaped(alt, longest=1000)}" style="width:100%;height:auto" src="{source}">'
+        return svg_image(figure, alt)
 
 # %% ../nbs/06e_charts.ipynb #129a7ac4
 def _middle(window: Window) -> pd.Timestamp:

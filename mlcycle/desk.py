@@ -61,6 +61,7 @@ def drawn(draw: Callable[[Project], str], project: Project) -> str: # trusted HT
 # %% ../nbs/12d_desk.ipynb #6b63c940
 class View:
     "Something to see, drawn anew whenever something on the desk changes."
+    to_see = True   # also where nobody can click
     def __init__(self, title: str, draw: Callable[[Project], str]): self.title, self.draw, self.box = title, draw, None
     def html(self, project: Project) -> str: return part_html(self.title, drawn(self.draw, project))
     def widget(self, desk: Desk):
@@ -127,6 +128,11 @@ class Desk:
         except MlcycleError: pass   # the form says what is wrong with the file
         for part in self.parts: part.refresh(self)
 
+    def views_html(self) -> str: # what there is to see after the work
+        "Pictures and tables of the desk; its forms and buttons are left out."
+        views = ''.join(p.html(self.project) for p in unfolded(self.parts) if getattr(p, 'to_see', False))
+        return f'{STYLE}<div class="mlcycle-desk"><h3>{escaped(self.title)}: as it stands now</h3>{views}</div>'
+
     def settings_html(self) -> str: # what a run that is about to begin goes by
         "The values that the desk's forms hold."
         forms = ''.join(p.html(self.project) for p in unfolded(self.parts) if hasattr(p, 'keys'))
@@ -188,6 +194,7 @@ def slider(): # a kind of widget
 # %% ../nbs/12d_desk.ipynb #c305828d
 class Dial:
     "Something to see at a value that a person chooses."
+    to_see = True
     def __init__(self, title: str, draw: Callable[[Project, object], str], *, options: Callable[[Project], list], # values, or (text, value)
                  start: Callable[[Project], object]=lambda project: None, # among the options; None: the first
                  ): self.title, self.draw, self.options, self.start = title, draw, options, start

@@ -4,12 +4,12 @@
 
 # %% ../nbs/04ca_explanation_parts.ipynb #075595a9
 from __future__ import annotations
-import base64, io
 from collections.abc import Callable
 import pandas as pd
 from .attributions import Attributions
 from .core import MlcycleError, escaped, html_table
 from .counterfactuals import Space, counterfactuals
+from .pages import svg_image
 from .pictures import plot_curves, plot_uses
 
 # %% auto #0
@@ -20,11 +20,9 @@ def image(draw: Callable, # draws on the axes it is given
           alt: str, *, size: tuple[float, float]=(7, 3.6)) -> str: # an <img> element
     "A picture as an SVG image inside the page."
     from matplotlib.figure import Figure
-    figure, out = Figure(figsize=size, layout='constrained'), io.BytesIO()
+    figure = Figure(figsize=size, layout='constrained')
     draw(figure.subplots())
-    figure.savefig(out, format='svg', metadata={'Date': None})
-    source = f'data:image/svg+xml;base64,{base64.b64encode(out.getvalue()).decode()}'
-    return f'<img alt="{escaped(alt, 1000)}" style="width:100%;height:auto" src="{source}">'
+    return svg_image(figure, alt)
 
 def note(text: object) -> str: # HTML
     "A sentence in small print."

@@ -72,13 +72,18 @@ def agreed(desk: Desk) -> bool:
 
 # %% ../nbs/12fa_handwork.ipynb #ec9dc792
 def finished(desk: Desk) -> None:
-    "Note the work done by hand since the step's first `recorded`, and show it on the desk."
+    "Note the work done by hand since the step's first `recorded`, and show it on the desk; where there is no live desk, show what it would."
     project, stage = desk.project, desk.title.lower()
-    if not is_live() or project.read_only: return
+    if project.read_only: return
+    if not is_live(): return _show(desk)
     work = _begun.pop((str(project.folder), stage), None)
     if work is not None: _note(project, stage, work)
     desk.refresh()
     print(f'{stage}: done and noted.' if work else f'{stage}: nothing has changed since it was last done; what is recorded is shown.')
+
+def _show(desk: Desk) -> None:
+    from IPython.display import HTML, display
+    display(HTML(desk.views_html()))
 
 def _note(project: Project, stage: str, work: Begun) -> None:
     step = STEPS[stage]

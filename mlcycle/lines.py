@@ -38,6 +38,7 @@ class Line(NamedTuple):
 
 class Lines:
     "Lines below one another, a page at a time."
+    to_see = True   # also where nobody can click
     def __init__(self, title: str, find: Callable[[Project], list[Line]], *, page: int=20, none: str='Nothing here.'):
         self.title, self.find, self.page, self.none, self.at = title, find, page, none, 0
 

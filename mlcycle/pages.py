@@ -4,11 +4,13 @@
 
 # %% ../nbs/00q_pages.ipynb #da76b3c3
 from __future__ import annotations
+import base64, io, sys
 from typing import ClassVar
 from .core import Project, Result, digest, escaped, write_atomic
 
 # %% auto #0
-__all__ = ['ARROW', 'STYLE', 'Page', 'pages_folder', 'publish_page', 'last_page', 'framed', 'cards', 'two', 'document']
+__all__ = ['ARROW', 'STYLE', 'Page', 'pages_folder', 'publish_page', 'last_page', 'svg_image', 'framed', 'cards', 'two',
+           'document']
 
 # %% ../nbs/00q_pages.ipynb #1064ecfd
 class Page(Result):
@@ -54,6 +56,18 @@ def last_page(project: Project, name: str) -> tuple[Page, str] | None: # the pag
         html = file.read_text(encoding='utf-8') if file.is_file() else ''
         if digest(html) == entry.body['content']: return _page(entry), html
     return None
+
+# %% ../nbs/00q_pages.ipynb #289cf9a2
+def svg_image(figure, # matplotlib's, or axes of one
+              alt: str, # what it shows, for those who cannot see it
+              ) -> str: # an <img> element
+    "A figure as a vector inside the page: sharp at any zoom and on paper, with words for those who cannot see it."
+    import matplotlib
+    figure, out = figure.figure, io.BytesIO()
+    with matplotlib.rc_context({'svg.hashsalt': 'mlcycle'}): figure.savefig(out, format='svg', metadata={'Date': None})
+    if 'matplotlib.pyplot' in sys.modules: sys.modules['matplotlib.pyplot'].close(figure)   # so that no notebook shows it a second time
+    source = f'data:image/svg+xml;base64,{base64.b64encode(out.getvalue()).decode()}'
+    return f'<img alt="{escaped(alt, longest=1000)}" style="width:100%;height:auto" src="{source}">'
 
 # %% ../nbs/00q_pages.ipynb #9500ae4d
 ARROW = ('data:image/svg+xml;base64,PHN2ZyB4bWxucz0naHR0cDovL3d3dy53My5vcmcvMjAwMC9zdmcnIHZpZXdCb3g9JzAgMCAxOCAxOCc+'

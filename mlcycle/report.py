@@ -23,7 +23,8 @@ pre{background:#f6f8fa;padding:.6rem;overflow-x:auto;white-space:pre-wrap;overfl
 .state{padding:.5rem .8rem;border-left:4px solid #57606a;background:#f6f8fa;margin:1rem 0}.failed{border-color:#b42318}.blocked{border-color:#9a6700}
 .done{border-color:#1a7f37}.summary{padding:.2rem .9rem;border:1px solid #d0d7de;border-radius:6px}.summary h2{margin-top:.6rem;border:0}.summary p{margin:.3rem 0}.jp-RenderedText pre{margin:.3rem 0}@media print{body{margin:0}}
 @media (prefers-color-scheme:dark){body{color:#e6edf3;background:#0d1117}th,pre,.state{background:#161b22}th,td{border-color:#30363d}
-h2{border-color:#30363d}img{background:#fff}}'''
+h2{border-color:#30363d}img{background:#fff}img[src^="data:image/svg"]{filter:invert(.93) hue-rotate(180deg) brightness(1.35)}
+:root{--jp-ui-font-color2:#9aa4b2;--jp-layout-color2:#161b22;--jp-border-color2:#30363d;--jp-error-color0:#ff7b72;--jp-success-color0:#3fb950}}'''
 PAGE = '''<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">
 <meta http-equiv="Content-Security-Policy" content="{policy}"><title>{title}</title><style>{style}</style></head>
@@ -100,8 +101,10 @@ def _visible(content):
     told = any(o.get('ename') in MESSAGES for c in content.cells for o in c.get('outputs', []))
     hidden = {'hide', 'remove-cell', *(['papermill-error-cell-tag'] if told else [])}
     content.cells = [c for c in content.cells if not hidden & set(c.metadata.get('tags', []))]
+    heading = title_of(content)
     for cell in content.cells:
-        if 'outputs' in cell: cell.outputs = [_told(o) for o in cell.outputs if o.get('name') != 'stderr']
+        if cell.cell_type == 'markdown': heading = _heading(cell) or heading
+        if 'outputs' in cell: cell.outputs = [_described(_told(o), heading) for o in cell.outputs if o.get('name') != 'stderr']
     return content
 
 MESSAGES = ('Blocked', 'MissingEvidence', 'Retired', 'SettingsError', 'DataError', 'IntegrityError')   # errors that a person is told in a sentence
@@ -110,15 +113,22 @@ def _told(output):
     if output.get('ename') in MESSAGES: output.traceback = [f'{output.ename}: {output.evalue}']
     return output
 
+def _described(output, heading: str):
+    "An output whose picture, where nobody has described it, is at least named by what it stands under."
+    for kind in ('image/png', 'image/jpeg'):
+        if kind in output.get('data', {}): output.metadata.setdefault(kind, {}).setdefault('alt', f'Picture under the heading {heading}')
+    return output
+
+def _heading(cell) -> str: # plain text; '' where the cell has none
+    found = re.search(r'^#+ (.+)$', cell.source, flags=re.M)
+    return found[1].strip() if found else ''
+
 def _without_scripts(body: str) -> str:
     return re.sub(r'<script\b.*?(</script\s*>|$)', '', body, flags=re.S | re.I)
 
 def title_of(content) -> str: # plain text
     "A notebook's first heading."
-    for cell in content.cells:
-        heading = re.search(r'^#+ (.+)$', cell.source, flags=re.M) if cell.cell_type == 'markdown' else None
-        if heading: return heading[1].strip()
-    return 'Report'
+    return next((h for c in content.cells if c.cell_type == 'markdown' and (h := _heading(c))), 'Report')
 
 # %% ../nbs/10_report.ipynb #f480c37c
 def readme(notebook: str | Path) -> str: # markdown

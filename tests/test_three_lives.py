@@ -118,6 +118,13 @@ def test_a_person_and_a_reader_see_what_the_night_left(night, tmp_path):
     assert again == []   # nothing was made a second time
 
 
+UNDER_THE_MOUSE = """() => { const point = document.querySelector('svg circle title')?.parentElement;
+  if (!point) return '';
+  point.scrollIntoView({block: 'center'});
+  const {x, y, width, height} = point.getBoundingClientRect();
+  return document.elementFromPoint(x+width/2+4, y+height/2)?.querySelector('title')?.textContent || '' }"""   # a little beside its middle
+
+
 @needs_chromium
 def test_reports_open_offline_without_a_kernel_and_hold_no_dead_control(night):
     "Every page by its file, in Chromium with the network off: all pictures drawn, nothing asked of anybody, nothing to press in vain."
@@ -127,16 +134,19 @@ def test_reports_open_offline_without_a_kernel_and_hold_no_dead_control(night):
     with sync_playwright() as p:
         browser = p.chromium.launch(executable_path='/usr/bin/chromium', args=ARGUMENTS)
         context = browser.new_context(offline=True, viewport={'width': 1366, 'height': 768})
-        page, asked, errors, drawn = context.new_page(), [], [], 0
+        page, asked, errors, drawn, told = context.new_page(), [], [], 0, {}
         page.on('request', lambda r: asked.append(r.url))
         page.on('console', lambda m: errors.append(m.text) if m.type == 'error' else None)
         for path in pages:
             page.goto(path.as_uri())
             assert page.locator('input, select, textarea, button, [role=button], script, iframe').count() == 0, path.name
             assert page.evaluate('[...document.images].every(i => i.complete && i.naturalWidth > 20)'), path.name
+            assert page.evaluate("[...document.images].every(i => i.src.startsWith('data:image/svg') && i.alt.length > 20 && !i.alt.startsWith('No '))"), path.name
+            told |= {path.stem: page.evaluate(UNDER_THE_MOUSE)}
             assert page.evaluate('document.documentElement.scrollWidth <= 1366'), path.name
             drawn += page.evaluate('document.images.length')
         browser.close()
+    assert all(re.search(r': [\d.]+ \[[\d.]+, [\d.]+\]', told[step]) for step in ('01_problem', '03_development')), told   # a figure with its interval
     assert drawn >= 4 and errors == [] and all(url.startswith(('file:', 'data:')) for url in asked)
 
 
