@@ -39,6 +39,7 @@ def override_gate(project: Project, gate: str, version: str, by: str, because: s
     override(project, gate, version, by=by, because=because)
     click.echo(f'{by} let version {version} pass gate {gate}.')
 
+# %% ../nbs/12s_deciding.ipynb #19cfc84e
 @click.command()
 @click.argument('version', metavar='MODEL_VERSION')
 @click.option('--to', 'role', type=click.Choice(['champion', 'challenger', 'shadow']), default='champion', show_default=True,
@@ -113,6 +114,7 @@ def traffic(project: Project, shares: tuple, by: str | None, because: str, as_js
     now = set_traffic(project, wanted, because=because, by=by) if shares else current_traffic(project)
     say(now and now.body(), as_json, now.headline if now else 'No champion, so nothing answers.')
 
+# %% ../nbs/12s_deciding.ipynb #472b67db
 @click.command()
 @click.option('--at', default=None, metavar='DATE', help='Who held which role then (ISO date or time, UTC).')
 @as_json
@@ -164,6 +166,7 @@ def fill_gap(project: Project, what: str, text: str, by: str) -> None:
     from mlcycle.cards import fill
     click.echo(fill(project, what, text=text, by=by).headline)
 
+# %% ../nbs/12s_deciding.ipynb #7c757069
 @click.command()
 @click.argument('version', metavar='MODEL_VERSION')
 @click.option('--successor', default='', metavar='V', help='The version that answers instead.')
