@@ -71,6 +71,7 @@ def check_silence(project: Project, as_json: bool) -> None:
     say({'silent': bool(alarm), 'alarm': alarm and alarm.body()}, as_json, alarm.headline if alarm else 'production is being looked at')
     if alarm: sys.exit(1)
 
+# %% ../nbs/12t_watching.ipynb #18c32eb6
 @click.group()
 def alarm() -> None:
     "Alarms: who was told, who answered. `ack` says that it was seen, `mute` lets it be silent until a day, `resolve` ends it; `channel` and `try` say who is told."
@@ -139,6 +140,7 @@ def try_it(project: Project, name: str) -> None:
     from mlcycle.contacts import try_channel
     click.echo(try_channel(project, name))
 
+# %% ../nbs/12t_watching.ipynb #2f62b043
 @click.command('log')
 @click.option('--since', default='24h', show_default=True, metavar='WHEN', help='A date, an ISO time, or a stretch such as 90m, 12h or 7d.')
 @click.option('--stage', default='', metavar='STAGE', help='Only what one stage did.')
@@ -187,6 +189,7 @@ def run_due_slots(project: Project, as_json: bool) -> None:
     if done or as_json: say([s.body() for s in done], as_json, table([s.body() for s in done], ['step', 'slot', 'state', 'why']))
     if any(s.state != 'done' for s in done): sys.exit(1)
 
+# %% ../nbs/12t_watching.ipynb #3b2333d3
 @click.command('compare')
 @click.argument('version', metavar='MODEL_VERSION')
 @as_json
