@@ -18,6 +18,7 @@ from .basis import find_basis
 from .budget import budget_text
 from .channels import deliver
 from .core import Estimate, Frame, Project, Record, Result, digest, escaped, html_table
+from .findings import window_findings
 from .ledger import champion, retired, roles, versions
 from .expiry import forget, frozen
 from .log import log_event
@@ -28,7 +29,7 @@ from .targets import Targets, record_targets, targets_table, uses_over_time, use
 from .together import Together, record_together
 from .tables import Snapshot
 from .windows import (ORIGIN, Watch, Window, days_of, explained, hold, look, main_metric, more_apart, profiles_folder,
-                             trace, training_apart, watch, window_bounds, window_findings, window_number, with_scores)
+                             trace, training_apart, watch, window_bounds, window_number, with_scores)
 
 # %% auto #0
 __all__ = ['BRING', 'FORMAT', 'NOT_HELD', 'Health', 'MonitoringReport', 'watched_version', 'drifted_columns', 'estimate_text',

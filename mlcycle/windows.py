@@ -10,36 +10,34 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 import pandas as pd
 from pydantic import Field
-from scipy import stats
 
-from .alarms import Finding
 from .basis import Basis, logged_terms, plan_of_log
-from .core import (Criterion, Estimate, Frame, MissingEvidence, MlcycleError, Project, Result, canonical_json, digest,
+from .core import (Estimate, Frame, MissingEvidence, MlcycleError, Project, Result, canonical_json, digest,
                           missing_evidence, write_atomic)
-from .budget import criterion_at, share_of, stretch
-from .causes import CAUSE_FIELDS, Onset, as_parts, explain, onset
+from .budget import share_of
+from .causes import as_parts, explain, onset
 from .chance import Between, held_back
 from .decomposition import fault_masks, fault_parts, read_outcomes, split_change
 from .drift import Tolerance, apart, drift, neighbours_apart
 from .estimates import estimate, gaps, held_to, score_columns
 from .features import FeaturePlan
-from .metrics import METRICS, Scored, by_group, default_metric, disparity, measure, metric_names, scored
+from .metrics import Scored, by_group, default_metric, disparity, measure, metric_names, scored
 from .profile import ColumnProfile, Profile, load_profile, merge, profile, quantile, save_profile
 from .registry import ModelVersion
 from .keeping import OURS, PREFIX, stored_name, unlogged
 from .scoring import event_times, predictions, training_rows
-from .slow import SLOW_FIELDS, follow
+from .slow import follow
 from .statistics import square_and_add
 from .tables import Snapshot
 from .values import clean_dates, clean_numbers, clean_text, clean_truths
 
 # %% auto #0
-__all__ = ['ORIGIN', 'RESAMPLES', 'GROUP_FIELDS', 'GROUP_METRICS', 'BLOCKS', 'SPREAD', 'STRETCHES', 'SAMPLED', 'WORTH', 'WEAK',
-           'KOLMOGOROV', 'DRIFT_ANSWERS', 'window_number', 'window_bounds', 'Watch', 'as_read', 'watched_columns',
-           'own_columns', 'profiles_folder', 'reference_rows', 'watch', 'with_scores', 'Window', 'days_of',
-           'data_quality', 'main_metric', 'realised', 'bands', 'realised_by_group', 'tolerance', 'training_apart',
-           'read_apart', 'blocks_apart', 'judged', 'more_apart', 'with_unlogged', 'with_new', 'seen_rows',
-           'stretch_profile', 'window_profile', 'look', 'hold', 'explained', 'trace', 'window_findings']
+__all__ = ['ORIGIN', 'RESAMPLES', 'GROUP_FIELDS', 'GROUP_METRICS', 'BLOCKS', 'SPREAD', 'STRETCHES', 'SAMPLED', 'window_number',
+           'window_bounds', 'Watch', 'as_read', 'watched_columns', 'own_columns', 'profiles_folder', 'reference_rows',
+           'watch', 'with_scores', 'Window', 'days_of', 'data_quality', 'main_metric', 'realised', 'bands',
+           'realised_by_group', 'tolerance', 'training_apart', 'read_apart', 'blocks_apart', 'judged', 'more_apart',
+           'with_unlogged', 'with_new', 'seen_rows', 'stretch_profile', 'window_profile', 'look', 'hold', 'explained',
+           'trace']
 
 # %% ../nbs/06d_windows.ipynb #6f5d8280
 ORIGIN = pd.Timestamp('1970-01-05', tz='UTC')  # a Monday
@@ -465,101 +463,3 @@ def _disparities(groups: pd.DataFrame) -> dict[str, Estimate]:
 def _traffic(log: pd.DataFrame) -> pd.DataFrame:
     days = log['at'].dt.strftime('%Y-%m-%d').value_counts().sort_index()
     return pd.DataFrame({'day': days.index, 'rows': days.to_numpy()})
-
-# %% ../nbs/06d_windows.ipynb #b1b9a9b0
-WORTH = 0.02  # share of a metric's value below which a fall is nobody's business
-WEAK = 0.2    # chance above which there is not even weak evidence
-KOLMOGOROV = 1.36  # over the root of the rows: the gap of shares that chance exceeds once in twenty times
-
-DRIFT_ANSWERS = {'drift': ('drift', 'alarm'), 'no drift': ('drift', 'clear'),
-                 'type changed': ('quality', 'alarm'), 'missing column': ('quality', 'alarm')}
-
-def _column_findings(window: Window, floor: float) -> list[Finding]:
-    found, slow, causes = [], {r.column: r for r in window.slow.itertuples()}, {r.column: r for r in window.causes.itertuples()}
-    for row in window.drift.itertuples():
-        cause, answer = DRIFT_ANSWERS.get(row.status, ('drift', 'unknown'))
-        if answer == 'clear': found.append(Finding(cause='quality', column=row.column, answer='clear'))
-        if answer == 'clear' and row.p_value <= WEAK and row.effect >= floor: answer = 'unknown'
-        size = None if pd.isna(row.effect) else float(row.effect)
-        reach = None if size is None else size+KOLMOGOROV/np.sqrt(max(row.rows, 1))
-        answer, why = _with_cause(answer, str(row.why or ''), row.column, causes)
-        answer, why = _with_slow(answer, why, slow.get(row.column))
-        found.append(Finding(cause=cause, column=row.column, answer=answer, why=why, size=size, reach=reach))
-    return found
-
-def _with_cause(answer: str, why: str, column: str, causes: dict) -> tuple[str, str]:
-    "A column that only follows another one does not ring; what leads says so, and since when."
-    told = causes.get(column)
-    if told is None: return answer, why
-    if told.follows: return 'unknown', f'{why}; follows {told.follows!r}'
-    since = f"since {Onset(told.since, told.earliest, told.latest).text}" if told.since else ''
-    where = f'only where {told.carried_by}' if told.carried_by else ''
-    others = [repr(c) for c, t in causes.items() if t.follows == column]
-    return answer, '; '.join(filter(None, [why, since, where, f'{", ".join(others)} follows' if others else '']))
-
-def _with_slow(answer: str, why: str, trail) -> tuple[str, str]:
-    "What a window says of a column, and what windows say together: the same cause, told once."
-    if trail is None or answer == 'alarm' or '; follows ' in why or trail.evidence < 1/WEAK: return answer, why
-    if trail.evidence < trail.needed: return ('unknown' if answer == 'clear' else answer), why
-    return 'alarm', '; '.join(filter(None, [f'small but lasting since {trail.since[:10]}, {trail.what}', why]))
-
-def _worse(change: Estimate, metric: str, expected: Estimate, *, alpha: float) -> dict: # answer, size, reach
-    "Whether a change of the main metric is a fall that matters and that chance makes that seldom."
-    fall, side = change.value, change.value-change.low
-    if METRICS[metric].greater_is_better: fall, side = -change.value, change.high-change.value
-    weaker = side*stretch(change.level, max(WEAK, alpha))   # what weak evidence needs
-    fallen = fall > side*stretch(change.level, alpha) and fall > WORTH*abs(expected.value)
-    return dict(answer='alarm' if fallen else 'clear' if fall <= weaker else 'unknown', size=fall, reach=fall+side)
-
-def _fall(window: Window, metric: str, expected: Estimate | None, *, alpha: float) -> Finding:
-    "Whether the main metric is worse than where it was measured last."
-    change = window.change
-    if change is None or change.status != 'ok' or expected is None: return Finding(cause='performance', answer='unknown')
-    here = f'{metric} {expected.value:.3f} → {window.performance[metric].text}'
-    why = f'{here}, expected from the {window.compared_with}'
-    return Finding(cause='performance', why=why, **_worse(change, metric, expected, alpha=alpha))
-
-def _estimated_fall(window: Window, metric: str, expected: Estimate | None, *, alpha: float) -> Finding:
-    "Whether the main metric is estimated to be worse; silent once it is measured on most rows."
-    if metric in window.gaps: return Finding(cause='estimate', answer='clear', why=f'{metric} has been measured')
-    made = window.estimated.get(metric)
-    if made is None or made.status != 'ok' or expected is None: return Finding(cause='estimate', answer='unknown')
-    change = square_and_add([made, expected], [1, -1])
-    if change.status != 'ok': return Finding(cause='estimate', answer='unknown')
-    why = f'{metric} {expected.value:.3f} → {made.text} estimated before outcomes are known'
-    return Finding(cause='estimate', why=why, **_worse(change, metric, expected, alpha=alpha))
-
-# %% ../nbs/06d_windows.ipynb #f2653780
-def _baseline(project: Project, metric: str) -> float | None:
-    entry = project.ledger.last('feasibility')
-    found = (entry.body.get('baselines') or {}).get(metric) if entry else None
-    return found.get('value') if isinstance(found, dict) else None
-
-def _judged(project: Project, window: Window, criterion: Criterion, *, alpha: float) -> str:
-    name = f'{criterion.metric} by {criterion.group_by}' if criterion.group_by else criterion.metric
-    estimate = (window.disparities if criterion.group_by else window.performance).get(name)
-    if estimate is None: return 'undetermined'
-    return criterion_at(estimate, criterion, baseline=_baseline(project, criterion.metric), alpha=alpha)
-
-def _criteria(project: Project, window: Window, *, alpha: float) -> Finding:
-    "Whether the criteria of the problem card still hold on production's own outcomes."
-    problem = project.settings.problem
-    each = alpha/max(1, len(problem.success)+len(problem.kill))
-    success = {c.text: _judged(project, window, c, alpha=each) for c in problem.success}
-    failed = [f'not met: {text}' for text, answer in success.items() if answer == 'fail']
-    failed += [f'kill criterion: {c.text}' for c in problem.kill if _judged(project, window, c, alpha=each) == 'pass']
-    answer = 'alarm' if failed else 'clear' if success and set(success.values()) == {'pass'} else 'unknown'
-    return Finding(cause='criterion', answer=answer, why='; '.join(failed))
-
-def window_findings(project: Project, watch: Watch, window: Window) -> list[Finding]:
-    "What a window says about each cause; nothing while it is still filling."
-    if not window.complete: return []
-    if not window.rows: return [Finding(cause='traffic', answer='alarm', why='no predictions were logged')]
-    future = Finding(cause='quality', column='at', answer='alarm' if window.future else 'clear',
-                     why=f'{window.future} rows are dated in the future')
-    metric, monitoring, days = main_metric(project), project.settings.monitoring, days_of(window)
-    performance, estimate, criterion = (share_of(c, monitoring, days) for c in ('performance', 'estimate', 'criterion'))
-    return [Finding(cause='traffic', answer='clear'), future, *_column_findings(window, monitoring.min_effect),
-            _fall(window, metric, watch.expected.get(metric), alpha=performance),
-            _estimated_fall(window, metric, watch.expected.get(metric), alpha=estimate),
-            _criteria(project, window, alpha=criterion)]
