@@ -19,18 +19,34 @@ except ImportError as error:
     raise SettingsError(f"Serving needs packages of its own ({error.name} is not here). Next: pip install 'mlcycle[serve]'") from None
 
 # %% auto #0
-__all__ = ['LINGER', 'TAKEN', 'SLOWEST', 'PATIENT', 'HEARD', 'ONE_THREAD', 'Patient', 'made', 'make_no_more', 'run_workers',
-           'Workers', 'Alone', 'run_alone', 'worker_app', 'shared_figures']
+__all__ = ['LINGER', 'TAKEN', 'SLOWEST', 'LONGEST', 'PATIENT', 'HEARD', 'ONE_THREAD', 'Patient', 'made', 'make_no_more',
+           'run_workers', 'Workers', 'Alone', 'run_alone', 'worker_app', 'shared_figures']
 
 # %% ../nbs/05aa_workers.ipynb #fe5df1df
 LINGER, TAKEN, SLOWEST = 2.0, 5.0, 30.0   # seconds: a silent connection stays; connections that were made may wait to be taken; the head of a request may take to come
+
+LONGEST = 65_536   # bytes of the head of a request
 
 class Patient(AutoHTTPProtocol):
     "A connection that is not closed in front of a caller who is about to speak."
     def connection_made(self, transport) -> None:
         "Somebody calls; who has not said what is wanted by `SLOWEST` is not waited for."
+        self.head = None   # bytes of a head that has begun
         super().connection_made(transport)
         self._watch()
+
+    def on_message_begin(self) -> None:
+        "A head begins (httptools sets no limit to it; h11 has its own)."
+        super().on_message_begin()
+        self.head = 0
+
+    def data_received(self, data: bytes) -> None:
+        "Something came; a head that does not end within `LONGEST` bytes is refused."
+        begun = self.head is not None
+        super().data_received(data)
+        if not begun or self.head is None: return
+        self.head += len(data)
+        if self.head > LONGEST and not self.transport.is_closing(): self.send_400_response('The head of the request is too long.')
 
     def connection_lost(self, error: Exception | None) -> None:
         "It is over."
@@ -58,6 +74,7 @@ class Patient(AutoHTTPProtocol):
     def on_headers_complete(self) -> None:
         "A request begins (as httptools tells it); at the end it is the last one of its connection."
         super().on_headers_complete()
+        self.head = None
         if self.cycle is not None and getattr(self.server_state, 'ending', False): self.cycle.keep_alive = False
 
 def made(address: socket.socket) -> int:

@@ -198,3 +198,28 @@ def test_who_never_finishes_asking_is_not_waited_for():
             long.sendall(ask('/'))
             assert b'200 OK' in long.recv(1000)
     finally: run.terminate(); run.wait(30)
+
+
+def test_a_head_of_a_request_has_an_end():
+    "A header without end, headers without end: refused after some ten thousand bytes; a long body behind a short head is not."
+    import socket, subprocess, sys
+    port = free_port()
+    run = subprocess.Popen([sys.executable, '-c', SLOW, str(port)])
+    def told(head: bytes, part: bytes, most: int) -> tuple[int, bytes]: # bytes that were taken, answer
+        for _ in range(300):
+            try: line = socket.create_connection(('127.0.0.1', port), timeout=30); break
+            except OSError: time.sleep(.1)
+        sent = 0
+        with line:
+            try:
+                line.sendall(head)
+                while sent < most: line.sendall(part); sent += len(part); time.sleep(.001)
+                return sent, line.recv(100)
+            except OSError: return sent, b''
+    try:
+        for part in (b'a'*10_000, b'X: '+b'a'*9_000+b'\r\n'):
+            taken, answer = told(b'GET / HTTP/1.1\r\nHost: localhost\r\nX: ', part, 50_000_000)
+            assert taken < 20_000_000 and b'200' not in answer
+        taken, answer = told(b'POST /long HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000\r\n\r\n', b'a'*10_000, 1_000_000)
+        assert taken == 1_000_000 and b'200 OK' in answer
+    finally: run.terminate(); run.wait(30)
