@@ -29,7 +29,7 @@ def _target(channel: Channel) -> str:
 def _state(project: Project, channel: Channel) -> str: # HTML
     unset, last = unset_variables(channel), notices(project, channel.name)[-1:]
     if unset: return f'<span class="bad">{escaped(", ".join(unset))} is not set here</span>'
-    return escaped(last[0].headline, 300) if last else 'nothing was sent yet'
+    return escaped(last[0].headline, 300) if last else 'no alarm was sent yet'
 
 # %% ../nbs/12gc_contacts_desk.ipynb #60bc65ef
 ABOUT = {'password': 'the NAME of an environment variable that holds it, never the password', 'secret': 'the NAME of an environment variable with at least 16 characters in it',

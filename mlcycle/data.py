@@ -112,6 +112,8 @@ def _plainer(x: pd.Series) -> pd.Series:
     return x.astype('str') if of_text else x
 
 # %% ../nbs/02_data.ipynb #d4e6d874
+def _some(count: int, what: str) -> str: return f'{count} {what}' if count == 1 else f'{count} {what}s'
+
 class DataReport(Result):
     "What was read, found and done; the plan and the schema that follow from it."
     kind: ClassVar[str] = 'schema'
@@ -132,9 +134,9 @@ class DataReport(Result):
     def headline(self) -> str:
         counts = self.treatments['status'].value_counts() if len(self.treatments) else {}
         done = ', '.join(f'{counts[s]} {s}' for s in ('applied', 'proposed', 'refused') if s in counts)
-        leaks = f', {len(self.suspects)} leakage suspects' if len(self.suspects) else ''
+        leaks = f', {_some(len(self.suspects), "leakage suspect")}' if len(self.suspects) else ''
         size = f'{self.rows:,} rows × {len(self.columns)} columns'
-        return f'{size}; treatments: {done or "none needed"}; {len(self.findings)} findings{leaks}'
+        return f'{size}; treatments: {done or "none needed"}; {_some(len(self.findings), "finding")}{leaks}'
 
     def _repr_html_(self) -> str:
         read = pd.DataFrame([[r.text] for r in self.readings], columns=['source'])

@@ -154,7 +154,8 @@ ANALYTIC = {   # metric → Scored → Estimate, for classification
 # %% ../nbs/00f_metrics.ipynb #62ae384f
 def _f1_macro_without_errors(rows: Scored) -> Estimate:
     parts = [_f1(rows, c) for c in np.unique(rows.y)]
-    return square_and_add(parts, [1/len(parts)]*len(parts), correlation=1., metric='f1_macro')
+    mean = square_and_add(parts, [1/len(parts)]*len(parts), correlation=1., metric='f1_macro')
+    return mean.model_copy(update={'n': len(rows.y)})   # each class counts the same rows
 
 def _resampled(rows: Scored, names: list[str]) -> dict[str, Estimate]:
     "The metrics that have no closed form, from one set of resamples."

@@ -307,7 +307,7 @@ def _why(verdicts: pd.DataFrame) -> str: # one sentence
         reasons = mine[['kind', 'why']].agg(lambda r: ', '.join(filter(None, r)), axis=1)
         said = [f'{c} ({reason})' for c, reason in zip(mine.criterion, reasons)]
         if said: return f'{answer.capitalize()}: {"; ".join(said)}.'
-    return f'All {len(verdicts)} criteria pass.'
+    return f'All {len(verdicts)} criteria pass.' if len(verdicts) > 1 else 'The one criterion passes.'
 
 def _importance(examined: Examined, train: pd.DataFrame, notes: list[str]) -> tuple: # table, unit
     "What the model uses on the sealed rows, against training rows; says how in the notes."

@@ -85,6 +85,7 @@ def test_no_error_at_all_keeps_an_interval():
     three = np.eye(3)[[0, 1, 2]*20]*0.9+0.03
     found = evaluate(Terms(task='multiclass', classes=[0, 1, 2]), [0, 1, 2]*20, three)
     assert all(found[n].value == 1 and 0.7 < found[n].low < 1 for n in ('f1_macro', 'accuracy', 'balanced_accuracy', 'roc_auc'))
+    assert {found[n].n for n in ('f1_macro', 'accuracy', 'roc_auc')} == {len(three)}
 
 
 @pytest.mark.parametrize('y, s', [([], []), ([1, 1], [.2, .4]), ([0]*30, [0.2]*30), ([0, 1, None], [.1, .2, .3]),
