@@ -125,7 +125,7 @@ def moments(records: list[dict], column: str='') -> list[int]: # microseconds si
     except Unusual: found = [None]
     if None not in found: return [round(when.timestamp()*1e6) for when in found]
     times = event_times(pd.DataFrame({column: pd.Series([r.get(column) for r in records], dtype=object)}), column)   # reads more forms, or says what is wrong
-    return [int(when.value)//1000 for when in times]
+    return times.astype('int64').tolist()
 
 # %% ../nbs/00ibd_answering.ipynb #ee54e530
 class LogForm:

@@ -88,7 +88,9 @@ def time_reader(column: dict) -> Callable: # one raw value -> a datetime in UTC,
         if not TIMES.fullmatch(text): raise Unusual(name)
         try: found = datetime.fromisoformat(text)
         except ValueError: raise Unusual(name) from None
-        return found.replace(tzinfo=timezone.utc) if found.tzinfo is None else found.astimezone(timezone.utc)
+        if found.tzinfo is None: return found.replace(tzinfo=timezone.utc)
+        try: return found.astimezone(timezone.utc)
+        except OverflowError: raise Unusual(name) from None   # in UTC before the year 1 or after 9999
     return read
 
 def date_number(when: datetime | None, part: str, since: datetime | None) -> float:

@@ -19,10 +19,10 @@ from .keeping import PREFIX, hashed_name, log_rows, marks_for, stored_as, stored
 from .ledger import ROLES, Ledger, roles, versions
 
 # %% auto #0
-__all__ = ['FORMULA', 'Retired', 'BrokenAnswer', 'retirement_of', 'holder', 'admit', 'new_ids', 'answers', 'event_times', 'utc',
-           'score', 'score_with', 'formula_safe', 'read_rows', 'LabelReport', 'encode_labels', 'incoming',
-           'find_predictions', 'label', 'check_labels', 'known_ids', 'label_file', 'logged', 'predictions', 'labelled',
-           'answers_index', 'training_rows']
+__all__ = ['CALENDAR', 'FORMULA', 'Retired', 'BrokenAnswer', 'retirement_of', 'holder', 'admit', 'new_ids', 'answers',
+           'event_times', 'utc', 'score', 'score_with', 'formula_safe', 'read_rows', 'LabelReport', 'encode_labels',
+           'incoming', 'find_predictions', 'label', 'check_labels', 'known_ids', 'label_file', 'logged', 'predictions',
+           'labelled', 'answers_index', 'training_rows']
 
 # %% ../nbs/00i_scoring.ipynb #887a9206
 class Retired(Blocked):
@@ -99,6 +99,8 @@ def event_times(df: pd.DataFrame, column: str='', *, at: object=None) -> pd.Seri
     values = df[column] if at is None else at if isinstance(at, pd.Series) else pd.Series([at]*len(df), index=df.index, dtype=object)
     return utc(values, column if at is None else 'at').set_axis(df.index)
 
+CALENDAR = pd.Timestamp('0001-01-01', tz='UTC'), pd.Timestamp('9999-12-31 23:59:59.999999', tz='UTC')   # what every reader of the log can tell
+
 def utc(values: pd.Series, name: str) -> pd.Series: # datetime64[us, UTC]
     "Dates or ISO 8601 text as UTC times; DataError names the first row that is neither."
     if pd.api.types.is_datetime64_any_dtype(values): found = pd.to_datetime(values, utc=True)
@@ -106,11 +108,12 @@ def utc(values: pd.Series, name: str) -> pd.Series: # datetime64[us, UTC]
         texts = pd.Series(clean_text(values), index=values.index, dtype=object)
         found = pd.to_datetime(texts, format='ISO8601', errors='coerce', utc=True)
         found = found.mask(texts.map(lambda t: isinstance(t, str) and t.lstrip('-').replace('.', '').isdigit()).astype(bool))
+    found = found.dt.as_unit('us').where(lambda t: t.between(*CALENDAR))
     if found.isna().any():
         row = int(found.isna().to_numpy().argmax())
         raise DataError(f'Column {name!r}, row {row+1}: {shown(values.iloc[row])!r} is not a time. '
                         'Allowed: 2024-05-31 or 2024-05-31T08:00:00Z. Mend it, or pass at=.')
-    return found.dt.as_unit('us')
+    return found
 
 # %% ../nbs/00i_scoring.ipynb #1cb178cd
 def score(project: Project, df: pd.DataFrame, *,

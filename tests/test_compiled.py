@@ -76,7 +76,7 @@ def check(task: str, estimator, kind: str) -> None:
     for record in [*given, *odd, empty]:
         wanted = model.scores(read_records(json.dumps([record]).encode(), columns))[0]
         assert np.abs(np.array(scorer.one(record))-wanted).max() <= 1e-9, record
-    for value in ('2024-W09-4', '2024-02-30'):
+    for value in ('2024-W09-4', '2024-02-30', '0001-01-01T00:00+05:00', '9999-12-31T23:59-05:00'):   # the last two lie outside the calendar in UTC
         with pytest.raises(Unusual): scorer.one(given[0] | {'asked': value})
 
 

@@ -70,7 +70,7 @@ def test_event_times(ready):
     assert score(ready, rows, at='2026-03-29T02:30:00+01:00', log=False)['at'].astype(str).unique().tolist() == ['2026-03-29 01:30:00+00:00']
     own = pd.Series(pd.to_datetime(['2026-01-01', '2026-01-02', '2026-01-03']), index=rows.index)
     assert score(ready, rows, at=own, log=False)['at'].dt.day.tolist() == [1, 2, 3]
-    for bad in ('yesterday', '20260101', '30.02.2026', '2026-02-30', 1767225600):
+    for bad in ('yesterday', '20260101', '30.02.2026', '2026-02-30', 1767225600, '-0001-01-01', '0001-01-01T00:00+05:00', '9999-12-31T23:59-05:00'):
         with pytest.raises(DataError, match='is not a time'): score(ready, rows, at=bad, log=False)
 
 
@@ -226,3 +226,11 @@ def test_a_quantity_is_labelled_as_one(tmp_path):
     found = labelled(project, since='2026-01-02')
     assert len(found) == 56 and np.allclose(found['label'], found['score'], atol=.5)
     with pytest.raises(DataError, match='a number'): label(project, pd.DataFrame({'prediction_id': ['a'], 'label': ['much']}))
+
+
+def test_moments_at_the_edge_of_the_calendar():
+    from mlcycle.answering import moments
+    assert moments([{'at': '0001-01-01'}, {'at': '9999-12-31T23:59:59Z'}], 'at') == [-62135596800000000, 253402300799000000]
+    assert moments([{'at': '2024-05-31T08:00:00.123456+02:00'}], 'at') == [1717135200123456]
+    for outside in ('0001-01-01T00:00+05:00', '9999-12-31T23:59-05:00', '-0001-01-01'):
+        with pytest.raises(DataError, match='row 2.*is not a time'): moments([{'at': '2024-05-31'}, {'at': outside}], 'at')
