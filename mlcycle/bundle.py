@@ -6,13 +6,14 @@
 from __future__ import annotations
 import asyncio, json, os, threading
 from concurrent.futures import ThreadPoolExecutor
-from datetime import datetime, timezone
+from datetime import timedelta
 from functools import cached_property, partial
 from pathlib import Path
 import pandas as pd
 from .answering import Ready, moments
 from .compiled import NotCompiled, ScoringPath, compare, compile_pipeline, verdict
 from .core import InputsSection, IntegrityError, MlcycleError, SettingsError, digest, jsonable
+from .encoding import EPOCH
 from .inputs import InputColumn
 from .keeping import hash_key, hashed_name, mark
 from .particulars import Particulars, Residuals
@@ -146,7 +147,7 @@ class BundleService:
         return None
 
     def _lines(self, part: Part) -> list[dict]:
-        whens = [datetime.fromtimestamp(at/1e6, timezone.utc).isoformat() for at in moments(part.records, self.time)]
+        whens = [(EPOCH+timedelta(microseconds=at)).isoformat() for at in moments(part.records, self.time)]
         marks = [{}]*len(whens) if part.marks is None else [{'treated': m} if m else {} for m in part.marks]
         return [{'kind': 'prediction', 'at': at, **flat(t), **m, 'input': self.kept(r)} for at, t, m, r in zip(whens, part.told, marks, part.records)]
 
