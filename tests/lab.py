@@ -71,7 +71,7 @@ class Seat:
 
     def press(self, name: str) -> None: self.sheet.locator('button', has_text=re.compile(f'{re.escape(name)}$')).first.click()
 
-    def see(self, text: str, seconds: float=30) -> None: self.sheet.get_by_text(text, exact=False).first.wait_for(timeout=seconds*1000)
+    def see(self, text: str | re.Pattern, seconds: float=30) -> None: self.sheet.get_by_text(text, exact=False).first.wait_for(timeout=seconds*1000)
 
     def part(self, heading: str):
         "A part of a desk by its heading."

@@ -7,6 +7,7 @@ from mlcycle.core import Criterion, DataError, Estimate, Project, SettingsError
 from mlcycle.gates import required_signatures
 from mlcycle.problem import Feasibility, ProblemCard, assess_feasibility, seal_problem
 from mlcycle.questionnaire import CLASSES, EU, QUESTIONS, SR, TIERS, check_answers, risk_class
+from mlcycle.statistics import Resampling
 from mlcycle.trials import extrapolate, learning_curve, make_trial, rows_needed, trivial, usable_rows
 
 def make(folder, problem='', *, target='y', task='binary', data='', name='p', more='') -> Project:
@@ -138,7 +139,7 @@ def power_law(c, noise, seed, folds=5):
 
 def test_the_interval_covers_the_truth_about_as_often_as_it_says():
     truth = 0.1+2*3200**-0.6
-    hits = [(r := extrapolate(power_law(0.6, 0.01, seed), [3200], resamples=400).iloc[0]).low <= truth <= r.high for seed in range(150)]
+    hits = [(r := extrapolate(power_law(0.6, 0.01, seed), [3200], how=Resampling(resamples=400)).iloc[0]).low <= truth <= r.high for seed in range(150)]
     assert 0.85 <= np.mean(hits) <= 1
 
 def test_a_flat_curve_stays_flat_and_loss_never_falls_below_zero():
