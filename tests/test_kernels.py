@@ -92,7 +92,8 @@ MLCYCLE = Path(sys.executable).parent/'mlcycle'
 def test_control_c_says_one_paragraph_and_leaves_no_process(project, kind, moment):
     "As a terminal sends it, to the whole group: nothing of papermill's is said, the step is open to be run again, all processes are gone."
     rewrite(project, 'data', 'import os\nopen("pid", "w").write(str(os.getpid()))', 'import time; time.sleep(100)')
-    process = subprocess.Popen([MLCYCLE, 'run', 'data', '--kernels', kind, '--project', str(project.folder)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    process = subprocess.Popen([MLCYCLE, 'run', 'data', '--kernels', kind, '--project', str(project.folder)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))   # a gate in the background ignores it, and hands that on
     if moment == 'in a cell': until(lambda: (project.folder/'pid').exists() and (project.folder/'pid').read_text())
     else: until(lambda: psutil.Process(process.pid).children())
     kin = psutil.Process(process.pid).children(recursive=True)
