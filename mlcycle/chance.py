@@ -4,7 +4,7 @@
 
 # %% ../nbs/06ab_chance.ipynb #98af3a43
 from __future__ import annotations
-import functools, math
+import bisect, functools, math
 from typing import NamedTuple
 
 import numpy as np
@@ -103,18 +103,17 @@ def _spreads(between: Between) -> tuple[np.ndarray, np.ndarray]: # mean squares,
     middles, freedom = np.arange(.5, 64)/64, max(between.blocks-1, 1)
     return between.square*freedom/stats.chi2.isf(middles, freedom), np.full(64, 1/64)
 
-def _exceeded(chance: Chance, square: np.ndarray) -> np.ndarray:
+def _exceeded(chance: Chance, square: float) -> float:
     "How likely chance alone reaches a square."
-    below = np.searchsorted(chance.points, square, side='left')   # points that it exceeds
-    step = np.where(below > 0, CHANCES[below-1], 1.)
-    far = TAIL*np.exp(-np.maximum(square-chance.points[-1], 0)/chance.excess)
-    return np.where(below == len(CHANCES), far, step)
+    below = bisect.bisect_left(chance.points, square)   # points that it exceeds
+    if below == len(CHANCES): return TAIL*math.exp(-max(square-chance.points[-1], 0)/chance.excess)
+    return float(CHANCES[below-1]) if below else 1.
 
 def p_value(chance: Chance, square: float, # of the measure, times the rows
             rows: float=1., # effective; needed for what lies between blocks
             between: Between=Between()) -> float:
     "How likely chance makes a difference as large."
-    alone = float(_exceeded(chance, np.array(square)))
+    alone = _exceeded(chance, square)
     if not between.square and not between.likely: return alone
     spreads, weights = _spreads(between)
     moved = 2*ndtr(-np.sqrt(square/(chance.excess/2+spreads*rows)))
@@ -134,7 +133,7 @@ def threshold(chance: Chance, alpha: float, # chance of a false alarm
     high = 1.
     while p_value(chance, high, rows, between) > alpha and high < 1e15: high *= 2
     low = 0.
-    for _ in range(50):
+    while high-low > 1e-9*high+1e-15:
         middle = (low+high)/2
         low, high = (middle, high) if p_value(chance, middle, rows, between) > alpha else (low, middle)
     return math.sqrt(high/rows)

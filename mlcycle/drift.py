@@ -312,10 +312,15 @@ def apart(reference: Profile, # of all rows
 Pairs = dict[str, list[tuple[ColumnProfile, ColumnProfile]]]
 
 def _asked(these: list[tuple[ColumnProfile, ColumnProfile]]) -> dict[str, list[Question]]:
-    "What is asked of each pair; they are about as large, and so what chance does is told once."
-    valued, first = [cells(*p) for p in these if p[0].valid and p[1].valid], {}
-    values = [_values(c, first.setdefault('values', _values(valued[0])).chance) for c in valued]
-    return dict(values=values, missing=[_missing(*p, first.setdefault('missing', _missing(*these[0])).chance) for p in these])
+    "What is asked of each pair: whether its values, and what is missing, are alike."
+    valued = [cells(*p) for p in these if p[0].valid and p[1].valid]
+    return dict(values=_one_chance(valued, _values), missing=_one_chance(these, lambda pair, chance=None: _missing(*pair, chance)))
+
+def _one_chance(these: list, question) -> list[Question]:
+    "The question of each; they are about as large, and so what chance does is told once."
+    found = []
+    for one in these: found.append(question(one, found[0].chance if found else None))
+    return found
 
 def _measured(questions: list[Question], how, *more) -> Between:
     return how([q.effect**2 for q in questions], [q.rows for q in questions], questions[0].chance if questions else None, *more)

@@ -4,6 +4,7 @@
 
 # %% ../nbs/06ad_slow.ipynb #3d3840bd
 from __future__ import annotations
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -53,18 +54,19 @@ SURE = 2.33  # standard errors that a reference may be wrong by
 
 def _line(share: Share, rows: int, floor: float) -> float:
     "How far a share may be off without having left its place."
-    return max(floor/2, SURE*np.sqrt(max(share.then*(1-share.then), 1/rows)/rows))
+    return max(floor/2, SURE*math.sqrt(max(share.then*(1-share.then), 1/rows)/rows))
 
-def _log_e(share: Share, line: float, apart: Between) -> np.ndarray: # a value for each direction and step
+def _log_e(shares: list[Share], lines: list[float], squares: list[float], # how far blocks lie apart, see `Between`
+           ) -> np.ndarray: # a value for each share, direction and step
     "Logarithms of e-values."
-    found = []
-    for then, count in ((share.then, share.count), (1-share.then, share.rows-share.count)):
-        edge = then+line
-        if edge > .99: found.append(np.zeros(len(STEPS))); continue
-        further = np.minimum(edge+np.array(STEPS), (1+edge)/2)
-        counted = 1/(1+share.rows*apart.square/(edge*(1-edge)))
-        found.append(counted*(count*np.log(further/edge)+(share.rows-count)*np.log((1-further)/(1-edge))))
-    return np.concatenate(found)
+    then, count, rows = np.array([s[1:] for s in shares], float).T
+    then, count = np.stack([then, 1-then], 1), np.stack([count, rows-count], 1)
+    edge = np.minimum(then+np.array(lines)[:, None], 1)[..., None]
+    further = np.minimum(edge+np.array(STEPS), (1+edge)/2)
+    with np.errstate(all='ignore'):
+        counted = 1/(1+(rows*squares)[:, None, None]/(edge*(1-edge)))
+        found = counted*(count[..., None]*np.log(further/edge)+(rows[:, None]-count)[..., None]*np.log((1-further)/(1-edge)))
+    return np.where(edge > .99, 0, found).ravel()
 
 # %% ../nbs/06ad_slow.ipynb #b25d05bb
 SLOW_FIELDS = ['column', 'evidence', 'needed', 'since', 'what']
@@ -100,7 +102,7 @@ def _step(trails: dict, column: str, pair: tuple, at: int, needed: float, tolera
     of = lambda share: apart.get('missing' if share.name == 'without a value' else 'values', Between())
     shares = [s for s in followed(*pair) if not held_back(of(s))] if current.rows >= tolerance.min_rows else []
     if not shares: return None
-    log_e = np.concatenate([_log_e(s, _line(s, reference.rows, tolerance.floor), of(s)) for s in shares])
+    log_e = _log_e(shares, [_line(s, reference.rows, tolerance.floor) for s in shares], [of(s).square for s in shares])
     if column not in trails or len(trails[column].sums) != len(log_e): trails[column] = _Trail(len(log_e))
     trail = trails[column]
     evidence = trail.add(log_e, at)
