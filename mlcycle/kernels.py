@@ -4,18 +4,20 @@
 
 # %% ../nbs/10b_kernels.ipynb #48f4195e
 from __future__ import annotations
-import asyncio, fcntl, json, os, resource, select, shutil, signal, socket, subprocess, sys, tempfile, threading, time
+import asyncio, fcntl, json, math, os, resource, select, shutil, signal, socket, subprocess, sys, tempfile, threading, time
 from pathlib import Path
 from queue import Empty
 from jupyter_client.asynchronous import AsyncKernelClient
+from jupyter_client.channels import AsyncZMQSocketChannel
 from jupyter_client.manager import AsyncKernelManager
 from jupyter_client.provisioning import LocalProvisioner
+from traitlets import Type
 from .core import MlcycleError, Record
 from .nursery import QUIET, Nursery
 
 # %% auto #0
-__all__ = ['ROOM', 'MARK', 'Room', 'Limits', 'PlainKernels', 'PlainKernel', 'end_marked', 'Forked', 'WarmKernels', 'NoWarmKernel',
-           'ForkProvisioner', 'QuickClient', 'WarmKernel']
+__all__ = ['ROOM', 'LOOKS', 'MARK', 'Room', 'WakefulChannel', 'WakefulClient', 'Limits', 'PlainKernels', 'PlainKernel',
+           'end_marked', 'Forked', 'WarmKernels', 'NoWarmKernel', 'ForkProvisioner', 'QuickClient', 'WarmKernel']
 
 # %% ../nbs/10b_kernels.ipynb #c9cdafd8
 class Room:
@@ -46,6 +48,24 @@ def _remove_abandoned(folder: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
     except BlockingIOError: pass   # somebody works in it
     finally: os.close(held)
+
+# %% ../nbs/10b_kernels.ipynb #a0b92a04
+LOOKS = .25 # seconds
+
+class WakefulChannel(AsyncZMQSocketChannel):
+    "A channel that looks for messages whether it was told of them or not."
+    async def get_msg(self, timeout: float | None=None) -> dict: # seconds; none: for ever
+        "The next message; `queue.Empty` when none came in time."
+        until = math.inf if timeout is None else time.monotonic()+timeout
+        while True:
+            left = max(0, until-time.monotonic())
+            try: return await super().get_msg(timeout=min(LOOKS, left))
+            except Empty:
+                if left <= LOOKS: raise
+
+class WakefulClient(AsyncKernelClient):
+    "A client that writes and waits on one channel without missing the answer."
+    shell_channel_class = Type(WakefulChannel)
 
 # %% ../nbs/10b_kernels.ipynb #977a7b51
 MARK = 'MLCYCLE_EXECUTION'
@@ -88,7 +108,7 @@ class PlainKernels:
 
 class PlainKernel(AsyncKernelManager):
     "A kernel in a process of its own, reached by files instead of ports, within limits."
-    transport = 'ipc'
+    transport, client_factory = 'ipc', WakefulClient
     kernels, mark = None, ''
 
     async def start_kernel(self, **options) -> None:
@@ -233,7 +253,7 @@ class ForkProvisioner(LocalProvisioner):
         self.pid = self.pgid = self.process.pid
         return connection | {'key': connection['key'].encode(), 'curve_publickey': None, 'curve_secretkey': None}
 
-class QuickClient(AsyncKernelClient):
+class QuickClient(WakefulClient):
     "A client that goes on as soon as the kernel has answered on both channels."
     async def wait_for_ready(self, timeout: float | None=None) -> None:
         "Ask until the answer and its end are seen."

@@ -259,7 +259,8 @@ def test_both_kinds_of_kernels_leave_the_same_notebook(project, monkeypatch):
     seen = {}
     monkeypatch.delenv('PYTEST_CURRENT_TEST')   # ipykernel captures no file descriptors under pytest
     for kind in KERNELS:
-        assert execute(project, *cells, kind=kind).state == 'done'
+        done = execute(project, *cells, kind=kind)
+        assert done.state == 'done', done.why
         made = nbformat.read(project.folder/'out'/'step.ipynb', as_version=4)
         state = list(made.metadata.widgets['application/vnd.jupyter.widget-state+json']['state'].values())
         outputs = json.dumps([by_stream(c.get('outputs', [])) for c in made.cells])
