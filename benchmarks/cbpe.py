@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+TIMES, CLOSE = 8, 1e-6   # promised: how many times faster, and how near the values are, the scores taken for chances in both
 METRICS = {'roc_auc': 'roc_auc', 'average_precision': 'average_precision', 'f1': 'f1', 'precision': 'precision', 'recall': 'recall', 'accuracy': 'accuracy'}
 
 
@@ -84,11 +85,16 @@ def show(mine: dict, theirs: dict, real: dict) -> None:
     for name in ('given', 'own'):
         a, b = (statistics.median(found[name][0]) for found in (mine, theirs))
         print(f'{name:>6}: mlcycle {a:7.3f} s   NannyML {b:7.3f} s   ratio {b/a:5.1f}')
+    ratio = statistics.median(theirs['given'][0])/statistics.median(mine['given'][0])
+    print(f'{"met" if ratio >= TIMES else "NOT MET"}: {ratio:.1f} times faster, {TIMES} promised')
     print(f'\n{"metric":<18} {"largest difference":>19} {"mlcycle off":>12} {"NannyML off":>12}   (given; own: mean distance from the outcomes)')
+    furthest = 0.
     for m in METRICS:
         apart = np.abs(np.subtract(mine['given'][1][m], theirs['given'][1][m])).max()
+        furthest = max(furthest, apart)
         off = [np.abs(np.subtract(found['own'][1][m], real[m])).mean() for found in (mine, theirs)]
         print(f'{m:<18} {apart:19.1e} {off[0]:12.5f} {off[1]:12.5f}')
+    print(f'{"met" if furthest <= CLOSE else "NOT MET"}: values at most {furthest:.1e} apart, {CLOSE:.0e} promised')
 
 
 def main() -> None:

@@ -57,7 +57,7 @@ def bikes(folder: Path) -> pd.DataFrame:
 
 # Changes that are documented, beside the alarms. In Elec2 the columns on Victoria stand still up to row 17,424, its SOURCE.md says, because
 # Victoria was not connected yet (on 2 May 1997, by the literature; on 5 May by counting days of 48 rows). For bike sharing no day is documented:
-# its SOURCE.md tells of growth from 144 hirings an hour in 2011 to 235 in 2012.
+# its rows tell of growth from 144 hirings an hour in 2011 to 235 in 2012.
 KNOWN = {'elec2': {'1997-05-02': 'Victoria joins the market'}, 'bike sharing': {}}
 STREAMS = {'elec2': (elec2, dict(task='binary', target='up', positive='positive = "UP"')),
            'bike sharing': (bikes, dict(task='regression', target='cnt', positive=''))}
