@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Callable, Iterable, Iterator
 from urllib.parse import quote
 from pydantic import BaseModel
-from .core import IntegrityError, Project, Record, SettingsError, canonical_json, digest, html_pairs
+from .core import Blocked, IntegrityError, Project, Record, SettingsError, canonical_json, digest, html_pairs
 
 # %% auto #0
-__all__ = ['GENESIS', 'COLUMNS', 'SCHEMA', 'SQLITE', 'POSTGRES', 'ROLE_KINDS', 'ROLES', 'Entry', 'entry_hash', 'table_name',
-           'database', 'sqlite_file', 'Audit', 'check_chain', 'Ledger', 'heads_file', 'kept_heads', 'open_ledger',
-           'roles', 'champion', 'versions', 'retired']
+__all__ = ['GENESIS', 'COLUMNS', 'SCHEMA', 'SQLITE', 'POSTGRES', 'ADVICE', 'ROLE_KINDS', 'ROLES', 'Entry', 'entry_hash',
+           'table_name', 'database', 'sqlite_file', 'Audit', 'check_chain', 'Ledger', 'heads_file', 'kept_heads',
+           'open_ledger', 'roles', 'champion', 'versions', 'retired']
 
 # %% ../nbs/00a_ledger.ipynb #cd9a3d72
 GENESIS = '0'*64   # what the first entry names as its previous hash
@@ -78,6 +78,7 @@ def _connect_sqlite(file: Path, read_only: bool) -> sqlite3.Connection:
 
 assert table_name('churn') == 'ledger_churn'
 assert table_name('"; DROP TABLE x; --') != table_name("'; DROP TABLE x; --")
+ADVICE = {'disk is full': 'Make room; what was recorded is kept.', 'locked': 'Another process holds it; try again, or end that one.'}
 
 # %% ../nbs/00a_ledger.ipynb #ebf6537d
 class Audit(Record):
@@ -156,7 +157,7 @@ class Ledger:
     def _unreadable(self, error: Exception) -> str:
         reason = str(getattr(error, 'orig', error)).splitlines()[0]
         place = re.sub('//[^/@]*@', '//***@', self.url)
-        advice = 'Make room; what was recorded is kept.' if 'disk is full' in reason else 'If the file is damaged, put back a copy and run mlcycle audit.'
+        advice = next((said for sign, said in ADVICE.items() if sign in reason), 'If the file is damaged, put back a copy and run mlcycle audit.')
         return f'The ledger at {place} cannot be used: {reason}. {advice}'
 
     def _create(self, execute: Callable) -> None:
@@ -175,12 +176,14 @@ class Ledger:
                body: dict, # JSON values
                actor: str, # who
                subject: str='', # what it is about
+               seen: dict[str, int] | None=None, # kind → the last entry of it that this one was decided on
                ) -> Entry: # as stored, durable
-        "Add one entry behind the last and return when it is on the disk."
+        "Add one entry behind the last and return when it is on the disk; Blocked where one was decided on what has changed since."
         if self.read_only: raise SettingsError('This ledger was opened read-only. Open the project for writing.')
         names, text = [_plain(v) for v in (actor, stage, kind, subject)], canonical_json(body)
         with self._connection(writing=True) as execute:
             execute(self._lock())
+            for kind, last in (seen or {}).items(): self._refuse_later(execute, kind, last)
             seq, previous = self._head(execute)
             row = (seq+1, datetime.now(timezone.utc).isoformat(timespec='milliseconds'), *names, text,
                    previous)
@@ -190,6 +193,12 @@ class Ledger:
             execute('COMMIT')
         self.keep_head(row[0], row[8])
         return _entry(row)
+
+    def _refuse_later(self, execute: Callable, kind: str, last: int) -> None:
+        mark = '?' if self._file else '%s'
+        later = execute(f'SELECT seq, actor, at FROM {self.table} WHERE kind = {mark} AND seq > {mark} ORDER BY seq LIMIT 1', (kind, last)).fetchone()
+        if later: raise Blocked(f'Meanwhile {later[1]} recorded another {kind} (entry {later[0]}, {later[2][:19]} UTC); nothing was recorded here. '
+                                'Look at mlcycle history, then decide again.')
 
     def _head(self, execute: Callable) -> tuple[int, str]:
         row = execute(f'SELECT seq, hash FROM {self.table} ORDER BY seq DESC LIMIT 1').fetchone()

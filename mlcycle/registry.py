@@ -262,14 +262,14 @@ def promote(project: Project, version: str, *,
             by: str | None=None, # who decides; default: the project's actor
             ) -> Entry: # kind 'promotion'
     "Give a version a role. Blocked while a gate is closed; who has the role already keeps it."
-    version = str(version)
+    version, seen = str(version), _last_changes(project)
     answers = may_take(project, version, to)
     if roles(project.ledger)[to] == version: return project.ledger.last('promotion', version)
     whole = project.ledger.verify()
     if not whole.ok:
         raise IntegrityError(f'No version takes a role on evidence that was touched: {whole.why}. Entry by entry: mlcycle audit')
     project.registry.load(version)
-    return _assign(project, version, to, because=because, by=by, gates={a.name: a.entries for a in answers})
+    return _assign(project, version, to, because=because, by=by, seen=seen, gates={a.name: a.entries for a in answers})
 
 def may_take(project: Project, version: str, role: str) -> list[GateResult]: # of the gates before the role
     "The gates' answers for a version that is to take a role; Blocked where it may not, with the command that goes on."
@@ -282,9 +282,9 @@ def may_take(project: Project, version: str, role: str) -> list[GateResult]: # o
 
 def rollback(project: Project, *, because: str, by: str | None=None) -> Entry: # kind 'promotion'
     "Make the champion before the present one champion again; one that was rolled back from stays away."
-    version = earlier_champion(project)
+    seen, version = _last_changes(project), earlier_champion(project)
     project.registry.load(version)
-    return _assign(project, version, 'champion', because=because, by=by, rollback=True)
+    return _assign(project, version, 'champion', because=because, by=by, seen=seen, rollback=True)
 
 def earlier_champion(project: Project) -> str: # a version
     "The champion that a rollback goes back to; Blocked where there is none, or where it may not answer."
@@ -309,13 +309,16 @@ def _line(project: Project) -> list[str]: # the champions that led to the presen
     now = roles(project.ledger)['champion']
     return line if line and line[-1] == now else [*line, '']   # '': nobody is champion now
 
-def _assign(project: Project, version: str, role: str, *, because: str, by: str | None, **more) -> Entry:
+def _last_changes(project: Project) -> dict[str, int]: # kind → sequence number of the last entry that changed a role
+    return {kind: e.seq if (e := project.ledger.last(kind)) else 0 for kind in ROLE_KINDS}
+
+def _assign(project: Project, version: str, role: str, *, because: str, by: str | None, seen: dict[str, int], **more) -> Entry:
     project.must_write('promotion')
     if not because.strip(): raise SettingsError('A change of roles needs a reason. Add --because TEXT.')
     body = {'version': version, 'role': role, 'because': because, 'by': by or project.actor,
             'previous': roles(project.ledger)[role], **more}
     entry = project.ledger.append(stage='deployment', kind='promotion', subject=version, body=body,
-                                  actor=project.actor)
+                                  actor=project.actor, seen=seen)
     repair(project)
     return entry
 

@@ -264,7 +264,10 @@ def gather(project: Project, name: str, *,
     with (spool_folder(project, name).parent/f'{name}.lock').open('a+') as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         state = _finished(project, name)
-        while found := _next(project, name, state['done']):
+        more = True
+        while more:
+            found, more = _next(project, name, state['done'])
+            if not found: break
             state |= {'doing': {n: end for n, (end, _) in found.items()}}
             _remember(project, name, state)
             rows = read_contents([c for _, contents in found.values() for c in contents])
@@ -292,14 +295,18 @@ def _finished(project: Project, name: str) -> dict:
     if not state['doing']: return state
     return _done(project, name, state) if project.tables.moved(name, state['app']) > state['number'] else state | {'doing': None}
 
-def _next(project: Project, name: str, done: dict[str, int]) -> dict[str, tuple[int, list[bytes]]]: # segment → (end, contents)
-    found, left = {}, AT_ONCE
+def _next(project: Project, name: str, done: dict[str, int]) -> tuple[dict, bool]: # (segment → (end, contents), whether more lay there)
+    found, left, more = {}, AT_ONCE, False
     for file in _segments(project, name):
+        if left <= 0: return found, True
         start = done.get(file.name, 0)
-        taken = [*frames(_rest(file, start, left))] or [*frames(_rest(file, start))][:1] if left > 0 else []
-        if taken: found[file.name] = (start+taken[-1][0], [content for _, _, content in taken])
-        left -= found[file.name][0]-start if taken else 0
-    return found
+        data = _rest(file, start, left)
+        taken = [*frames(data)] or [*frames(_rest(file, start))][:1]
+        end = taken[-1][0] if taken else 0
+        if taken: found[file.name] = (start+end, [content for _, _, content in taken])
+        more |= len(data) == left and (end >= left or any(data[end:end+HEAD.size]))   # the reading was cut, not the writing
+        left -= end
+    return found, more
 
 def _tidy(project: Project, name: str, state: dict) -> None:
     "Delete segments that are done and written to by nobody; overwrite what was moved out of the others."

@@ -1,5 +1,5 @@
 """The registry: what is stored and loaded, what is refused, who holds which role, and what a crash, a move or another process leaves."""
-import io, json, os, pickle, random, shutil, socket, sqlite3, subprocess, sys, time, warnings, zipfile
+import io, json, os, pickle, random, shutil, socket, sqlite3, subprocess, sys, threading, time, warnings, zipfile
 from pathlib import Path
 import joblib, numpy as np, pandas as pd, pytest
 from sklearn.calibration import CalibratedClassifierCV
@@ -506,3 +506,25 @@ def test_no_role_on_a_ledger_that_was_touched(project):
     raw.execute("UPDATE ledger SET body = replace(body, 'Ada', 'Eve') WHERE kind = 'approval'"); raw.commit(); raw.close()
     with pytest.raises(IntegrityError, match='was changed'): promote(project, '2', because='x')
     assert champion(project.ledger) != '2'
+
+
+@pytest.mark.parametrize('second', ('promote', 'rollback'))
+def test_of_two_who_decide_at_one_moment_one_wins_and_the_other_is_told(project, monkeypatch, second):
+    "Both have asked the gates and loaded their version before either writes; what is recorded was decided on the roles as they were."
+    promote(project, '1', because='first'), promote(project, '3', because='next')
+    both, real, told, won = threading.Barrier(2), type(project.registry).load, [], []
+    def load(self, version):
+        model = real(self, version)
+        both.wait(30)
+        return model
+    monkeypatch.setattr(type(project.registry), 'load', load)
+    def decide(name: str, how: str):
+        mine = Project(project.folder, actor=name)
+        try: won.append((promote(mine, '2', because='better') if how == 'promote' else rollback(mine, because='complaints')).actor)
+        except Blocked as error: told.append((name, str(error)))
+    deciders = [threading.Thread(target=decide, args=a) for a in (('Bo', 'promote'), ('Cy', second))]
+    for t in deciders: t.start()
+    for t in deciders: t.join(60)
+    (loser, said), = told
+    assert {*won} | {loser} == {'Bo', 'Cy'} and f'Meanwhile {won[0]} recorded another promotion' in said and 'mlcycle history' in said
+    assert len(project.ledger.entries('promotion')) == 3 and project.ledger.verify().ok

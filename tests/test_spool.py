@@ -101,6 +101,23 @@ def test_moves_during_writing_take_each_row_once(project):
     assert stored(project) == [*range(120)] and waiting(project, 'visits') == 0 and not [*spool_folder(project, 'visits').glob('*.log')]
 
 
+def test_a_move_ends_though_rows_keep_coming(project, monkeypatch):
+    "While every batch that is moved finds new rows behind it, a move takes what lay there when it looked, and returns."
+    from mlcycle import spool as module
+    writer, real, moves = Writer(spool_folder(project, 'visits'), reserve=2**20), module.append, []
+    def busy(*args, **options):
+        moves.append(len(args[2]))
+        if len(moves) == 1: keep(writer, *range(10*len(moves), 10*len(moves)+10))
+        return real(*args, **options)
+    monkeypatch.setattr(module, 'append', busy)
+    keep(writer, *range(10))
+    assert gather(project, 'visits') == 10 and moves == [10]
+    monkeypatch.setattr(module, 'AT_ONCE', 700)   # more than that waits: several moves, until the reading is not cut any more
+    for n in range(4): keep(writer, *range(100*n, 100*n+100))
+    writer.close()
+    assert gather(project, 'visits') == 410 and len(moves) > 3 and waiting(project, 'visits') == 0
+
+
 @pytest.mark.parametrize('moment', ['before', 'after'])
 def test_a_move_that_is_cut_off_is_neither_lost_nor_doubled(project, monkeypatch, moment):
     import mlcycle.spool as module
