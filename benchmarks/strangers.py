@@ -67,6 +67,7 @@ class Talk:
         if case.path == '/predict' and answer.status_code == 200: self.known += [p['prediction_id'] for p in answer.json()['predictions']]
         if self.n % 10 == 0 and case.path != '/health':
             status = case.call(headers=HEADERS | {'Authorization': 'Bearer wrong-wrong-wrong'}, session=self.session, timeout=30).status_code
+            self.statuses[case.path, 'without the token', status] += 1
             if status != 401: self.findings[where, way, f'without the token: {status}'] += 1
 
     def _deepen(self, case) -> None:
@@ -110,27 +111,33 @@ def talk(port: int, cases: int, seed: int, said) -> None:
     import schemathesis
     from schemathesis.generation import GenerationMode
     api, caller = schemathesis.openapi.from_url(f'http://127.0.0.1:{port}/openapi.json', headers=HEADERS), Talk(port, seed)
-    ways = {'by the document': GenerationMode.POSITIVE, 'against it': GenerationMode.NEGATIVE}
-    work = [(partial(caller.ask, way=way), operation.as_strategy(generation_mode=mode))
-            for operation in [found.ok() for found in api.get_all_operations()] for way, mode in ways.items()]
-    work += [(partial(caller.plainly, path), untold(verb)) for path, operations in api.raw_schema['paths'].items() for verb in map(str.upper, operations)]
-    for begun in range(0, -(-cases//3), ROUND):
-        for do, strategy in work: draw(strategy, do, min(ROUND, -(-cases//3)-begun), seed*1_000_003+begun)
+    ways, size = {'by the document': GenerationMode.POSITIVE, 'against it': GenerationMode.NEGATIVE}, -(-cases//3)
+    work = [([(partial(caller.ask, way=way), operation.as_strategy(generation_mode=mode)) for way, mode in ways.items()],
+             (partial(caller.plainly, operation.path), untold(operation.method.upper()))) for operation in [found.ok() for found in api.get_all_operations()]]
+    for begun in range(0, size, ROUND):
+        turn, salt = min(ROUND, size-begun), seed*1_000_003+begun
+        for told, (do, strategy) in work:
+            drawn = sum(draw(s, d, turn, salt) for d, s in told)
+            draw(strategy, do, 3*turn-drawn, salt)   # what the document leaves nothing to draw for
         said.put((caller.statuses, caller.findings))
         caller.statuses, caller.findings = collections.Counter(), collections.Counter()
     said.put(None)
 
 
-def draw(strategy, do, cases: int, seed: int) -> None:
+def draw(strategy, do, cases: int, seed: int) -> int: # cases drawn
     "Draw and do; ends early where there is nothing more to draw."
     import hypothesis
     from hypothesis.errors import Unsatisfiable
+    done = [0]
     @hypothesis.seed(seed)
     @hypothesis.given(strategy)
     @hypothesis.settings(max_examples=cases, deadline=None, database=None, phases=[hypothesis.Phase.generate], suppress_health_check=[*hypothesis.HealthCheck])
-    def some(drawn) -> None: do(drawn)
+    def some(drawn) -> None:
+        done[0] += 1
+        do(drawn)
     try: some()
-    except Unsatisfiable: return   # nothing can be wrong about a GET without parameters
+    except Unsatisfiable: pass   # nothing can be wrong about a GET without parameters
+    return done[0]
 
 
 def phases(port: int, folder: Path) -> int: # exit status
