@@ -44,7 +44,7 @@ class Serving:
 
 async def call(server: Serving, bodies: list[bytes], until: float, came: list) -> None:
     "One caller: a connection, a request, the whole answer; what it has in hand goes to `came`."
-    turn = 0
+    turn, sent = 0, 0.
     while time.monotonic() < until:
         await server.ready.wait()
         try: reader, writer = await asyncio.open_connection('127.0.0.1', server.port)
@@ -60,7 +60,7 @@ async def call(server: Serving, bodies: list[bytes], until: float, came: list) -
                 status = int(head[9:12])
                 said = [(p['prediction_id'], p['version']) for p in json.loads(answer)['predictions']] if status == 200 else [(None, None)]
                 came += [(sent, status, *s) for s in said]
-        except (OSError, asyncio.IncompleteReadError): pass   # it was killed while this one waited: no answer, no promise
+        except (OSError, asyncio.IncompleteReadError): came.append((sent, 0, None, None))   # it was killed while this one waited: no answer, no promise
         finally: writer.close()
 
 
