@@ -307,7 +307,7 @@ async def disk(make) -> list[tuple]:
     unclear = refused[refused['said'].str.contains('Traceback') | (refused['said'] == '')]
     return [('room left, kB: refused', f'{refused["left"].tolist()} of {t["left"].tolist()}', 0 < len(refused) < len(t)),
             ('refused, and promoted all the same (or told done, and not)', str(half[['left', 'status', 'champion']].to_dict('records')), not len(half)),
-            ('told how', f'{refused["said"].iloc[0][:300] if len(refused) else ""}; unclear: {unclear[["left", "said"]].to_dict("records")}'[:1500], not len(unclear)),
+            ('told how', f'{refused["said"].iloc[0][:300] if len(refused) else ""}; unclear: {unclear[["left", "said"]].to_dict("records")}'[-1500:], not len(unclear)),
             ('ledger whole, promoted once there is room', f'{int(t["whole"].sum())}, {int(t["again"].sum())} of {len(t)}', bool(t['whole'].all() and t['again'].all()))]
 
 

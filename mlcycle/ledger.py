@@ -4,7 +4,7 @@
 
 # %% ../nbs/00a_ledger.ipynb #5ec868f2
 from __future__ import annotations
-import fcntl, hashlib, json, os, re, sqlite3
+import fcntl, hashlib, json, os, re, sqlite3, warnings
 from contextlib import closing, contextmanager
 from datetime import datetime, timezone
 from functools import cached_property, partial
@@ -191,14 +191,16 @@ class Ledger:
             marks = ', '.join(['?' if self._file else '%s']*9)
             execute(f'INSERT INTO {self.table} ({COLUMNS}) VALUES ({marks})', row)
             execute('COMMIT')
-        self.keep_head(row[0], row[8])
+        try: self.keep_head(row[0], row[8])
+        except OSError as error:
+            warnings.warn(f'Entry {row[0]} is recorded; its head could not be kept beside the ledger ({error}). Make room.', stacklevel=2)
         return _entry(row)
 
     def _refuse_later(self, execute: Callable, kind: str, last: int) -> None:
         mark = '?' if self._file else '%s'
         later = execute(f'SELECT seq, actor, at FROM {self.table} WHERE kind = {mark} AND seq > {mark} ORDER BY seq LIMIT 1', (kind, last)).fetchone()
         if later: raise Blocked(f'Meanwhile {later[1]} recorded another {kind} (entry {later[0]}, {later[2][:19]} UTC); nothing was recorded here. '
-                                'Look at mlcycle history, then decide again.')
+                                'Next: mlcycle history, then decide again.')
 
     def _head(self, execute: Callable) -> tuple[int, str]:
         row = execute(f'SELECT seq, hash FROM {self.table} ORDER BY seq DESC LIMIT 1').fetchone()

@@ -96,9 +96,11 @@ def hush() -> None:
 def answering(where: str, # MLflow's address; a password in it is not shown
               ) -> Iterator[None]:
     "MLflow's own errors as one of ours."
+    import sqlite3
     from mlflow.exceptions import MlflowException
     try: yield
-    except (MlflowException, OSError) as error:
+    except (MlflowException, OSError, sqlite3.Error) as error:
         said = f'MLflow at {where} did not do its part: {str(error).splitlines()[0][:300]}'
-        advice = 'Start it, or mend store.tracking in mlcycle.toml.'
+        full = 'is full' in said or 'No space' in said
+        advice = 'Make room on its disk.' if full else 'Start it, or mend store.tracking in mlcycle.toml.'
         raise Blocked(f"{re.sub('//[^/@ ]*@', '//***@', said)}. {advice}") from None

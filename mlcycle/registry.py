@@ -327,11 +327,10 @@ def repair(project: Project) -> None:
     changes = [e.seq for kind in ROLE_KINDS if (e := project.ledger.last(kind))]
     try:
         with answering(project.registry.tracking): _set_aliases(project)
-    except Blocked as error:
+        if changes: write_atomic(project.store/'projected', str(max(changes)))
+    except (Blocked, OSError) as error:
         said = f'The roles are as the ledger says; MLflow does not show them yet. {error}'
         warnings.warn(said, stacklevel=2)
-    else:
-        if changes: write_atomic(project.store/'projected', str(max(changes)))
 
 def _set_aliases(project: Project) -> None:
     client, name = project.registry.client(), project.registry.name
