@@ -11,7 +11,7 @@ from .desk import Desk, html_box, inside, named, part_html, result_html
 
 # %% auto #0
 __all__ = ['BY', 'BECAUSE', 'WHO', 'NAMED', 'PLACES', 'Field', 'nothing_against', 'Deed', 'acting', 'line_of', 'as_word',
-           'lines_of', 'against', 'shown_of', 'Act', 'Panel', 'field_control', 'offer']
+           'nothing_to_choose', 'lines_of', 'against', 'shown_of', 'Act', 'Panel', 'field_control', 'offer']
 
 # %% ../nbs/12eb_acts.ipynb #00e6571a
 class Field(NamedTuple):
@@ -52,6 +52,10 @@ def line_of(template: str | Callable[[dict], str], values: dict, quote: Callable
 
 def as_word(value: object) -> str: return shlex.quote(str(value)) if value not in ('', None) else "''"
 
+def nothing_to_choose(values: dict) -> bool: # then there is no line to show
+    "Whether a choice offers nothing: no alarm, no version, no file."
+    return None in values.values()
+
 def lines_of(deed: Deed, values: dict) -> tuple[str, str]: # Python, command
     "What does the same elsewhere."
     shown = {k: PLACES[k] if k in PLACES and not v else v for k, v in values.items()}
@@ -83,7 +87,8 @@ class Act:
 
     def html(self, project: Project) -> str: # without controls
         values = self.first(project)
-        return part_html(self.title, shown_of(project, self.about, values)[0]+''.join(_static(d, values) for d in self.deeds))
+        deeds = [] if nothing_to_choose(values) else self.deeds
+        return part_html(self.title, shown_of(project, self.about, values)[0]+''.join(_static(d, values) for d in deeds))
 
     def widget(self, desk: Desk):
         import ipywidgets
@@ -159,7 +164,7 @@ class Panel:
         if ready and not why and not typed: why = f'Type the {self.deed.again} again to do it.'
         self.button.disabled = bool(why) or not ready
         self.why.value = inside(f'<span class="note">{escaped(why, 1500)}</span>' if why else '')
-        self.lines.value = inside(_lines_html(self.deed, values))
+        self.lines.value = inside('' if nothing_to_choose(values) else _lines_html(self.deed, values))
 
 def _lines_html(deed: Deed, values: dict) -> str: return f'<pre>{escaped(chr(10).join(lines_of(deed, values)), 3000)}</pre>'
 
@@ -169,7 +174,7 @@ def _static(deed: Deed, values: dict) -> str: return f'<p class="note">{escaped(
 def _first(field: Field, project: Project) -> object:
     if not field.options: return field.value
     known = [o[1] if isinstance(o, tuple) else o for o in field.options(project)]
-    return field.value if field.value in known else known[0] if known else ''
+    return field.value if field.value in known else known[0] if known else None
 
 def field_control(field: Field, project: Project): # a widget
     "The control for a field."

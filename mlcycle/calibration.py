@@ -72,28 +72,35 @@ class Calibration(Record):
 def choose_curve(y: np.ndarray, p: np.ndarray, # positions of classes; probabilities, n × classes, of unseen rows
                  *, parts: list[np.ndarray], # positions of each fold's rows
                  ordered: bool=False, # folds are in order of time
+                 level: float=0.95, # of intervals
                  ) -> Calibration:
     "The curve that makes the log loss smaller by an interval, the simpler one first; or none."
     methods = ['temperature'] if p.shape[1] > 2 else ['sigmoid', 'isotonic'][:1+(len(y) >= ENOUGH)]
     kept, found = 'none', {'none': p}
     for method in methods:
         found[method] = cross_fitted(y, p, parts, method=method, ordered=ordered)
-        gain = _mean('gain', row_loss(y, found[kept])-row_loss(y, found[method]))
+        gain = _mean('gain', row_loss(y, found[kept])-row_loss(y, found[method]), level)
         if gain.status == 'ok' and gain.low > 0: kept = method
     best = methods[0] if kept == 'none' else kept
     old, new = row_loss(y, p), row_loss(y, found[best])
-    gain = _mean('gain', old-new)
-    size = f'{gain.value:.2g} [{gain.low:.2g}, {gain.high:.2g}]' if gain.status == 'ok' else gain.text
-    why = f'log loss {"falls" if kept != "none" else "would fall"} by {size} on rows of other folds'
+    gain = _mean('gain', old-new, level)
+    why = f'log loss {_moves(gain, done=kept != "none")} on rows of other folds'
     return Calibration(method=kept, curve={} if kept == 'none' else fit_curve(y, p, kept), gain=gain, why=why,
-                       before=_mean('log_loss', old[~np.isnan(new)]), after=_mean('log_loss', new))
+                       before=_mean('log_loss', old[~np.isnan(new)], level),
+                       after=_mean('log_loss', new, level))
+
+def _moves(gain: Estimate, *, done: bool) -> str: # 'falls by 0.1 [0.05, 0.15]', 'would rise by 0.01 [-0.01, 0.03]'
+    if gain.status != 'ok': return f'would change by {gain.text}'
+    if done: return f'falls by {gain.value:.2g} [{gain.low:.2g}, {gain.high:.2g}]'
+    if gain.value >= 0: return f'would fall by {gain.value:.2g} [{gain.low:.2g}, {gain.high:.2g}]'
+    return f'would rise by {-gain.value:.2g} [{-gain.high:.2g}, {-gain.low:.2g}]'
 
 def row_loss(y: np.ndarray, p: np.ndarray) -> np.ndarray: # NaN where p is
     "Each row's part of the log loss."
     return -np.log(np.clip(p[np.arange(len(y)), y], 1e-15, 1))
 
-def _mean(name: str, values: np.ndarray) -> Estimate: # of the rows that a curve of other folds has moved
-    return mean(values[~np.isnan(values)], metric=name)
+def _mean(name: str, values: np.ndarray, level: float) -> Estimate: # of the rows that a curve of other folds has moved
+    return mean(values[~np.isnan(values)], metric=name, level=level)
 
 # %% ../nbs/03b_calibration.ipynb #a7a02e26
 class Threshold(Record):

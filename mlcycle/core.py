@@ -18,9 +18,9 @@ from pydantic import (BaseModel, BeforeValidator, ConfigDict, Field, PlainSerial
 __all__ = ['Frame', 'FACTS', 'TASK_METRICS', 'CHANNEL_KEYS', 'STAGES', 'Task', 'Scalar', 'Positive', 'Share', 'PERIODS',
            'DEFAULT_GATES', 'RENAMED', 'MlcycleError', 'SettingsError', 'DataError', 'Blocked', 'MissingEvidence',
            'IntegrityError', 'jsonable', 'frame_body', 'canonical_json', 'digest', 'write_atomic', 'sync_folder',
-           'shown', 'escaped', 'html_pairs', 'html_table', 'Record', 'Result', 'label', 'Estimate', 'estimates_table',
-           'Criterion', 'judge', 'Channel', 'AlarmsSection', 'ScheduleSection', 'ProjectSection', 'Costs',
-           'ProblemSection', 'Source', 'Join', 'Treatment', 'Allowed', 'SplitSection', 'DataSection',
+           'shown', 'rows_are', 'escaped', 'html_pairs', 'html_table', 'Record', 'Result', 'label', 'Estimate',
+           'estimates_table', 'Criterion', 'judge', 'Channel', 'AlarmsSection', 'ScheduleSection', 'ProjectSection',
+           'Costs', 'ProblemSection', 'Source', 'Join', 'Treatment', 'Allowed', 'SplitSection', 'DataSection',
            'DevelopmentSection', 'ValidationSection', 'CanarySection', 'LoggedColumn', 'LogSection', 'TreatedColumn',
            'InputsSection', 'DeploymentSection', 'false_alarms_per_day', 'MonitoringSection', 'RetrainingSection',
            'GovernanceSection', 'RetentionSection', 'Gate', 'RunSection', 'StoreSection', 'Settings', 'check_settings',
@@ -113,6 +113,12 @@ def shown(value: object) -> str: # text for a person, not yet escaped
     if isinstance(value, (list, tuple)): return ', '.join(map(shown, value)) or '–'
     if isinstance(value, dict): return ', '.join(f'{k}: {shown(v)}' for k, v in value.items()) or '–'
     return str(value)
+
+def rows_are(n: int, # how many
+             kind: str='', # of rows: 'training'
+             ) -> str: # '1 row is', '2,000 training rows are'
+    "A number of rows as the beginning of a sentence."
+    return f'{n:,} {kind} row{" is" if n == 1 else "s are"}'.replace('  ', ' ')
 
 def escaped(value: object, longest: int=300) -> str: # safe inside an HTML element or attribute
     "A stranger's text for a page: escaped, direction marks made visible, cut with a note."

@@ -12,7 +12,7 @@ from scipy.special import expit
 from sklearn.base import clone
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.model_selection import StratifiedKFold
-from .core import Estimate
+from .core import Estimate, rows_are
 from .estimates import answered, outcomes
 from .features import ColumnPlan, FeaturePlan, build_pipeline
 from .metrics import METRICS, Terms
@@ -137,7 +137,7 @@ def fault_parts(metric: str, current: Outcomes,
     counts = np.vstack([np.ones((1, n)), drawn])
     for name in faults:
         has = faults[name].to_numpy(bool)
-        why = f'{int((~has).sum())} rows are without it, {FEWEST} are needed' if (~has).sum() < FEWEST else ''
+        why = f'{rows_are(int((~has).sum()))} without it, {FEWEST} are needed' if (~has).sum() < FEWEST else ''
         values = form.value(counts)-form.value(counts*~has) if form and not why else np.array([np.nan])
         why = why or f'{metric} is not defined without those rows'
         found.append((*name, int(has.sum()), *_part(values, level, why)))

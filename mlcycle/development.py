@@ -14,13 +14,13 @@ from pydantic import Field
 
 from .calibration import Calibration, Threshold, choose_curve, choose_threshold, cross_fitted
 from .core import (Estimate, Frame, Project, Result, Settings, SettingsError, escaped, estimates_table,
-                          html_pairs, html_table)
+                          html_pairs, html_table, rows_are)
 from .effects import threshold_effects
 from .features import Calibrated, FeaturePlan, build_pipeline, infer_plan, read_target
 from .folds import make_folds
 from .metrics import METRICS, Scored, default_metric, difference, measure, said_and_came, scored, terms_of
 from .progress import long_work
-from .search import ORDER, Bench, Goal, Hunt, Labelled, Outcome, candidates, search, side_by_side
+from .search import ORDER, Bench, Goal, Hunt, Labelled, Outcome, budget_of, candidates, search, side_by_side
 
 # %% auto #0
 __all__ = ['SHOWN', 'RESAMPLES', 'Leaderboard', 'training_rows', 'recorded_plan', 'make_bench', 'in_order', 'typical_rows',
@@ -189,7 +189,7 @@ def _finish(bench: Bench, chosen: Outcome, settings: Settings) -> dict: # fields
     y = np.searchsorted(bench.classes, true)
     p = scores if scores.ndim == 2 else np.column_stack([1-scores, scores])
     parts, ordered = [np.searchsorted(bench.covered, held) for _, held in bench.folds], in_order(bench.folds)
-    calibration = choose_curve(y, p, parts=parts, ordered=ordered) if settings.development.calibrate else None
+    calibration = choose_curve(y, p, parts=parts, ordered=ordered, level=bench.terms.level) if settings.development.calibrate else None
     if calibration and calibration.curve:
         p = cross_fitted(y, p, parts, method=calibration.method, ordered=ordered)
     rows = ~np.isnan(p[:, 0])
@@ -248,13 +248,12 @@ def develop(project: Project,
     "Search, choose, calibrate, set the threshold, fit on all rows, register, record."
     project.must_write('leaderboard')
     settings, started = project.settings, time.monotonic()
+    spend = budget_of(settings.development, trials=trials, seconds=seconds)
     known = {c.name: c for c in candidates(settings)}
     rows, content = training_rows(project, train)
     y, plan = read_target(rows, settings), recorded_plan(project, rows)
     bench = make_bench(project, plan, rows, y)
-    hunt = _watched_search(project, bench, list(known.values()),
-                           trials=settings.development.trials if trials is None else trials,
-                           seconds=settings.development.seconds if seconds is None else seconds)
+    hunt = _watched_search(project, bench, list(known.values()), **spend)
     entrants = _entrants(bench, hunt)
     board = _board(bench, entrants)
     chosen, why = _choose(entrants, board, known)
@@ -311,7 +310,7 @@ def _notes(bench: Bench, hunt: Hunt, board: pd.DataFrame, rows: int) -> list[str
                 bool(board.tied[board.algorithm == 'dummy'].any()),
             f'The search looked at {len(bench.y):,} of {rows:,} rows, drawn at random; the model is fitted on all.':
                 len(bench.y) < rows,
-            f'{len(bench.y)-len(bench.covered):,} rows are the past that the first fold learns from, and not measured.':
+            f'{rows_are(len(bench.y)-len(bench.covered))} the past that the first fold learns from, and not measured.':
                 len(bench.covered) < len(bench.y),
             'The best of many trials looks a little too good; the figure to quote is validation\'s, on the test set.':
                 len(board) > 3}

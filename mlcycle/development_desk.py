@@ -63,7 +63,7 @@ def threshold_html(project: Project, threshold: float | None) -> str:
     board = board_of(project)
     if threshold is None: return '<p class="note">Only a task with two classes has a threshold.</p>'
     kept = f'the version answers with {board.threshold.value:.4g}: {board.threshold.why}'
-    rates = rates_at(board.effects, threshold)
+    rates = rates_at(board.effects, threshold, level=project.settings.validation.level)
     groups = ''.join(f'<div style="flex:1 1 480px;min-width:0"><b style="display:block">{escaped(m.replace("_", " "))}</b>{rates_svg(rates, m)}</div>' for m in SHOWN_RATES)
     return (f'<p>At {threshold:.4g}; <span class="note">{escaped(kept, 400)}</span></p>{errors_html(board, threshold)}{costs_html(project, threshold)}'
             f'<div style="display:flex;flex-wrap:wrap;gap:12px">{groups}</div>')
@@ -78,7 +78,7 @@ def errors_html(board: Leaderboard, threshold: float) -> str:
 def costs_html(project: Project, threshold: float) -> str:
     "The mean cost of a row over all thresholds, and the costs for which this one is best."
     board, costs = board_of(project), project.settings.problem.costs
-    points = [dict(x=r.threshold, value=r.value, low=r.low, high=r.high) for r in cost_of(board.effects, costs).itertuples()]
+    points = [dict(x=r.threshold, value=r.value, low=r.low, high=r.high) for r in cost_of(board.effects, costs, level=project.settings.validation.level).itertuples()]
     marks = [Level(threshold, f'{threshold:.4g}', RED, upright=True)]
     here = min(points, key=lambda p: abs(p['x']-threshold))
     said = f"A row costs {shown(here['value'])} [{shown(here['low'])}, {shown(here['high'])}] at a false yes of {costs.false_positive:g} and a false no of {costs.false_negative:g}."

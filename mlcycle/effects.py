@@ -56,9 +56,10 @@ def confusion_at(effects: pd.DataFrame, threshold: float) -> pd.DataFrame: # out
                         columns=['answered yes', 'answered no']).astype(int)
 
 def rates_at(effects: pd.DataFrame,
-             threshold: float) -> pd.DataFrame: # attribute, group, metric, status, value, low, high, n, reason
+             threshold: float, *, level: float=0.95, # of the intervals
+             ) -> pd.DataFrame: # attribute, group, metric, status, value, low, high, n, reason
     "Every group's rates."
-    found = [(r.attribute, r.group, metric, wilson(*of(r), metric=metric))
+    found = [(r.attribute, r.group, metric, wilson(*of(r), metric=metric, level=level))
              for r in _at(effects, threshold).itertuples() for metric, of in RATES.items()]
     return pd.DataFrame([(a, g, m, e.status, e.value, e.low, e.high, e.n, e.reason) for a, g, m, e in found],
                         columns=['attribute', 'group', 'metric', 'status', 'value', 'low', 'high', 'n',
@@ -69,9 +70,10 @@ def _at(effects: pd.DataFrame, threshold: float) -> pd.DataFrame:
     return effects[effects.threshold == nearest(effects, threshold)]
 
 # %% ../nbs/03c_effects.ipynb #17c4c926
-def cost_of(effects: pd.DataFrame, costs: Costs) -> pd.DataFrame: # threshold, value, low, high
+def cost_of(effects: pd.DataFrame, costs: Costs, *,
+            level: float=0.95) -> pd.DataFrame: # threshold, value, low, high
     "The mean cost of a row at each threshold, with its interval."
-    terms, rows = Terms(task='binary', costs=costs), effects[effects.attribute == ''].itertuples()
+    terms, rows = Terms(task='binary', costs=costs, level=level), effects[effects.attribute == ''].itertuples()
     found = [(r.threshold, mean_cost(r.selected-r.hits, r.positives-r.hits, r.n, terms)) for r in rows]
     return pd.DataFrame([(t, e.value, e.low, e.high) for t, e in found],
                         columns=['threshold', 'value', 'low', 'high'])

@@ -53,7 +53,7 @@ def check_parameters(given: dict, # name → value or text
     "Given values in their declared types; an unknown name or an unfit value is an error."
     for key in given:
         if not key.isidentifier() or keyword.iskeyword(key) or key not in known:
-            raise SettingsError(f'{name} has no parameter {key!r}. Parameters: {", ".join(known)}.')
+            raise SettingsError(f'No parameter {key!r} in {name}. Parameters: {", ".join(known)}.')
     return {key: _converted(known[key], value, name) for key, value in given.items()}
 
 def _converted(parameter: Parameter, value: object, name: str) -> object:

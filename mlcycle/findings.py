@@ -12,7 +12,7 @@ import pandas as pd
 from .alarms import Finding
 from .budget import criterion_at, share_of, stretch
 from .causes import CAUSE_FIELDS, Onset
-from .core import Criterion, Estimate, Project
+from .core import Criterion, Estimate, Project, rows_are
 from .metrics import METRICS
 from .slow import SLOW_FIELDS
 from .statistics import square_and_add
@@ -108,7 +108,7 @@ def window_findings(project: Project, watch: Watch, window: Window) -> list[Find
     if not window.complete: return []
     if not window.rows: return [Finding(cause='traffic', answer='alarm', why='no predictions were logged')]
     future = Finding(cause='quality', column='at', answer='alarm' if window.future else 'clear',
-                     why=f'{window.future} rows are dated in the future')
+                     why=f'{rows_are(window.future)} dated in the future')
     metric, monitoring, days = main_metric(project), project.settings.monitoring, days_of(window)
     performance, estimate, criterion = (share_of(c, monitoring, days) for c in ('performance', 'estimate', 'criterion'))
     return [Finding(cause='traffic', answer='clear'), future, *_column_findings(window, monitoring.min_effect),

@@ -9,7 +9,7 @@ __all__ = ['row_groups', 'near_duplicates', 'Choice', 'choose_strategy', 'doubts
 # %% ../nbs/00l_folds.ipynb #7e7f26ad
 import numpy as np
 import pandas as pd
-from .core import DataError, Record, Settings
+from .core import DataError, Record, Settings, rows_are
 
 # %% ../nbs/00l_folds.ipynb #f2496ebe
 def row_groups(df: pd.DataFrame, # rows in order
@@ -26,7 +26,7 @@ def row_groups(df: pd.DataFrame, # rows in order
     if not repeats: return None, 'no row is all but equal to another'
     if repeats > len(df)/2:
         return None, f'equal rows are the rule ({repeats:,} of {len(df):,}): coarse columns, no copies'
-    return near, f'{repeats:,} rows are all but equal to another one'
+    return near, f'{rows_are(repeats)} all but equal to another one'
 
 def _groups(values: pd.Series) -> np.ndarray: # a missing group is a group of its own
     codes = pd.factorize(values)[0]
@@ -179,7 +179,7 @@ def make_folds(df: pd.DataFrame, # training rows
                ) -> list[tuple[np.ndarray, np.ndarray]]: # positions of training and test rows
     "Cross-validation folds that keep to the way the test set was cut; the same seed gives the same folds."
     if len(df) < 2*n_splits:
-        raise DataError(f'{len(df)} rows are too few for {n_splits} folds. Give more rows, or set '
+        raise DataError(f'{rows_are(len(df))} too few for {n_splits} folds. Give more rows, or set '
                         f'development.folds lower.')
     choice = choose_strategy(df, settings)
     if choice.strategy == 'time': return _windows(df, settings, choice.column, n_splits)

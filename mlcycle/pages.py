@@ -83,7 +83,7 @@ STYLE = '''<style>
         --jp-widgets-color: #e5e7eb; --jp-widgets-input-color: #e5e7eb; --jp-widgets-input-background-color: #1c2534;
         --jp-widgets-input-border-color: #6b7280; --jp-layout-color0: #111827; --jp-layout-color1: #111827; color-scheme: dark}
   html, body, .jupyter-widgets {--jp-widgets-dropdown-arrow: url(ARROW)}
-  .mlc img {filter: invert(.93) hue-rotate(180deg) brightness(1.35); border-radius: 4px}
+  .mlc img {filter: invert(1) hue-rotate(180deg); mix-blend-mode: screen}
   :root {--focus: #7cc4f5}
   input::placeholder {color: #9aa4b2}
 }

@@ -229,7 +229,7 @@ def _tried(trial: Trial, settings: Settings) -> dict: # fields of Feasibility
     curve = learning_curve(trial, best, first.metric)
     return dict(metric=first.metric, model=best, estimate=estimate, baselines=baselines,
                 simple=_as_table(tried), curve=curve,
-                criteria=_judged(criteria, tried[best], farthest(curve, first.metric), baselines),
+                criteria=_judged(criteria, tried[best], farthest(curve, first.metric, level=trial.terms.level), baselines),
                 rows_needed=rows_needed(curve, estimate, first, baseline=baselines[first.metric].value))
 
 def _better(tried: dict[str, dict[str, Estimate]], criterion: Criterion) -> str: # a model

@@ -152,6 +152,9 @@ def scaffold(folder: str | Path, # to be made; may exist when it is empty
              outline: Outline, # what the person says
              ) -> Scaffold:
     "Make a project from data and a target, or nothing at all."
+    if not isinstance(outline, Outline):
+        raise SettingsError(f'scaffold takes an Outline, {type(outline).__name__} {shown(outline)[:80]!r} came. '
+                            "Write scaffold(folder, Outline(data='loans.csv', target='repaid')).")
     folder = Path(folder).expanduser().resolve()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise SettingsError(f'{folder.name!r} is there already and not empty. Name a new folder.')

@@ -16,7 +16,7 @@ from .metrics import Scored, default_metric, difference, grouped, scored, terms_
 from .registry import Model, ModelVersion
 from .keeping import stored_name, unlogged
 from .scoring import answers, holder, labelled, logged, utc
-from .statistics import wilson
+from .statistics import mean, wilson
 
 # %% auto #0
 __all__ = ['REPLAYED', 'AgainstChampion', 'Replay', 'ShadowReport', 'differences', 'better_by', 'replay', 'inputs_of',
@@ -60,29 +60,28 @@ class ShadowReport(AgainstChampion):
 
 def differences(both: pd.DataFrame, # score, decision, new_score, new_decision, and the protected attributes
                 info: ModelVersion, attributes: dict[str, str], # protected attribute → its column in `both`
+                *, level: float=0.95, # of the intervals
                 ) -> dict: # the figures of an AgainstChampion
     "Who gets another decision, and how far scores move."
     old, new = both['score'].to_numpy(float), both['new_score'].to_numpy(float)
     if info.task == 'regression': changed = np.abs(new-old) > .1*old.std()
     else: changed = (both['decision'].map(str) != both['new_decision'].map(str)).to_numpy()
-    moved = pd.Series(new-old)
-    half = 1.96*float(moved.std())/np.sqrt(len(moved)) if len(moved) > 1 else 0.
-    shift = Estimate(metric='score shift', value=float(moved.mean()), low=float(moved.mean()-half), high=float(moved.mean()+half), n=len(moved))
     kinds = pd.DataFrame({'champion': [], 'version': [], 'rows': []})
     if info.task != 'regression':
         kinds = both[changed].groupby(['decision', 'new_decision'], as_index=False).size()
         kinds.columns = ['champion', 'version', 'rows']
-    return {'rows': len(both), 'changed': int(changed.sum()), 'churn': wilson(int(changed.sum()), len(both), metric='churn'),
-            'score_shift': shift, 'changes': kinds, 'groups': _by_group(both, changed, attributes)}
+    return {'rows': len(both), 'changed': int(changed.sum()), 'churn': wilson(int(changed.sum()), len(both), metric='churn', level=level),
+            'score_shift': mean(new-old, metric='score shift', level=level), 'changes': kinds,
+            'groups': _by_group(both, changed, attributes, level=level)}
 
-def _by_group(both: pd.DataFrame, changed: np.ndarray, attributes: dict[str, str]) -> pd.DataFrame:
+def _by_group(both: pd.DataFrame, changed: np.ndarray, attributes: dict[str, str], *, level: float) -> pd.DataFrame:
     rows = []
     for attribute, column in attributes.items():
         if column not in both: continue
         values = pd.Series(grouped(both[column]), index=both.index)
         for group in sorted(values.dropna().unique(), key=str):
             mask = (values == group).to_numpy()
-            share = wilson(int(changed[mask].sum()), int(mask.sum()))
+            share = wilson(int(changed[mask].sum()), int(mask.sum()), level=level)
             up, down = (int((changed & mask & (sign*(both['new_score']-both['score']).to_numpy(float) > 0)).sum()) for sign in (1, -1))
             rows.append((attribute, str(group), int(mask.sum()), int(changed[mask].sum()), share.value, share.low, share.high, up, down))
     return pd.DataFrame(rows, columns=['attribute', 'group', 'rows', 'changed', 'churn', 'low', 'high', 'score up', 'score down'])
@@ -114,7 +113,7 @@ def replay(project: Project, version: str, *, # a version number or a role
     attributes = {c: stored_name(c) for c in project.settings.data.protected}
     known = both.merge(_outcomes(project, rows), on='prediction_id') if project.tables.exists('labels') else both.head(0)
     found = Replay(version=info.version, because=because, model_hash=info.hash, champion=champion.version, since=rows['at'].min().isoformat(),
-                   until=rows['at'].max().isoformat(), **differences(both, info, attributes),
+                   until=rows['at'].max().isoformat(), **differences(both, info, attributes, level=project.settings.validation.level),
                    quality=better_by(project, info, champion, known), latency=_latency(project, (champion, info), rows))
     project.record(found, subject=info.version)
     return found
@@ -170,7 +169,7 @@ def compare_shadow(project: Project, version: str='shadow', # a version number o
     attributes = {c: stored_name(c) for c in project.settings.data.protected}
     known = both.merge(_outcomes(project, both), on='prediction_id') if project.tables.exists('labels') else both.head(0)
     found = ShadowReport(version=info.version, model_hash=info.hash, champion=beside, since=both['at'].min().isoformat(), until=both['at'].max().isoformat(),
-                         **differences(both, info, attributes), quality=better_by(project, info, project.registry.info(beside), known),
+                         **differences(both, info, attributes, level=project.settings.validation.level), quality=better_by(project, info, project.registry.info(beside), known),
                          latency=pd.DataFrame(columns=['version', 'median ms', 'p99 ms']))
     project.record(found, subject=info.version)
     return found

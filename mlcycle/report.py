@@ -23,7 +23,7 @@ pre{background:#f6f8fa;padding:.6rem;overflow-x:auto;white-space:pre-wrap;overfl
 .state{padding:.5rem .8rem;border-left:4px solid #57606a;background:#f6f8fa;margin:1rem 0}.failed{border-color:#b42318}.blocked{border-color:#9a6700}
 .done{border-color:#1a7f37}.summary{padding:.2rem .9rem;border:1px solid #d0d7de;border-radius:6px}.summary h2{margin-top:.6rem;border:0}.summary p{margin:.3rem 0}.jp-RenderedText pre{margin:.3rem 0}@media print{body{margin:0}}
 @media (prefers-color-scheme:dark){body{color:#e6edf3;background:#0d1117}th,pre,.state{background:#161b22}th,td{border-color:#30363d}
-h2{border-color:#30363d}img{background:#fff}img[src^="data:image/svg"]{filter:invert(.93) hue-rotate(180deg) brightness(1.35)}
+h2{border-color:#30363d}img{background:#fff}img[src^="data:image/svg"]{filter:invert(1) hue-rotate(180deg);mix-blend-mode:screen}
 :root{--jp-ui-font-color2:#9aa4b2;--jp-layout-color2:#161b22;--jp-border-color2:#30363d;--jp-error-color0:#ff7b72;--jp-success-color0:#3fb950}}'''
 PAGE = '''<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TREE_ROWS', 'CANDIDATES', 'EXTRA', 'ORDER', 'Candidate', 'candidates', 'installed', 'Goal', 'Labelled', 'Bench',
-           'Trial', 'Outcome', 'side_by_side', 'cross_validate', 'Hunt', 'search', 'so_far', 'progress']
+           'Trial', 'Outcome', 'side_by_side', 'cross_validate', 'Hunt', 'budget_of', 'search', 'so_far', 'progress']
 
 # %% ../nbs/03a_search.ipynb #30e4d08f
 import math
@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from importlib.util import find_spec
+from numbers import Integral, Real
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,7 +27,7 @@ from sklearn.ensemble import (HistGradientBoostingClassifier, HistGradientBoosti
 from sklearn.linear_model import LogisticRegression, Ridge
 from threadpoolctl import threadpool_limits
 
-from .core import DataError, Record, Settings, SettingsError
+from .core import DataError, DevelopmentSection, Record, Settings, SettingsError
 from .features import FeaturePlan, build_pipeline, held_constant
 from .metrics import METRICS, Terms, measure, scored
 from .progress import advance as tell_progress
@@ -253,6 +254,16 @@ class Hunt(NamedTuple):
     cut: bool # the time was over before the trials were
     interrupted: bool # a person stopped it
 
+def budget_of(settings: DevelopmentSection, **asked: float | None) -> dict[str, float]: # trials, seconds
+    "What a search may spend: what is asked, else the settings; SettingsError for what is no number above zero."
+    for name, value in asked.items():
+        whole, kind = name == 'trials', 'a whole number from 1 on' if name == 'trials' else 'a number of seconds above 0'
+        fits = isinstance(value, Integral if whole else Real) and not isinstance(value, bool) and value > 0
+        if value is not None and not fits:
+            raise SettingsError(f'{name} is {kind}, {value!r:.80} came. Leave it out for what mlcycle.toml says: '
+                                f'development.{name} = {getattr(settings, name):g}.')
+    return {name: getattr(settings, name) if value is None else value for name, value in asked.items()}
+
 def search(bench: Bench, candidates: list[Candidate],
            *, trials: int=30, # at most
            seconds: float=60., # at most, but for the first trial that can be used
@@ -280,7 +291,7 @@ def so_far(bench: Bench, outcomes: list[Outcome], most: int=8) -> list[dict]: # 
     from scipy.stats import t
     complete = sorted((o.trial for o in outcomes if o.scores is not None),
                       key=lambda o: -bench.sign*np.mean(o.scores))[:most]
-    half = lambda v: float(t.ppf(.975, len(v)-1)*np.std(v, ddof=1)/np.sqrt(len(v))) if len(v) > 1 else math.inf
+    half = lambda v: float(t.ppf((1+bench.terms.level)/2, len(v)-1)*np.std(v, ddof=1)/np.sqrt(len(v))) if len(v) > 1 else math.inf
     gaps = [bench.sign*np.subtract(complete[0].scores, o.scores) for o in complete]
     return [dict(trial=o.number, algorithm=o.algorithm, value=float(np.mean(o.scores)),
                  low=float(np.mean(o.scores))-half(o.scores),

@@ -9,7 +9,7 @@ __all__ = ['OPTIONS', 'STEPS', 'read_file', 'read_source', 'declared_types', 'lo
 # %% ../nbs/00g_sources.ipynb #b26163bd
 import hashlib
 from pathlib import Path
-from .core import DataError, Project, SettingsError, Settings, Source, digest
+from .core import DataError, Project, SettingsError, Settings, Source, digest, rows_are
 from .reading import Finding, Reading, check_names, csv_table, decode, shortened, sniff_separator
 from .formats import (FORMATS, LARGEST, excel_table, guess_format, json_table, objects_table,
                              parquet_table, unpack)
@@ -211,7 +211,7 @@ def load(project: Project): # (DataFrame, list of Reading, DataFrame with a row 
     elif project.settings.data.combine == 'stack': df, steps = _stacked(project, frames)
     else: df, steps = _joined(project.settings, frames)
     if len(df) < 2:
-        raise DataError(f'{len(df)} rows are left after joining {shortened(list(frames))}. See data.joins '
+        raise DataError(f'{rows_are(len(df))} left after joining {shortened(list(frames))}. See data.joins '
                         f'in mlcycle.toml.')
     return df, readings, pd.DataFrame(steps, columns=list(STEPS))
 

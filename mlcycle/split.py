@@ -9,7 +9,7 @@ __all__ = ['SplitAdvice', 'advise_split', 'write_split']
 from typing import ClassVar
 import numpy as np
 import pandas as pd
-from .core import DataError, Frame, Project, Result, Settings
+from .core import DataError, Frame, Project, Result, Settings, rows_are
 from .features import encode_target
 from .folds import Choice, choose_strategy, cut_at, near_duplicates, row_groups, time_order
 
@@ -130,7 +130,7 @@ def _concerns(frames: dict, settings: Settings, choice: Choice, shared: int,
               summary: pd.DataFrame) -> list[str]:
     "What a person should know about the parts."
     data, target, out = settings.data, settings.problem.target, []
-    if shared: out.append(f'{shared:,} test rows are all but equal to a training row')
+    if shared: out.append(f'{rows_are(shared, "test")} all but equal to a training row')
     if len(frames['live']) and choice.strategy != 'time':
         out.append('the live rows are not the newest ones: there is no time column to tell')
     if data.label_time in frames['train'] and data.time in frames['train'] and choice.strategy == 'time':

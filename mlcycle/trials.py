@@ -168,12 +168,13 @@ def learning_curve(trial: Trial, name: str, # of a simple model
     return pd.DataFrame(dict(rows=both.rows, value=value, low=low, high=high, source=both.source))
 
 def farthest(curve: pd.DataFrame, # of `learning_curve`
-             metric: str) -> Estimate: # at ten times the rows looked at
+             metric: str, *, level: float=0.95, # that the curve was made at
+             ) -> Estimate: # at ten times the rows looked at
     "The last point of a curve carried forward."
     ahead = curve[curve.source == 'carried forward']
     if ahead.empty: return Estimate.undefined(metric, 'too few sizes could be measured for a learning curve')
     last = ahead.iloc[-1]
-    return Estimate(metric=metric, value=last.value, low=last.low, high=last.high, n=int(last.rows))
+    return Estimate(metric=metric, value=last.value, low=last.low, high=last.high, n=int(last.rows), level=level)
 
 def rows_needed(curve: pd.DataFrame, # of `learning_curve`
                 estimate: Estimate, # the metric on the rows looked at

@@ -11,7 +11,7 @@ import pandas as pd
 from .checks import (Examined, calibration_table, curve, disparities, group_gap, group_labels,
                             groups_table, overfit_gap, robustness, sampled, worst_slices)
 from .core import (Criterion, DataError, Estimate, Frame, Project, Result, Settings, escaped,
-                          estimates_table, html_pairs, html_table, judge, label, missing_evidence)
+                          estimates_table, html_pairs, html_table, judge, label, missing_evidence, rows_are)
 from .explainability import explain, importance, leaves
 from .features import encode_target
 from .ledger import versions
@@ -253,7 +253,7 @@ def _notes_on_rows(examined: Examined, train: pd.DataFrame) -> list[str]:
     rows, protected, twins = examined.rows, examined.settings.data.protected, _twins(examined, train)
     notes = [f'{twins:,} of {len(rows):,} sealed rows stand, word for word, in training too.']*(twins > 0)
     newer = _newer(rows, train, examined.settings.data.time)
-    notes += [f'{newer:,} training rows are newer than every sealed row: these are its past.']*(newer > 0)
+    notes += [f'{rows_are(newer, "training")} newer than every sealed row: its past.']*(newer > 0)
     gone = [f'{a}: no such column in the sealed rows.' for a in protected if a not in rows]
     cut = [f'{a}: {note}.' for a in protected if a in rows and (note := group_labels(rows[a])[1])]
     return notes+gone+cut
