@@ -49,7 +49,7 @@ def execute(project: Project, *sources: str, kind='warm', limit=60, **parameters
 
 @pytest.mark.parametrize('name', ["n=1;open('pwned','w').write('x');n", 'a b', 'class', '__x', 'n\n', 'zzz', ''])
 def test_a_name_is_never_code(project, name):
-    with pytest.raises(SettingsError, match='no parameter'): run(project, ['problem'], parameters={name: '1'})
+    with pytest.raises(SettingsError, match='No parameter'): run(project, ['problem'], parameters={name: '1'})
     assert not (project.folder/'pwned').exists() and project.ledger.entries('run') == []
 
 
@@ -115,7 +115,7 @@ subprocess.Popen(['sleep', '901'])'''
 def test_nothing_is_left_behind(project, kind):
     done = execute(project, DAEMON, kind=kind)
     assert done.state == 'done' and len(done.left_behind) >= 1
-    assert not [p for p in marked_processes() if any('90' in a for a in p.cmdline())]
+    assert not [p for p in marked_processes() if any('sleep(900)' in a or a == '901' for a in p.cmdline())]
 
 
 def test_a_failing_cell_saves_the_notebook_and_fails_the_run(project):
