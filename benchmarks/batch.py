@@ -6,7 +6,8 @@ The model is that of `serving.py`: scaler and one-hot over 20 numeric and 10 cat
 "The scorer alone" is as many worker processes, with one thread each, that score pieces which lie in memory already: nothing is read,
 checked, logged or written. It is measured three times: the pipeline on DataFrames, the compiled scorer on columns of Python values, as a
 request brings them, and the compiled scorer on dense arrays of numbers and of levels, the quickest form there is. Then the command runs
-from start to end, with its rows in the log of predictions and without. On a machine that others use the clock says little: beside each
+from start to end, with its rows in the log of predictions and without, and with all columns of the table in the output or only the id
+(`--column id`: who joins the answers to the table again needs no second copy of it). What was promised is said to be met or not for each. On a machine that others use the clock says little: beside each
 rate stands that of one second of processor time, over all processes, with all that starting and ending them takes. The project is made anew in a temporary folder; its disk is the
 one that TMPDIR names.
 """
@@ -19,6 +20,9 @@ import pyarrow.parquet as pq
 from serving import NUMBERS, WORDS, make_project, rows
 
 CHUNK, PIECE = 500_000, 50_000
+SHARE, GIGABYTES = .8, 2   # of the compiled scorer alone; of memory
+WAYS = {'in the log, all columns': (), 'in the log, id': ('--column', 'id'), 'not in the log, all columns': ('--no-log',),
+        'not in the log, id': ('--no-log', '--column', 'id')}
 
 
 def write_input(path: Path, n: int) -> None:
@@ -95,13 +99,17 @@ def main() -> None:
                 print(f'  {how:<10} alone, in memory: {rates[how][0]:>12,.0f} rows/s, {rates[how][1]:,.0f} a second of processor', flush=True)
         out = home/('scores' if asked.out == 'folder' else f'scores.{asked.out}')
         print(f'  {known_path(project, "1").headline}', flush=True)   # compared once for each version, here and not in what is measured
-        command = [Path(sys.executable).with_name('mlcycle'), 'score', source, '--out', out, '--workers', str(asked.workers), '--project', project.folder]
-        for what, more in (('rows in the log', []), ('rows not in the log', ['--no-log'])):
+        command, promised = [Path(sys.executable).with_name('mlcycle'), 'score', source, '--out', out, '--workers', str(asked.workers), '--project', project.folder], []
+        for what, more in WAYS.items():
             before = pq_rows(project)
             seconds, used, peak = measured([*command, *more])
             rate, work, logged = asked.rows/seconds, asked.rows/used, pq_rows(project)-before
-            print(f'  mlcycle score, {what:<20}: {rate:>12,.0f} rows/s ({seconds:.1f} s), {work:,.0f} a second of processor, peak {peak:.2f} GB; {logged:,} rows in the log')
+            print(f'  mlcycle score, {what:<27}: {rate:>9,.0f} rows/s ({seconds:.1f} s), {work:,.0f} a second of processor, peak {peak:.2f} GB; {logged:,} rows in the log')
             print('    '+', '.join(f'{rate/clock:.2f} × {how} alone ({work/own:.2f} of processor)' for how, (clock, own) in rates.items()), flush=True)
+            promised += [(f'{what}: {rate/rates["compiled"][0]:.2f} × compiled alone, {SHARE} asked', rate >= SHARE*rates['compiled'][0]),
+                         (f'{what}: {peak:.2f} GB at the peak, {GIGABYTES} allowed', peak < GIGABYTES)]
+        print('promised')
+        for what, met in promised: print(f'  {"met    " if met else "NOT MET"} {what}')
 
 
 def pq_rows(project) -> int:

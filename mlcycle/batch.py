@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from .adoption import adopt, numbered, row_groups, rows_so_far
 from .column_types import Rules
 from .content import to_arrow
-from .columns import Scorer, agrees, known_path, layout, load_scorer, log_columns, piece_answers, plain_frame, row_ids, storable
+from .columns import Scorer, agrees, columns_read, known_path, layout, load_scorer, log_columns, piece_answers, plain_frame, row_ids, storable
 from .compiled import ScoringPath
 from .core import Blocked, DataError, Project, Record, Result, SettingsError, digest, sync_folder, write_atomic
 from .features import FeaturePlan
@@ -27,6 +27,7 @@ from .formats import FORMATS
 from .keeping import stored_name
 from .log import log_event
 from .pieces import LargeTable, Part, file_hash, pieces, survey
+from .reading import shortened
 from .scoring import admit, event_times, formula_safe, read_rows
 from .sources import types_as_read
 
@@ -45,6 +46,7 @@ class Job(Record):
     key: str # 16 hexadecimal digits: the beginning of every prediction id
     at: str # when it began, UTC: the time of rows that have none
     log: bool = True # whether rows are kept for the log
+    columns: list[str] = [] # of the table, in the output; empty: all
     start: int = 0 # rows that the log had then
 
 class Done(Record):
@@ -65,7 +67,8 @@ def score_part(job: Job, part: Part) -> Done:
     project, scorer = _loaded(job.project, job.path)
     counts, first, own = {True: 0, False: 0}, part.first, scorer
     with _written(files[:1+job.log]) as write:
-        for rows in pieces(job.table, part, levels=[c for c, kind in scorer.types.items() if kind != 'number']):
+        wanted = columns_read(project, scorer.model, job.log)+job.columns if job.columns else job.table.columns
+        for rows in pieces(job.table, part, levels=[c for c, kind in scorer.types.items() if kind != 'number'], columns=wanted):
             if first == part.first and not agrees(scorer, rows, job.table.name): own = scorer._replace(compiled=None)
             tables, compiled = _scored(job, project, (own, rows, first))
             write(*tables)
@@ -85,7 +88,7 @@ def _scored(job: Job, project: Project, piece: tuple) -> tuple[list[pa.Table], b
     except DataError as error: raise DataError(f'{name}, rows {first+1:,} to {first+n:,}: {error}') from None
     version = pa.DictionaryArray.from_arrays(pa.array(np.zeros(n, np.int32)), [job.version])
     said = {'prediction_id': row_ids(job.key, first, n), 'at': _times(project, rows, job), 'version': version, **found}
-    out = pa.table(said | dict(zip(map(stored_name, rows.column_names), rows.columns)))
+    out = pa.table(said | {stored_name(c): rows[c] for c in job.columns or rows.column_names})
     if not job.log: return [out], compiled
     kept = log_columns(project, rows, FeaturePlan.from_body(scorer.model.info.plan), name)
     return [out, numbered(pa.table(said | kept), job.start+first)], compiled
@@ -124,10 +127,11 @@ def _put(made: Path, place: Path) -> None:
 
 # %% ../nbs/00ja_batch.ipynb #2850f67b
 class Spread(Record):
-    "On what a table is scored, and whether its rows go into the log."
+    "On what a table is scored, and what is kept of its rows."
     workers: int = 0 # processes; 0: one for each core
     cluster: str = '' # a Dask scheduler's address; empty: store.cluster, else this machine
     log: bool = True # False: of the predictions only the output is left, and its hash in the ledger
+    columns: tuple[str, ...] = () # of the table, in the output beside the answers; empty: all
 
 @contextmanager
 def mapper(spread: Spread, *, parts: int=2, # with a single one no process is started
@@ -258,7 +262,7 @@ def score_file(project: Project, source: str | Path, # CSV, Parquet, JSON lines,
     if not source.exists(): raise DataError(f'There is no {source.name!r}. Name a file, a folder of Parquet files, or a Delta table.')
     spread = spread if spread.cluster else spread.model_copy(update={'cluster': project.settings.store.cluster})
     before = _stamp(source)
-    with _job(project, source, (known_path(project, version), spread.log)) as (job, asked):
+    with _job(project, source, (known_path(project, version), spread)) as (job, asked):
         table, done, reused = _all_parts(job, asked, spread)
         if _stamp(source) != before: raise DataError(f'{source.name} changed while it was scored. Nothing was logged; score it again.')
         return _finish(project, job.model_copy(update={'table': table}), (out, done, reused))
@@ -268,11 +272,12 @@ def _stamp(source: Path) -> list:
     return [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files if f.is_file()]
 
 @contextmanager
-def _job(project: Project, source: Path, asked: tuple[ScoringPath, bool]) -> Iterator[tuple]: # the job, and what is read
+def _job(project: Project, source: Path, asked: tuple[ScoringPath, Spread]) -> Iterator[tuple]: # the job, and what is read
     "The work that an earlier call began, or a new folder for it; one process at a time."
-    path, log = asked
+    path, spread = asked
+    kept = {'log': spread.log, 'columns': [*dict.fromkeys(spread.columns)]}
     known = file_hash(source) if source.is_file() and source.stat().st_size <= SMALL else [str(source.resolve()), _stamp(source)]
-    work = project.store/'batch'/digest([known, path.body(), log])[:16]
+    work = project.store/'batch'/digest([known, path.body(), kept])[:16]
     _forget(work.parent)
     work.mkdir(parents=True, exist_ok=True)
     with work.with_suffix('.lock').open('a') as lock:
@@ -284,7 +289,7 @@ def _job(project: Project, source: Path, asked: tuple[ScoringPath, bool]) -> Ite
             write_atomic(facts, json.dumps({'key': secrets.token_hex(8), 'at': now, 'start': rows_so_far(project, 'predictions')}))
         empty = LargeTable(name=source.name, format='', hash='', columns=[], parts=[])
         told = json.loads(facts.read_text())
-        job = Job(project=str(project.folder), version=path.version, path=path, table=empty, work=str(work), log=log, **told)
+        job = Job(project=str(project.folder), version=path.version, path=path, table=empty, work=str(work), **kept, **told)
         try: yield job, _readable(project, source, work)
         except DataError: shutil.rmtree(work); raise   # other rows are another job
         shutil.rmtree(work)
@@ -316,9 +321,14 @@ def _all_parts(job: Job, asked: tuple[Path, Rules], spread: Spread) -> tuple[Lar
     large = source.is_dir() or source.stat().st_size > SMALL
     with mapper(spread, parts=2 if large else 1) as mapped:
         table = survey(source, rules, mapped=mapped).model_copy(update={'name': job.table.name})
+        _has_columns(table, job.columns)
         reused = sum(part_files(job.work, p.number)[-1].exists() for p in table.parts)
         job = job.model_copy(update={'table': table.model_copy(update={'parts': []})})
         return table, [*mapped(score_part, [job]*len(table.parts), table.parts)], reused
+
+def _has_columns(table: LargeTable, asked: list[str]) -> None:
+    if gone := [c for c in asked if c not in table.columns]:
+        raise DataError(f'No column {gone[0]!r} in {table.name}. Columns: {shortened(table.columns)}. Name those that the output shall carry.')
 
 def _finish(project: Project, job: Job, made: tuple[Path, list[Done], int]) -> BatchReport:
     "Log what was scored, publish it, and leave the report."

@@ -26,7 +26,7 @@ from .standing import settled
 
 # %% auto #0
 __all__ = ['FEW', 'plain_array', 'plain_frame', 'raw_columns', 'Scorer', 'known_path', 'load_scorer', 'piece_answers', 'agrees',
-           'log_columns', 'row_ids', 'layout', 'storable']
+           'columns_read', 'log_columns', 'row_ids', 'layout', 'storable']
 
 # %% ../nbs/00ie_columns.ipynb #85f7dfcc
 def plain_array(rows: pa.Table, column: str, name: str, # of the source, for messages
@@ -126,6 +126,12 @@ def agrees(scorer: Scorer, rows: pa.Table, name: str) -> bool:
     return bool(same and np.abs(found-wanted).max(initial=0) <= scorer.tolerance)
 
 # %% ../nbs/00ie_columns.ipynb #7be19eeb
+def columns_read(project: Project, model: Model, log: bool, # whether rows are logged
+                 ) -> list[str]: # of which some may not be there
+    "The columns of a table that an answer and its place in the log are made of."
+    kept = kept_columns(project, FeaturePlan.from_body(model.info.plan)) if log else {}
+    return [*dict.fromkeys([*model.info.columns, project.settings.data.time, *kept, *map(hashed_name, kept)])]
+
 def log_columns(project: Project, rows: pa.Table, plan: FeaturePlan, name: str, # of the source, for messages
                 ) -> dict[str, pa.Array]: # by their names in the log
     "The columns that are logged beside the answers, as they came or hashed."

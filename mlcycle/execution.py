@@ -154,7 +154,8 @@ def _last_cell(working: Path) -> str:
     saved = _saved(working)
     if saved is None: return 'Nothing was saved yet.'
     cells = _code_cells(saved)
-    at = next((i for i, c in enumerate(cells, 1) if not c.get('execution_count')), len(cells))
+    begun = [i for i, c in enumerate(cells, 1) if c.metadata.get('papermill', {}).get('start_time')]   # one whose kernel died counts as completed
+    at = max(begun, default=1)
     return f'It stopped in code cell {at} of {len(cells)}. The saved notebook has the outputs so far.'
 
 def _kept(working: Path, output: Path, execution: Execution, limits) -> Execution:

@@ -256,18 +256,21 @@ def _parquet_files(folder: Path) -> list[Path]:
 def pieces(table: LargeTable, part: Part, # one of its parts
            *, rows: int=PIECE, # in memory at once
            levels: Collection[str]=(), # Parquet: columns of text that may come as a dictionary of their values
+           columns: Collection[str] | None=None, # those wanted, of which some may not be there; None: all
            ) -> Iterator[pa.Table]: # the columns in the table's order
     "One part's rows, in order."
+    wanted = [c for c in table.columns if columns is None or c in columns]
     if table.format == 'csv':
         typed = _as_decided(table, csv_rows(table, part))
-        for start in range(0, part.rows, rows): yield typed.slice(start, rows)
+        for start in range(0, part.rows, rows): yield typed.select(wanted).slice(start, rows)
         return
-    stored = [next((n for n, own in table.names.items() if own == c), c) for c in levels]
-    for batch in _opened(part.path, read_dictionary=stored).iter_batches(batch_size=rows, row_groups=part.groups, use_threads=False):
+    inside = {own: n for n, own in table.names.items()}
+    opened = _opened(part.path, read_dictionary=[inside.get(c, c) for c in levels])
+    stored = None if columns is None else [inside.get(c, c) for c in wanted if c not in part.values]
+    for batch in opened.iter_batches(batch_size=rows, row_groups=part.groups, columns=stored, use_threads=False):
         found = pa.Table.from_batches([batch])
-        found = found.drop_columns([ORDER]) if ORDER in found.column_names else found
         for name, value in part.values.items(): found = found.append_column(name, pa.repeat(value, found.num_rows))
-        yield found.rename_columns([table.names.get(n, n) for n in found.column_names]).select(table.columns)
+        yield found.rename_columns([table.names.get(n, n) for n in found.column_names]).select(wanted)
 
 def _as_decided(table: LargeTable, text: pa.Table) -> pa.Table:
     "A block's text as the types that were decided on the whole file."

@@ -21,6 +21,7 @@ __all__ = ['WATCHING', 'score', 'serve', 'label', 'monitor', 'check_silence', 'a
 @click.option('--version', default='champion', metavar='MODEL_VERSION', show_default=True, help='A version number or a role.')
 @click.option('--workers', type=click.IntRange(min=0), default=0, help='Processes; default: one for each core.')
 @click.option('--cluster', default='', metavar='ADDRESS', help="A Dask scheduler; default: the settings' store.cluster.")
+@click.option('--column', 'columns', multiple=True, metavar='NAME', help='Of INPUT, in FILE beside the answers; once for each. Default: all.')
 @click.option('--log/--no-log', default=True, show_default=True, help='Whether the rows go into the log of predictions; without, only the hash of FILE is kept.')
 @with_project()
 def score(project: Project, source: str, out: str, version: str, **spread) -> None:

@@ -1,5 +1,6 @@
 """Batch scoring: any size, any format, killed and taken up again, on processes and on a cluster; logged once, published whole."""
 import json, os, signal, subprocess, sys, time
+from pathlib import Path
 import numpy as np
 import pandas as pd
 import psutil, pyarrow as pa, pytest
@@ -10,7 +11,7 @@ from mlcycle.columns import log_columns, plain_frame
 from mlcycle.content import to_arrow
 from mlcycle.core import Blocked, DataError, Project, SettingsError
 from mlcycle.features import FeaturePlan
-from mlcycle.keeping import log_rows
+from mlcycle.keeping import log_rows, stored_name
 from mlcycle.scoring import label_file, predictions, score
 from mlcycle.sources import read_file
 from served import FORMULA, HTML, crown, new_project, register, strange_rows
@@ -103,6 +104,27 @@ def test_large_tables_part_by_part(ready, many, tmp_path, monkeypatch, kind):
     assert report.path == 'compiled' and report.compiled == 4000
     assert report.rows == 4000 == json.loads((tmp_path/'out'/batch.MANIFEST).read_text())['rows'] and len(predictions(ready)) == before+4000
     assert report.parts == 1 if kind == 'parquet' else report.parts > 3
+
+
+@pytest.mark.parametrize('kind', ['csv', 'parquet', 'delta'])
+def test_the_output_carries_the_columns_asked_for(ready, many, tmp_path, monkeypatch, kind):
+    "The same answers and the same log as with all columns; names that are ours are told apart; another choice is another job."
+    source = Path(ready.tables.uri('lean')) if kind == 'delta' else tmp_path/f'in.{kind}'
+    if kind == 'csv': many.to_csv(source, index=False)
+    if kind == 'parquet': many.to_parquet(source, row_group_size=500)
+    if kind == 'delta': ready.tables.write('lean', many)
+    monkeypatch.setattr(batch, 'SMALL', 0)
+    with pytest.raises(DataError, match=r"No column 'ID' in .*Columns: id, "): score_file(ready, source, tmp_path/'out', spread=Spread(workers=1, columns=['id', 'ID']))
+    before = len(predictions(ready))
+    whole = score_file(ready, source, tmp_path/'whole.parquet', spread=Spread(workers=1))
+    lean = score_file(ready, source, tmp_path/'lean.parquet', spread=Spread(workers=1, columns=['score', 'id']))
+    made, all_of_it = pd.read_parquet(tmp_path/'lean.parquet'), pd.read_parquet(tmp_path/'whole.parquet')
+    assert list(made) == ['prediction_id', 'at', 'version', 'score', 'decision', stored_name('score'), 'id'] and lean.reused == 0
+    pd.testing.assert_frame_equal(made.drop(columns=['prediction_id', 'at']), all_of_it[list(made)].drop(columns=['prediction_id', 'at']))
+    log = predictions(ready).iloc[before:]
+    ours, theirs = (log[log['prediction_id'].str.startswith(r.key)].drop(columns=['prediction_id', 'at']).reset_index(drop=True) for r in (lean, whole))
+    pd.testing.assert_frame_equal(ours, theirs)
+    assert len(ours) == 4000
 
 
 def test_a_delta_table_of_our_own(ready, many, tmp_path):
