@@ -17,7 +17,7 @@ from .core import Blocked, IntegrityError, Project, Record, SettingsError, canon
 # %% auto #0
 __all__ = ['GENESIS', 'COLUMNS', 'SCHEMA', 'SQLITE', 'POSTGRES', 'ADVICE', 'ROLE_KINDS', 'ROLES', 'Entry', 'entry_hash',
            'table_name', 'database', 'sqlite_file', 'Audit', 'check_chain', 'Ledger', 'heads_file', 'kept_heads',
-           'open_ledger', 'roles', 'champion', 'versions', 'retired']
+           'open_ledger', 'roles', 'champion', 'versions', 'retired', 'last_changes']
 
 # %% ../nbs/00a_ledger.ipynb #cd9a3d72
 GENESIS = '0'*64   # what the first entry names as its previous hash
@@ -338,3 +338,7 @@ def versions(ledger: Ledger) -> list[str]:
 def retired(ledger: Ledger) -> set[str]:
     "Versions whose life has ended."
     return {str(e.body['version']) for e in ledger.entries('retirement')}
+
+def last_changes(ledger: Ledger) -> dict[str, int]: # kind → sequence number of its last entry, 0 where there is none
+    "What a change of roles is decided on, as `append` takes it."
+    return {kind: e.seq if (e := ledger.last(kind)) else 0 for kind in ROLE_KINDS}

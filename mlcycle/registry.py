@@ -13,7 +13,7 @@ import pandas as pd
 from .core import (Blocked, DataError, Estimate, IntegrityError, Project, Result, SettingsError,
                           digest, shown, write_atomic)
 from .gates import AGAINST_CHAMPION, GateResult, check, must_pass, registered
-from .ledger import ROLE_KINDS, ROLES, Entry, retired, roles, versions
+from .ledger import ROLE_KINDS, ROLES, Entry, last_changes, retired, roles, versions
 from .mlstore import alone, answering, durable, hush, prepare
 from .modelfiles import TRUSTED_TYPES, check_size, dumps, loads, pinned, refuse_other_library
 
@@ -262,7 +262,7 @@ def promote(project: Project, version: str, *,
             by: str | None=None, # who decides; default: the project's actor
             ) -> Entry: # kind 'promotion'
     "Give a version a role. Blocked while a gate is closed; who has the role already keeps it."
-    version, seen = str(version), _last_changes(project)
+    version, seen = str(version), last_changes(project.ledger)
     answers = may_take(project, version, to)
     if roles(project.ledger)[to] == version: return project.ledger.last('promotion', version)
     whole = project.ledger.verify()
@@ -282,7 +282,7 @@ def may_take(project: Project, version: str, role: str) -> list[GateResult]: # o
 
 def rollback(project: Project, *, because: str, by: str | None=None) -> Entry: # kind 'promotion'
     "Make the champion before the present one champion again; one that was rolled back from stays away."
-    seen, version = _last_changes(project), earlier_champion(project)
+    seen, version = last_changes(project.ledger), earlier_champion(project)
     project.registry.load(version)
     return _assign(project, version, 'champion', because=because, by=by, seen=seen, rollback=True)
 
@@ -308,9 +308,6 @@ def _line(project: Project) -> list[str]: # the champions that led to the presen
         else: line = [*(v for v in line if v != version), version]
     now = roles(project.ledger)['champion']
     return line if line and line[-1] == now else [*line, '']   # '': nobody is champion now
-
-def _last_changes(project: Project) -> dict[str, int]: # kind → sequence number of the last entry that changed a role
-    return {kind: e.seq if (e := project.ledger.last(kind)) else 0 for kind in ROLE_KINDS}
 
 def _assign(project: Project, version: str, role: str, *, because: str, by: str | None, seen: dict[str, int], **more) -> Entry:
     project.must_write('promotion')

@@ -15,7 +15,7 @@ from .documents import (LEARNT, Document, Evidence, by_hand, document_sections, 
                                one_line,
                                pairs_of, source, table_of)
 from .gates import check_all, registered
-from .ledger import Entry, champion, retired, roles, versions
+from .ledger import Entry, champion, last_changes, retired, roles, versions
 from .retention import Doomed, Erasure, cutoffs, erase, ids_before, listed
 from .scoring import logged
 from .tally import counted
@@ -274,16 +274,17 @@ def retire(project: Project, version: str, *,
 
 def _switch_off(project: Project, plan: RetirementPlan, *, because: str, by: str) -> Retirement:
     from mlcycle.registry import promote, repair
+    seen = last_changes(project.ledger)
     held = [role for role, holder in roles(project.ledger).items() if holder == plan.version]
     taking_over = f'takes over from version {plan.version}: {because}'
-    if 'champion' in held: promote(project, plan.successor, because=taking_over, by=by)
+    if 'champion' in held: seen['promotion'] = promote(project, plan.successor, because=taking_over, by=by).seq
     document = handover(project, plan, because=because, by=by)
     texts = dict(zip(plan.archived, (document.to_html(), document.to_markdown())))
     for path, text in texts.items(): write_atomic(project.path(path), text)
     done = Retirement(version=plan.version, successor=plan.successor, because=because, by=by, roles=held,
                       documents={path: digest(text) for path, text in texts.items()},
                       model_hash=registered(project, plan.version).body['hash'])
-    project.record(done, subject=plan.version)
+    project.ledger.append(stage=done.stage, kind=done.kind, subject=plan.version, body=done.body(), actor=project.actor, seen=seen)
     repair(project)
     return done
 

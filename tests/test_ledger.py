@@ -2,7 +2,7 @@
 import multiprocessing, os, random, shutil, signal, sqlite3, subprocess, sys, time
 from pathlib import Path
 import pytest
-from mlcycle.core import IntegrityError, Project, SettingsError
+from mlcycle.core import Blocked, IntegrityError, Project, SettingsError
 from mlcycle.ledger import Ledger, kept_heads, table_name
 
 TOML = '''[project]
@@ -168,3 +168,26 @@ def test_postgres_by_url_through_the_same_code(project, postgres):
         raw.execute(f'ALTER TABLE {first.table} DISABLE TRIGGER USER')
         raw.execute(f"UPDATE {first.table} SET actor = 'Eve' WHERE seq = 77")
     assert first.verify().broken == 77
+
+
+def _decide_on(folder: Path, ready, won, rounds: int) -> None:
+    "A process that decides in each round on what the round before left, at the moment all others do."
+    ledger = Project(folder).ledger
+    for last in range(rounds):
+        ready.wait(60)
+        try: won.put((last, ledger.append(stage='problem', kind='problem', body={}, actor=f'process {os.getpid()}', seen={'problem': last}).seq))
+        except Blocked: won.put((last, None))
+        ready.wait(60)
+
+
+def test_on_postgres_one_of_those_who_decide_at_one_moment_wins(project, postgres):
+    project.update_settings({'project.name': 'deciders', 'store.ledger': postgres})   # a table of its own
+    context, rounds = multiprocessing.get_context('fork'), 10
+    ready, said = context.Barrier(4), context.Queue()
+    deciders = [context.Process(target=_decide_on, args=(project.folder, ready, said, rounds)) for _ in range(4)]
+    for d in deciders: d.start()
+    told = [said.get(timeout=60) for _ in range(4*rounds)]
+    for d in deciders: d.join(60)
+    assert sorted(t for t in told if t[1]) == [(last, last+1) for last in range(rounds)]   # one in each round, and three were refused
+    ledger = Project(project.folder).ledger
+    assert ledger.verify(kept_heads(project)).ok and ledger.head()[0] == rounds

@@ -251,3 +251,16 @@ def test_a_crash_at_any_step_is_completed_by_the_next_call(project, tmp_path, mo
             assert len(again.ledger.entries('retirement')) == 1 and not [i for i in scored['prediction_id'][:2] if i.encode() in all_bytes(again)]
         if count['calls'] < n: break
     assert n > 8, 'the case has to reach the end'
+
+
+def test_a_role_that_is_given_meanwhile_refuses_the_end(project, monkeypatch):
+    "Version 2 becomes champion while its handover is written: nothing is retired, and somebody still answers."
+    real = retirement.handover
+    def meanwhile(*args, **options):
+        promote(Project(project.folder, actor='Bo'), '2', because='better')
+        return real(*args, **options)
+    monkeypatch.setattr(retirement, 'handover', meanwhile)
+    with pytest.raises(Blocked, match='Meanwhile Bo recorded another promotion'): retire(project, '2', because='old', confirm=True)
+    assert retired(project.ledger) == set() and champion(project.ledger) == '2'
+    monkeypatch.setattr(retirement, 'handover', real)
+    assert retire(project, '1', because='old', confirm=True).successor == '2' and retired(project.ledger) == {'1'}

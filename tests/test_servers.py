@@ -1,12 +1,13 @@
 """Three servers that share a database and a folder of tables, and nothing else: one log, one history, one split, one rollback."""
-import os, shutil, signal, time
+import os, shutil, signal, threading, time
 from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 from sklearn.linear_model import LogisticRegression
-from mlcycle.core import Project
+from mlcycle.core import Blocked, Project
 from mlcycle.governance import history
-from mlcycle.registry import rollback
+from mlcycle.ledger import roles
+from mlcycle.registry import promote, rollback
 from mlcycle.scoring import labelled, predictions
 from mlcycle.spool import waiting
 from mlcycle.traffic import arms, set_traffic
@@ -82,3 +83,18 @@ def test_one_log_one_history_one_split_and_one_rollback(machines, servers):
     pasts = [history(m) for m in machines]
     assert pasts[0] == pasts[1] == pasts[2] and [h['version'] for h in pasts[0] if h['role'] == 'champion'] == ['1', '2', '1']
     assert all(m.ledger.verify().ok for m in machines) and len({m.ledger.head() for m in machines}) == 1
+
+
+def test_of_two_machines_that_decide_at_one_moment_one_wins(machines, monkeypatch):
+    both, real = threading.Barrier(2), type(machines[0].registry).load
+    def load(self, version):
+        model = real(self, version)
+        both.wait(60)
+        return model
+    monkeypatch.setattr(type(machines[0].registry), 'load', load)
+    def decide(machine: Project, role: str) -> str:
+        try: return promote(machine, '2', to=role, because='a test').body['role']
+        except Blocked as error: return str(error)
+    with ThreadPoolExecutor(2) as people: told = sorted(people.map(decide, machines[:2], ('challenger', 'shadow')), key=len)
+    assert told[0] in ('challenger', 'shadow') and 'Meanwhile Ada recorded another promotion' in told[1]
+    assert roles(machines[2].ledger)[told[0]] == '2' and machines[2].ledger.verify().ok
