@@ -110,8 +110,8 @@ def _pairs(series: pd.Series) -> tuple[list, np.ndarray]:
     import pyarrow.compute as pc
     if isinstance(series.dtype, pd.CategoricalDtype):
         codes = series.cat.codes.to_numpy()
-        counts = np.bincount(codes+1 if codes.dtype.itemsize > 2 else codes.astype(np.intp)+1,
-                             minlength=1)[1:]
+        small = codes.dtype.itemsize < 4   # -1, for a missing value, is then a number beyond all codes
+        counts = np.bincount(codes.view(f'u{codes.dtype.itemsize}') if small else codes[codes >= 0])[:len(series.cat.categories)]
         return series.cat.categories[:len(counts)].tolist(), counts
     if pd.api.types.is_string_dtype(series.dtype) and (texts := _as_arrow(series)) is not None:
         found = pc.value_counts(texts)
