@@ -6,7 +6,7 @@
 from __future__ import annotations
 import json, math
 from collections import Counter
-from datetime import datetime
+from datetime import datetime, timezone
 from typing import Literal
 import numpy as np
 import pandas as pd
@@ -188,9 +188,11 @@ def mistake(value: object, column: InputColumn) -> str: # empty where there is n
     return ''
 
 def is_date(text: str) -> bool:
-    "Whether a text is a date or a time in ISO 8601 with dashes."
-    try: return bool(datetime.fromisoformat(text)) and len(text) >= 10 and text[4] == '-'
+    "Whether a text is a date or a time in ISO 8601 with dashes, and lies within the calendar in UTC too."
+    try: when = datetime.fromisoformat(text)
     except ValueError: return False
+    try: return len(text) >= 10 and text[4] == '-' and (when.tzinfo is None or bool(when.astimezone(timezone.utc)))
+    except OverflowError: return False
 
 def column_values(values: list, column: InputColumn) -> pd.Series: # floats, or objects
     "Valid values of one column as the model is shown them."

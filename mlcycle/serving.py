@@ -16,6 +16,7 @@ from .compiled import ScoringPath
 from .core import Blocked, DataError, MlcycleError, Project, SettingsError, jsonable
 from .inputs import BadRequest, Wrong, dump, is_date, not_valid, read_list
 from .log import during
+from .memory import few_pools, give_back
 from .openapi import docs_page, document, label_names
 from .particulars import Wish, read_wish
 from .scoring import BrokenAnswer, Retired, admit
@@ -125,7 +126,7 @@ async def _settling(service):
     from threadpoolctl import threadpool_limits
     with threadpool_limits(1):
         await run_in_threadpool(service.settle)
-        work = [(service.settle, SETTLE), (lambda: _follow(service), FOLLOW), *_watching(service)]
+        work = [(lambda: _settle(service), SETTLE), (lambda: _follow(service), FOLLOW), *_watching(service)]
         tasks = [asyncio.create_task(_again(*w)) for w in work]
         try: yield
         finally:
@@ -134,6 +135,10 @@ async def _settling(service):
 
 SETTLE = 10.0 # seconds between two moves of the log into its table
 FOLLOW = 0.4 # seconds between two looks at the ledger
+
+def _settle(service) -> None:
+    service.settle()
+    give_back()
 
 async def _again(work, every: float) -> None:
     "Some work in a thread, again and again."
@@ -306,6 +311,7 @@ def serve(source: Project | str | Path, *,
           ) -> None:
     "Serve until interrupted; refuses to start where no version may answer, or where the door would be open."
     from mlcycle.workers import run_alone, run_workers
+    few_pools()   # before there are threads
     tls = may_listen(host)
     project = source if isinstance(source, Project) else None if (Path(source)/'manifest.json').is_file() else Project(source)
     if project is not None: admit(project, version)

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from functools import partial
 from multiprocessing.connection import wait
 from .core import SettingsError
+from .memory import few_pools
 
 try:
     import uvicorn
@@ -130,6 +131,7 @@ def run_alone(app: Callable, **options, # of uvicorn
 
 def worker_app(make: Callable):
     "The application of one process, which ends when the process that started it is gone."
+    few_pools()
     if parent := multiprocessing.parent_process(): threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     return make()
 

@@ -1,5 +1,6 @@
 """Serving: the door, strict records, what a stranger can learn, durability under kill -9, and the end of a version's life."""
-import asyncio, json, os, re, signal, socket, subprocess, sys, time
+import asyncio, gc, json, os, re, signal, socket, subprocess, sys, time
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 import httpx
@@ -8,7 +9,7 @@ import pandas as pd
 import pytest
 from fastapi.testclient import TestClient
 from sklearn.linear_model import LogisticRegression
-from mlcycle import service as service_module
+from mlcycle import service as service_module, serving
 from mlcycle.access import find_token, may_listen
 from mlcycle.compiled import ScoringPath
 from mlcycle.core import Blocked, DataError, Project, SettingsError
@@ -286,6 +287,35 @@ def test_both_ways_give_the_same_answer_and_the_choice_is_evidence(project, clie
     assert said['scoring'] == {'path': 'compiled', 'how': evidence.how, 'why': evidence.why} and said['traffic']['shares'] == {'1': 1.0}
 
 
+def test_what_strangers_send_is_not_kept(client, record, project):
+    "Ever new names, levels, ids, paths, queries, headers and broken bodies leave no entry behind, wherever entries are held."
+    def strange(n: int) -> None:
+        for i in range(n):
+            word = f'{n}-{i}-'+os.urandom(4).hex()
+            post(client, {'records': [record | {word: 1}]}), post(client, {'records': [record | {FORMULA: word}]}), post(client, word), post(client, {word: []})
+            post(client, {'records': [record | {'id': word}]*30}), post(client, {'labels': [{'prediction_id': word, 'label': word}]}, '/label')
+            client.get('/'+word), client.get(f'/model?{word}'), post(client, {'records': [record]}, f'/predict?{word}=1'), post(client, b'[1e999]', **{word: word})
+            client.request(word[:5].upper(), '/predict')
+    def entries() -> int:
+        gc.collect()
+        return sum(len(o) for o in gc.get_objects() if type(o) in (dict, list, set, deque))
+    strange(20)
+    before = entries()
+    strange(50)
+    assert entries()-before < 50
+
+
+def test_free_memory_goes_back_to_the_system_while_it_serves(project, monkeypatch):
+    said = []
+    monkeypatch.setattr(serving, 'SETTLE', .02)
+    monkeypatch.setattr(serving, 'give_back', lambda: said.append('back'))
+    with TestClient(create_app(project, token=TOKEN), base_url='http://localhost') as client:
+        for _ in range(300):
+            if said.count('back') > 1: break
+            client.get('/health'), time.sleep(.02)
+    assert said.count('back') > 1
+
+
 # --- in the hands of a real server
 
 def start(project: Project, *, port: int, workers: int=1) -> subprocess.Popen:
@@ -491,3 +521,40 @@ def test_the_server_follows_the_ledger_and_a_retired_version_says_who_comes_next
     ended = subprocess.run([sys.executable, '-c', 'import sys\nfrom mlcycle.serving import serve\nfrom mlcycle.core import MlcycleError\n'
                             'try: serve(sys.argv[1], port=1, version="1")\nexcept MlcycleError as e: print(e); sys.exit(e.exit_status)', str(project.folder)], capture_output=True, text=True)
     assert ended.returncode == 1 and f'Ask version {version} instead' in ended.stdout
+
+
+@pytest.fixture(scope='module')
+def dated(tmp_path_factory):
+    "A server whose model takes a date, and whose records may say when they happened; and a record that it answers."
+    rows = strange_rows().assign(since=(pd.Timestamp('2020-01-01')+pd.to_timedelta(np.arange(200), 'D')).strftime('%Y-%m-%d'), when='2024-05-31')
+    project = new_project(tmp_path_factory.mktemp('dated')/'project', data='id = "id"\ntime = "when"\nprotected = ["sex"]\ndrop = ["sex"]')
+    crown(project, register(project, rows, LogisticRegression()))
+    port, record = free_port(), to_records(rows.head(1), input_schema(infer_plan(rows, project.settings), project.settings, sample=rows))[0]
+    run = start(project, port=port)
+    with httpx.Client(base_url=f'http://127.0.0.1:{port}', headers={'Authorization': f'Bearer {TOKEN}', 'Content-Type': 'application/json'}, timeout=60) as client: yield client, record
+    run.terminate(), run.wait(30), run.stderr.close()
+
+
+OUTSIDE = ['0001-01-01T00:00+05:00', '9999-12-31T23:59-05:00', '-0001-01-01', '0000-01-01', '10000-01-01', '2024-02-30', '2024-13-01', '2024-05-31T25:00', '2024-05-31T08:00:61Z',
+           '2024-05-31T08:00+24:00', '2024-05-31T', '2024-W09-4', '31.05.2024', '20240531', '', ' ', '2024-05-31\u0000', '\u0662\u0660\u0662\u0664-05-31', '\ud800', 20240531, 1e308, True, [], {}]
+
+
+@pytest.mark.parametrize('n', [1, 20, 100])   # one by one; by columns; by columns, and so into the log
+def test_no_date_makes_a_server_stumble(dated, n):
+    "Dates that do not exist, lie outside the calendar in UTC, or are none: 422 for each, whichever column and record they stand in."
+    client, record = dated
+    def status(column: str, value: object, at: int) -> int:
+        records = [record | ({column: value} if i == at else {}) for i in range(n)]
+        return client.post('/predict', content=json.dumps({'records': records})).status_code
+    wrong = {(column, str(value)): s for column in ('since', 'when') for value in OUTSIDE if (s := status(column, value, n-1)) != 422}
+    assert not wrong
+    for value in ('0001-01-01', '9999-12-31', '2024-05-31T08:00:00.123456+02:00', '2024-05-31 08:00', '1969-12-31T23:59:59Z'):
+        assert [status(column, value, 0) for column in ('since', 'when')] == [200, 200], value
+
+
+def test_no_date_of_an_outcome_makes_a_server_stumble(dated):
+    client, record = dated
+    made = client.post('/predict', content=json.dumps({'records': [record]})).json()['predictions'][0]['prediction_id']
+    for value in [*OUTSIDE, '0001-01-01', '9999-12-31']:
+        answer = client.post('/label', content=json.dumps({'labels': [{'prediction_id': made, 'label': 'yes', 'at': value}]}))
+        assert answer.status_code == (422 if value in OUTSIDE else 200), (value, answer.text)

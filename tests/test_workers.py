@@ -1,5 +1,7 @@
 """Several processes on one address, under real load: promotion and rollback, the split, a worker's death, the drain."""
-import os, re, signal, threading, time
+import json, os, re, signal, sys, threading, time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 import httpx
 import psutil
 import pytest
@@ -128,6 +130,18 @@ def test_figures_are_those_of_all_workers(project, server):
     assert len(set(before)) == 1 and before[0] >= 120     # whoever is asked
     for _ in range(20): assert httpx.post(f'http://127.0.0.1:{port}/predict', json={'records': [record]}, headers=HEADERS).status_code == 200
     assert set(counted()) == {before[0]+20}
+
+
+def test_threads_share_few_pools_of_memory(project, server):
+    "A pool that the C library keeps for some threads is 64 MB of addresses, at a multiple of 64 MB, of which a part can be written."
+    run, port = server
+    body = json.dumps({'records': [record_of(project) | {'id': 'x'*150}]*1500})
+    def ask(_) -> int: return httpx.post(f'http://127.0.0.1:{port}/predict', content=body, headers=HEADERS | {'Content-Type': 'application/json'}, timeout=60).status_code
+    with ThreadPoolExecutor(12) as callers: assert {*callers.map(ask, range(24))} == {200}
+    def pools(pid: int) -> int:
+        lines = re.findall(r'(?m)^([0-9a-f]+)-[0-9a-f]+ rw-p 00000000 00:00 0 *\n([0-9a-f]+)-([0-9a-f]+) ---p 00000000 00:00 0', Path(f'/proc/{pid}/maps').read_text())
+        return sum(int(start, 16) % 2**26 == 0 and int(end, 16)-int(start, 16) == 2**26 for start, _, end in lines)
+    if sys.platform == 'linux': assert all(pools(p.pid) <= 2 for p in workers_of(run)), [pools(p.pid) for p in workers_of(run)]
 
 
 def test_a_worker_dies_and_another_takes_its_place(project, server):
