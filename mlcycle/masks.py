@@ -8,9 +8,10 @@ from collections.abc import Callable
 from typing import NamedTuple
 import numpy as np
 from .encoding import Input, Lookup, Scale, level_codes, touched
+from .histograms import Grid
 
 # %% auto #0
-__all__ = ['BLOCK', 'ROOM', 'Ensemble', 'leaf_sides', 'Place', 'place_of', 'Masks', 'masks_of']
+__all__ = ['MANY', 'BLOCK', 'ROOM', 'Ensemble', 'leaf_sides', 'Place', 'place_of', 'Masks', 'masks_of']
 
 # %% ../nbs/00hba_masks.ipynb #1dcf3f41
 class Ensemble(NamedTuple):
@@ -32,14 +33,17 @@ def leaf_sides(tree: dict[str, np.ndarray]) -> tuple[list[tuple[int, int]], list
     return sides, leaves
 
 # %% ../nbs/00hba_masks.ipynb #550b063a
+MANY = 256   # values from which a grid is quicker than a search
+
 class Place(NamedTuple):
     "What the value at one place of an encoded row leaves of every tree."
     thresholds: np.ndarray # (k,) in order, each once
     masks: np.ndarray # (k+2, trees): above none, the first, … all thresholds; missing
+    grid: Grid | None # of the thresholds
 
     def rows(self, x: np.ndarray) -> np.ndarray: # of `masks`
         "Which row of `masks` each value has."
-        found = np.searchsorted(self.thresholds, x)
+        found = self.grid.search(x) if self.grid and len(x) > MANY else np.searchsorted(self.thresholds, x)
         found[np.isnan(x)] = len(self.thresholds)+1
         return found
 
@@ -58,7 +62,7 @@ def place_of(tests: list[tuple], # (threshold, whether missing values pass, tree
         masks[np.searchsorted(thresholds, threshold)+1, tree] &= gone
         if not missing_passes: masks[-1, tree] &= gone
     np.bitwise_and.accumulate(masks[:-1], axis=0, out=masks[:-1])
-    return Place(thresholds, masks)
+    return Place(thresholds, masks, Grid(thresholds) if Grid.fits(thresholds) else None)
 
 # %% ../nbs/00hba_masks.ipynb #b7975ed4
 BLOCK, ROOM = 512, 2**25   # rows at a time, which fit into the cache; bytes of all tables
