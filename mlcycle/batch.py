@@ -4,9 +4,8 @@
 
 # %% ../nbs/00ja_batch.ipynb #454f2e1d
 from __future__ import annotations
-import fcntl, json, os, secrets, shutil, tempfile, threading, time
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+import fcntl, json, os, secrets, shutil, tempfile, time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from functools import lru_cache
@@ -24,6 +23,7 @@ from .compiled import ScoringPath
 from .core import Blocked, DataError, Project, Record, Result, SettingsError, digest, sync_folder, write_atomic
 from .features import FeaturePlan
 from .formats import FORMATS
+from .hands import SMALL, Spread, mapper
 from .keeping import stored_name
 from .log import log_event
 from .pieces import LargeTable, Part, file_hash, pieces, survey
@@ -32,8 +32,8 @@ from .scoring import admit, event_times, formula_safe, read_rows
 from .sources import types_as_read
 
 # %% auto #0
-__all__ = ['MANIFEST', 'WRITERS', 'SMALL', 'Job', 'Done', 'part_files', 'score_part', 'Spread', 'mapper', 'output_kind',
-           'publish', 'BatchReport', 'score_file']
+__all__ = ['MANIFEST', 'WRITERS', 'Job', 'Done', 'part_files', 'score_part', 'output_kind', 'publish', 'BatchReport',
+           'score_file']
 
 # %% ../nbs/00ja_batch.ipynb #68aa53ad
 class Job(Record):
@@ -125,51 +125,6 @@ def _put(made: Path, place: Path) -> None:
     os.replace(made, place)
     sync_folder(place.parent)
 
-# %% ../nbs/00ja_batch.ipynb #2850f67b
-class Spread(Record):
-    "On what a table is scored, and what is kept of its rows."
-    workers: int = 0 # processes; 0: one for each core
-    cluster: str = '' # a Dask scheduler's address; empty: store.cluster, else this machine
-    log: bool = True # False: of the predictions only the output is left, and its hash in the ledger
-    columns: tuple[str, ...] = () # of the table, in the output beside the answers; empty: all
-
-@contextmanager
-def mapper(spread: Spread, *, parts: int=2, # with a single one no process is started
-           ) -> Iterator[Callable]:
-    "A `map` whose work is done by other processes, or by the workers of a cluster."
-    workers = min(spread.workers or os.cpu_count() or 1, parts)
-    if spread.cluster:
-        from distributed import Client
-        with Client(spread.cluster) as client:
-            yield lambda do, *lists: client.gather(client.map(do, *lists, pure=False))
-    elif workers < 2: yield map
-    else:
-        from multiprocessing import get_context
-        with ProcessPoolExecutor(workers, get_context('spawn'), initializer=_alone, initargs=(os.getpid(),)) as pool:
-            for _ in range(workers): pool.submit(os.getpid)   # they start while the table is looked over
-            yield lambda do, *lists: _mapped(pool, do, lists)
-
-def _mapped(pool: ProcessPoolExecutor, do: Callable, lists: tuple) -> Iterator:
-    try: yield from pool.map(do, *lists)
-    except BrokenProcessPool:
-        pool.shutdown(wait=False, cancel_futures=True)
-        raise Blocked('A worker was ended from outside, often because memory ran out. What was finished is kept: '
-                      'give the same command again, with fewer --workers.') from None
-    except BaseException:
-        pool.shutdown(wait=False, cancel_futures=True)   # what has not begun is not begun
-        raise
-
-def _alone(parent: int) -> None:
-    "One thread for the work, and an end when the parent is gone."
-    def watch():
-        while os.getppid() == parent: time.sleep(1)
-        os._exit(1)
-    threading.Thread(target=watch, daemon=True).start()
-    from threadpoolctl import threadpool_limits
-    import sklearn   # what it loads is then limited too
-    threadpool_limits(1)
-    pa.set_cpu_count(1)
-
 # %% ../nbs/00ja_batch.ipynb #9e4108d2
 def output_kind(out: str | Path) -> str: # csv, parquet or folder
     "What an output's name asks for; SettingsError before any work is done."
@@ -246,8 +201,6 @@ class BatchReport(Result):
     def headline(self) -> str:
         again = f', {self.reused} of {self.parts} parts finished earlier' if self.reused else ''
         return f'{self.rows:,} predictions by version {self.version} in {self.out}{again}{"" if self.logged else ", not in the log"}'
-
-SMALL = 64*2**20 # bytes up to which a text file is read whole, with all that the strict reader finds out
 
 def score_file(project: Project, source: str | Path, # CSV, Parquet, JSON lines, Excel; a folder of Parquet files; a Delta table
                out: str | Path, # .csv, .parquet, or a folder

@@ -26,8 +26,11 @@ __all__ = ['WATCHING', 'score', 'serve', 'label', 'monitor', 'check_silence', 'a
 @with_project()
 def score(project: Project, source: str, out: str, version: str, **spread) -> None:
     "Score a table of any size with the champion and log the predictions."
-    from mlcycle.batch import Spread, score_file
-    click.echo(score_file(project, source, out, version=version, spread=Spread(**spread)).headline)
+    from mlcycle.hands import Spread, begin, is_large
+    asked = Spread(**spread)
+    if asked.hands(2) > 1 and is_large(source): begin()   # workers load beside this process
+    from mlcycle.batch import score_file
+    click.echo(score_file(project, source, out, version=version, spread=asked).headline)
 
 @click.command()
 @click.option('--host', default='127.0.0.1', show_default=True, help='The address it listens on; another than loopback needs a token.')
