@@ -5,10 +5,13 @@
 It keeps a server under load while it is killed with SIGKILL at even distances, started again, and its champion rolled back
 and retired in the middle. Then it counts, over every answer with status 200 that a caller has in hand: predictions that are not in the
 log (lost), that are in it twice (doubled), and answers by a version that was retired or rolled back two seconds before the request was
-sent, or that was never approved. All three must be 0. The memory of the server is taken at the beginning and at the end.
+sent, or that was never approved. All three must be 0. The memory of the server's largest process is taken at the beginning and at the
+end, and that of each process all the while: one that is killed and its successor are told apart, and one that grows shows a rise in the
+later half of its time.
 """
 import argparse, asyncio, json, os, signal, subprocess, sys, tempfile, time
 from pathlib import Path
+import numpy as np
 import pandas as pd
 from serving import ALONE, OURS, TOKEN, ask, free_port, make_project, records, rows, script
 
@@ -31,8 +34,16 @@ class Serving:
 
     def memory(self) -> float:
         "Megabytes of the largest process."
+        return max(self.each().values())
+
+    def each(self) -> dict[int, float]: # process → megabytes
+        "The memory of the server's processes that can answer."
         import psutil
-        return max(p.memory_info().rss for p in [*psutil.Process(self.process.pid).children(recursive=True), psutil.Process(self.process.pid)])/2**20
+        try:
+            first = psutil.Process(self.process.pid)
+            found = [p for p in first.children(recursive=True) if 'resource_tracker' not in ' '.join(p.cmdline())] or [first]
+            return {p.pid: p.memory_info().rss/2**20 for p in found}
+        except psutil.NoSuchProcess: return {}   # it is being killed
 
     async def end(self, how: int) -> None:
         self.ready.clear()
@@ -64,6 +75,25 @@ async def call(server: Serving, bodies: list[bytes], until: float, came: list) -
         finally: writer.close()
 
 
+async def watch(server: Serving, until: float, every: float) -> list[tuple]: # (process, when, megabytes)
+    "The memory of each process while there is load."
+    found = []
+    while time.monotonic() < until:
+        if server.ready.is_set(): found += [(pid, time.monotonic(), mb) for pid, mb in server.each().items()]
+        await asyncio.sleep(every)
+    return found
+
+
+def growth(seen: list[tuple]) -> list[str]: # one a process, in the order in which they came
+    "What a process had when its load began, at most, and at the end; and how fast the later half of its time added to it."
+    lines = []
+    for _, t in pd.DataFrame(seen, columns=['process', 'at', 'mb']).groupby('process', sort=False):
+        lasted, late = t['at'].iloc[-1]-t['at'].iloc[0], t[t['at'] >= (t['at'].iloc[0]+t['at'].iloc[-1])/2]
+        slope = np.polyfit(late['at'], late['mb'], 1)[0]*60 if len(late) > 2 else float('nan')
+        lines.append(f'{lasted:4.0f} s: {t["mb"].iloc[0]:.0f} MB, at most {t["mb"].max():.0f}, last {t["mb"].iloc[-1]:.0f}; {slope:+.1f} a minute in the later half')
+    return lines
+
+
 async def faults(folder: Path, project, bodies: list[bytes], *, seconds: float, kills: int, clients: int, workers: int) -> dict:
     "Load, kills and one rollback; returns what was counted."
     server, came, body = Serving(folder, project.folder, workers), [], bodies[0].decode()
@@ -71,11 +101,12 @@ async def faults(folder: Path, project, bodies: list[bytes], *, seconds: float, 
     try:
         memory, until = [server.memory()], time.monotonic()+seconds
         callers = [asyncio.create_task(call(server, bodies[i:]+bodies[:i], until, came)) for i in range(clients)]
+        watching = asyncio.create_task(watch(server, until, min(5, seconds/20)))
         gone = await trouble(server, project, body, seconds=seconds, kills=kills)
         await asyncio.gather(*callers)
         memory.append(server.memory())
     finally: await server.end(signal.SIGTERM)
-    return counted(project, came, gone)|{'memory_mb': [round(m) for m in memory]}
+    return counted(project, came, gone)|{'memory_mb': [round(m) for m in memory], 'each process': growth(await watching)}
 
 
 async def trouble(server: Serving, project, body: str, *, seconds: float, kills: int) -> float: # when the rollback was done
@@ -147,6 +178,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=given.folder) as place:
         folder = Path(place).resolve()
         found = run_faults(folder, seconds=given.seconds, kills=given.kills, clients=given.clients, workers=given.workers)
+    for line in found.pop('each process'): print(f'a process that lived under load for {line}')
     for name, value in found.items(): print(f'{name:40} {value}')
     if found['lost'] or found['doubled'] or found['by a retired or unapproved version']: sys.exit(1)
 
