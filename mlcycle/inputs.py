@@ -253,7 +253,8 @@ class RecordReader:
 
     def _by_columns(self, value: list, colons: int) -> Records | None:
         if {*map(type, value)} != {dict}: return None
-        shapes = Counter(map(tuple, value))
+        shapes = [*map(tuple, value)]
+        shapes = {shapes[0]: len(value)} if shapes.count(shapes[0]) == len(value) else Counter(shapes)
         if not all(self.required <= {*shape} <= self.known.keys() for shape in shapes): return None
         colons -= sum(n*sum(self.colons[name] for name in shape) for shape, n in shapes.items())
         names, records = [*dict.fromkeys(name for shape in shapes for name in shape)], Records(value)

@@ -16,7 +16,7 @@ from .compiled import ScoringPath
 from .core import Blocked, DataError, MlcycleError, Project, SettingsError, jsonable
 from .inputs import BadRequest, Wrong, dump, is_date, not_valid, read_list
 from .log import during
-from .memory import few_pools, give_back
+from .memory import at_rest, few_pools, give_back
 from .openapi import docs_page, document, label_names
 from .particulars import Wish, read_wish
 from .scoring import BrokenAnswer, Retired, admit
@@ -128,7 +128,8 @@ async def _settling(service):
         await run_in_threadpool(service.settle)
         work = [(lambda: _settle(service), SETTLE), (lambda: _follow(service), FOLLOW), *_watching(service)]
         tasks = [asyncio.create_task(_again(*w)) for w in work]
-        try: yield
+        try:
+            with at_rest(): yield
         finally:
             for task in tasks: task.cancel()
             await run_in_threadpool(service.close)
