@@ -102,12 +102,14 @@ def keepers(kept: dict[str, str], marks: dict[str, Callable] | None=None, # colu
     def hashed(mark): return lambda value: mark(_text(value))
     return {c: hashed(marks[c]) if c in (marks or {}) else _number if kind == 'number' else _text for c, kind in kept.items()}
 
-def kept_column(values: list | np.ndarray, keep: Callable) -> list | np.ndarray: # an array where numbers came as one
+def kept_column(values: list | tuple | np.ndarray, keep: Callable) -> list | tuple | np.ndarray: # as they came where nothing changes
     "What is kept of a whole column."
     if isinstance(values, np.ndarray):
         if keep is _number: return values
         values = values.tolist()
-    known = {v: keep(v) for v in {*values}}
+    distinct = {*values}
+    if keep is _text and all(type(v) is str and v for v in distinct): return values
+    known = {v: keep(v) for v in distinct}
     return [*map(known.__getitem__, values)]
 
 def _number(value: object) -> float | None: return None if value is None else float(value)

@@ -42,7 +42,7 @@ def arrow_content(rows: pa.Table) -> bytes:
     "Rows as an Arrow message."
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, rows.schema) as writer: writer.write_table(rows)
-    return b'A'+sink.getvalue().to_pybytes()
+    return b''.join((b'A', sink.getvalue()))   # copied once
 
 def columns_content(types: dict[str, str], # name → a key of TYPES
                     columns: dict[str, list | np.ndarray], # None or NaN where a value is missing; times in microseconds
