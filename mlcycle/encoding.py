@@ -278,7 +278,7 @@ def touched(way: Lookup | Scale) -> list[int]:
 
 def level_codes(name: str, way: Lookup) -> Callable: # clean values -> numbers, as an array
     "Levels as their numbers in `way.table`, then the number of unseen ones, then of missing ones; Unusual where these are an error."
-    codes, other, missing = {v: i for i, v in enumerate(way.table)}, len(way.table), len(way.table)+1
+    codes, other, missing = {v: i for i, v in enumerate(way.table) if v is not None and v == v}, len(way.table), len(way.table)+1
     def code(value):
         gone = value is None or value != value
         if not gone and value in codes: return codes[value]
@@ -287,6 +287,7 @@ def level_codes(name: str, way: Lookup) -> Callable: # clean values -> numbers, 
     def many(values):
         if isinstance(values, Levels): return np.array([code(v) for v in values.values], np.intp)[values.codes]
         values = values.tolist() if isinstance(values, np.ndarray) else values
-        known = {v: code(v) for v in set(values)}
+        try: return np.fromiter(map(codes.__getitem__, values), np.intp, len(values))
+        except KeyError: known = {v: code(v) for v in set(values)}   # some are missing, or were never seen
         return np.fromiter(map(known.__getitem__, values), np.intp, len(values))
     return many
