@@ -23,18 +23,20 @@ from .ledger import champion, retired, roles, versions
 from .expiry import forget, frozen
 from .log import log_event
 from .profile import Profile, load_profile
-from .scoring import answers_index, event_times, label, predictions, score
+from .replay import replay_live
+from .scoring import answers_index, predictions
 from .silence import end_silence
 from .targets import Targets, record_targets, targets_table, uses_over_time, uses_table
 from .together import Together, record_together
-from .tables import Snapshot
 from .windows import (ORIGIN, Watch, Window, days_of, explained, hold, look, main_metric, more_apart, profiles_folder,
                              trace, training_apart, watch, window_bounds, window_number, with_scores)
 
+_all_ = ['replay_live']   # a production of held-back rows, asked for where there is none to watch
+
 # %% auto #0
-__all__ = ['BRING', 'FORMAT', 'NOT_HELD', 'Health', 'MonitoringReport', 'watched_version', 'drifted_columns', 'estimate_text',
-           'moved_text', 'health', 'windows_table', 'arrivals_table', 'groups_over_time', 'alarms_table', 'logged_rows',
-           'monitor', 'recorded', 'Replay', 'replay_live', 'monitor_json', 'blocking']
+__all__ = ['BRING', 'FORMAT', 'Health', 'MonitoringReport', 'watched_version', 'drifted_columns', 'estimate_text', 'moved_text',
+           'health', 'windows_table', 'arrivals_table', 'groups_over_time', 'alarms_table', 'logged_rows', 'monitor',
+           'recorded', 'monitor_json', 'blocking', 'replay_live']
 
 # %% ../nbs/06_monitoring.ipynb #76043db0
 class Health(Record):
@@ -353,67 +355,6 @@ def _budget(project: Project, windows: list[Window]) -> str:
     return budget_text(project.settings.monitoring, days, told, unknown=full[-1].unknown_apart if full else 0)
 
 
-
-# %% ../nbs/06_monitoring.ipynb #37e97bd0
-class Replay(Result):
-    "Held-back rows answered as if they came in now."
-    kind: ClassVar[str] = 'replay'
-    stage: ClassVar[str] = 'monitoring'
-    state: Literal['begun', 'done', 'not possible']
-    version: str = ''
-    rows: int = 0
-    labelled: int = 0
-    live: str = '' # content hash of the rows
-    why: str = ''
-
-    @property
-    def headline(self) -> str:
-        done = f'{self.rows:,} held-back rows scored by version {self.version}, {self.labelled:,} outcomes; not production'
-        return f'Replay {self.state}: {self.why or done}'
-
-NOT_HELD = 'no rows were held back; set data.split.live in mlcycle.toml'
-
-def replay_live(project: Project) -> Replay:
-    "Score the rows held back in the table `live` once, with their own times and outcomes, marked as a replay."
-    entry, version = project.ledger.last('snapshot', 'live'), champion(project.ledger)
-    if entry is None or not entry.body['rows']: return Replay(state='not possible', why=NOT_HELD)
-    live = entry.body['hash']
-    before = [Replay.from_body(e.body) for e in project.ledger.entries('replay', live)]
-    if before and before[-1].state == 'done': return before[-1]
-    if version is None: return Replay(state='not possible', why='no version is champion yet')
-    begun = Replay(state='begun', version=version, rows=entry.body['rows'], live=live)
-    if not before: project.record(begun, subject=live)
-    rows = project.tables.read(Snapshot.from_body(entry.body))
-    ids = _replayed(project, rows, version) if before else None
-    if ids is None: ids = score(project, rows, version=version)['prediction_id'].to_numpy()
-    done = begun.model_copy(update=dict(state='done', labelled=_outcomes(project, rows, ids)))
-    project.record(done, subject=live)
-    return done
-
-# %% ../nbs/06_monitoring.ipynb #22e9a1b8
-def _replayed(project: Project, rows: pd.DataFrame, version: str) -> np.ndarray | None:
-    "The ids of an interrupted replay's predictions, if it came as far as logging them."
-    time = project.settings.data.time
-    log = predictions(project, version=version)
-    if not len(log) or time not in rows: return None
-    times = event_times(rows, time)
-    inside = log[log['at'].isin(set(times))]
-    if len(inside) != len(rows): return None
-    ids = np.empty(len(rows), dtype=object)
-    order = np.argsort(times.to_numpy(), kind='stable')
-    ids[order] = inside.sort_values('at', kind='stable')['prediction_id'].to_numpy()
-    return ids
-
-def _outcomes(project: Project, rows: pd.DataFrame, ids: np.ndarray) -> int:
-    "Bring the outcomes that the held-back rows carry; returns how many."
-    data, target = project.settings.data, project.settings.problem.target
-    if target not in rows: return 0
-    known = rows[target].notna().to_numpy()
-    given = pd.DataFrame({'prediction_id': ids[known], 'label': rows[target].to_numpy(dtype=object)[known]})
-    if data.label_time in rows:
-        given['at'] = rows[data.label_time].to_numpy()[known]
-        given = given[given['at'].notna()]
-    return label(project, given).matched if len(given) else 0
 
 # %% ../nbs/06_monitoring.ipynb #68b88040
 def monitor_json(report: MonitoringReport) -> dict:
