@@ -20,8 +20,9 @@ from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder, StandardScaler
 from scipy import stats
 from .core import Estimate, Frame, MlcycleError, Project, Result, digest
 from .keeping import stored_name
+from .quality import as_read
 from .statistics import auc_shares
-from .windows import Watch, Window, as_read, own_columns, reference_rows, watched_columns
+from .windows import Watch, Window, own_columns, reference_rows, watched_columns
 
 # %% auto #0
 __all__ = ['MOST', 'FOLDS', 'TREES', 'KEPT', 'LEVELS', 'FEWEST', 'as_numbers', 'Apart', 'told_apart', 'off_pattern', 'Together',

@@ -23,21 +23,20 @@ from .estimates import estimate, gaps, held_to, score_columns
 from .features import FeaturePlan
 from .metrics import Scored, by_group, default_metric, disparity, measure, metric_names, scored
 from .profile import ColumnProfile, Profile, load_profile, merge, profile, quantile, save_profile
+from .quality import as_read, data_quality
 from .registry import ModelVersion
 from .keeping import OURS, PREFIX, stored_name, unlogged
 from .scoring import event_times, predictions, training_rows
 from .slow import follow
 from .statistics import square_and_add
 from .tables import Snapshot
-from .values import clean_dates, clean_numbers, clean_text, clean_truths
 
 # %% auto #0
 __all__ = ['ORIGIN', 'RESAMPLES', 'GROUP_FIELDS', 'GROUP_METRICS', 'BLOCKS', 'SPREAD', 'STRETCHES', 'SAMPLED', 'window_number',
-           'window_bounds', 'Watch', 'as_read', 'watched_columns', 'own_columns', 'profiles_folder', 'reference_rows',
-           'watch', 'with_scores', 'Window', 'days_of', 'data_quality', 'main_metric', 'realised', 'bands',
-           'realised_by_group', 'tolerance', 'training_apart', 'read_apart', 'blocks_apart', 'judged', 'more_apart',
-           'with_unlogged', 'with_new', 'seen_rows', 'stretch_profile', 'window_profile', 'look', 'hold', 'explained',
-           'trace']
+           'window_bounds', 'Watch', 'watched_columns', 'own_columns', 'profiles_folder', 'reference_rows', 'watch',
+           'with_scores', 'Window', 'days_of', 'main_metric', 'realised', 'bands', 'realised_by_group', 'tolerance',
+           'training_apart', 'read_apart', 'blocks_apart', 'judged', 'more_apart', 'with_unlogged', 'with_new',
+           'seen_rows', 'stretch_profile', 'window_profile', 'look', 'hold', 'explained', 'trace']
 
 # %% ../nbs/06d_windows.ipynb #6f5d8280
 ORIGIN = pd.Timestamp('1970-01-05', tz='UTC')  # a Monday
@@ -63,30 +62,6 @@ class Watch(NamedTuple):
     source: str # where they are from
     basis: Basis | None = None # what estimates are learnt from
     apart: dict = {} # column → how far blocks of rows lie apart, see `mlcycle.drift.apart`
-
-def as_read(df: pd.DataFrame, # raw rows
-            plan: FeaturePlan, # how the model reads them
-            columns: list[str], # which; absent ones are left out
-            ) -> pd.DataFrame:
-    "Columns as the model sees them, but for clipping: tokens missing, numbers as numbers, dates as dates."
-    plans = {c.name: c for c in plan.columns}
-    return pd.DataFrame({name: _as_read(df[name], plans.get(name)) for name in columns if name in df},
-                        index=df.index)
-
-def _as_read(values: pd.Series, plan) -> pd.Series:
-    facts = {} if plan is None else dict(name=plan.name, missing_tokens=plan.missing_tokens, strip=plan.strip)
-    kind = 'category' if plan is None else plan.type
-    if kind == 'number':
-        read = clean_numbers(values, facts, strict=False)
-        if pd.api.types.is_float_dtype(values.dtype):
-            read = np.where(np.isinf(values.to_numpy(float, na_value=np.nan)), np.inf, read)
-        return pd.Series(read, index=values.index)
-    if kind == 'date': return pd.Series(clean_dates(values, facts, strict=False).array, index=values.index)
-    if kind == 'boolean':
-        truths = pd.Series(clean_truths(values, facts, strict=False), index=values.index)
-        return truths.map({1.: True, 0.: False}).astype('boolean')
-    texts = clean_text(values, tokens=tuple(facts.get('missing_tokens', ())), strip=facts.get('strip', True))
-    return pd.Series(texts, index=values.index, dtype='str')
 
 # %% ../nbs/06d_windows.ipynb #b4588fb5
 def watched_columns(project: Project, plan: FeaturePlan) -> list[str]:
@@ -190,29 +165,6 @@ class Window(Result):
 def days_of(window: Window) -> float:
     "The length of a window."
     return (pd.Timestamp(window.end)-pd.Timestamp(window.start))/pd.Timedelta(days=1)
-
-# %% ../nbs/06d_windows.ipynb #364d00a7
-def _outside(column: ColumnProfile) -> float | None:
-    return (column.counts[0]+column.counts[-1])/column.valid if column.edges and column.valid else None
-
-def _unseen(reference: ColumnProfile, column: ColumnProfile) -> float | None:
-    "Share of rows with a level that training never had; unknown where training had too many to keep."
-    if reference.kind not in ('category', 'boolean') or column.kind != reference.kind: return None
-    if reference.other or not column.valid: return None
-    return 1-sum(column.levels.get(v, 0) for v in reference.levels)/column.valid
-
-def data_quality(reference: Profile, # of the training rows
-                 current: Profile, # of a window
-                 ) -> pd.DataFrame: # one row a column, shares of rows
-    "What is missing, infinite, outside the range or unseen in a window, beside the training rows."
-    rows = []
-    for name, then in reference.columns.items():
-        now = current.columns.get(name)
-        if now is None or not now.rows: continue
-        rows.append((name, then.missing/max(then.rows, 1), now.missing/now.rows, now.infinities/now.rows,
-                     now.unread/now.rows, _outside(now), _unseen(then, now)))
-    fields = ['column', 'missing_reference', 'missing', 'infinite', 'unread', 'outside', 'unseen']
-    return pd.DataFrame(rows, columns=fields, dtype=object)
 
 # %% ../nbs/06d_windows.ipynb #9199d84a
 RESAMPLES = 500  # of the metrics without a closed interval
