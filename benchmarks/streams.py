@@ -117,7 +117,7 @@ def told(name: str, data: Path) -> pd.DataFrame:
 
 def as_table(report, metric: str, at_once: dict) -> pd.DataFrame:
     "What was said that day, and what is known now."
-    from mlcycle.monitoring import drifted_columns
+    from mlcycle.health import drifted_columns
     rows = []
     figure = lambda e: '' if e is None else e.text.split(' (')[0] if e.status == 'ok' else e.status
     for w in report.windows:

@@ -12,7 +12,7 @@ import pandas as pd
 
 from .core import escaped
 from .metrics import METRICS
-from .monitoring import MonitoringReport, watched_version
+from .health import MonitoringReport, watched_version
 from .pages import svg_image
 from .windows import Window
 

@@ -12,8 +12,8 @@ import pandas as pd
 from .charts import draw_distribution, draw_groups, draw_groups_over_time, draw_timeline, draw_traffic, estimated, picture, short
 from .core import Project, escaped, html_table
 from .drift import distributions
-from .monitoring import (MonitoringReport, arrivals_table, groups_over_time, health, moved_text, recorded,
-                                watched_version)
+from .health import MonitoringReport, arrivals_table, groups_over_time, health, moved_text, watched_version
+from .monitoring import recorded
 from .pages import Page, cards, document, framed, last_page, publish_page, two
 from .profile import load_profile
 from .windows import Window, profiles_folder

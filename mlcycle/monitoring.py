@@ -6,19 +6,18 @@
 from __future__ import annotations
 from datetime import datetime, timezone
 from functools import lru_cache
-from typing import ClassVar, Literal
 
 import numpy as np
 import pandas as pd
-from pydantic import Field
 
-from .alarms import Alarm, acknowledge_alarm, current_alarms, episodes, ring_again, update_alarms
+from .alarms import current_alarms, episodes, ring_again, update_alarms
 from .arrivals import Arrivals, record_arrivals
 from .basis import find_basis
 from .budget import budget_text
 from .channels import deliver
-from .core import Estimate, Frame, Project, Record, Result, digest, escaped, html_table
+from .core import Project, digest
 from .findings import window_findings
+from .health import MonitoringReport, blocking, health, watched_version
 from .ledger import champion, retired, roles, versions
 from .expiry import forget, frozen
 from .log import log_event
@@ -26,167 +25,15 @@ from .profile import Profile, load_profile
 from .replay import replay_live
 from .scoring import answers_index, predictions
 from .silence import end_silence
-from .targets import Targets, record_targets, targets_table, uses_over_time, uses_table
+from .targets import Targets, record_targets, uses_over_time
 from .together import Together, record_together
 from .windows import (ORIGIN, Watch, Window, days_of, explained, hold, look, main_metric, more_apart, profiles_folder,
                              trace, training_apart, watch, window_bounds, window_number, with_scores)
 
-_all_ = ['replay_live']   # a production of held-back rows, asked for where there is none to watch
+_all_ = ['health', 'replay_live', 'watched_version']   # what a step asks beside these functions
 
 # %% auto #0
-__all__ = ['BRING', 'FORMAT', 'Health', 'MonitoringReport', 'watched_version', 'drifted_columns', 'estimate_text', 'moved_text',
-           'health', 'windows_table', 'arrivals_table', 'groups_over_time', 'alarms_table', 'logged_rows', 'monitor',
-           'recorded', 'monitor_json', 'blocking', 'replay_live']
-
-# %% ../nbs/06_monitoring.ipynb #76043db0
-class Health(Record):
-    "The answer to the first question, and what follows from it."
-    verdict: Literal['well', 'not well', 'cannot tell']
-    since: str = '' # since when it has been so
-    why: list[str] = []
-    next: list[str] = [] # what to do
-
-    @property
-    def sentence(self) -> str:
-        since = f' since {self.since[:10]}' if self.since else ''
-        return f'{self.verdict.capitalize()}{since}'+(f': {self.why[0]}' if self.why else '')
-
-class MonitoringReport(Result):
-    "Every window and every alarm, as they stand."
-    kind: ClassVar[str] = 'monitoring'
-    stage: ClassVar[str] = 'monitoring'
-    project: str
-    metric: str # the task's main metric
-    champion: str | None = None
-    windows: list[Window] = [] # oldest first
-    alarms: list[Alarm] = [] # in the order they were raised
-    note: str = ''
-    arrivals: Arrivals | None = None # outcomes by the time at which they became known
-    targets: Targets | None = None # outcomes by window, beside those of the training rows
-    together: Together | None = None # the newest full window's rows beside training rows, all columns at once
-    uses: Frame = Field(default_factory=pd.DataFrame) # how much each column counted, see `uses_over_time`
-    budget: str = '' # of false alarms, and what is spent of it, in words
-
-    @property
-    def headline(self) -> str: return health(self).sentence
-
-    def plot(self):
-        "A static figure: performance with its interval, drifted columns and traffic over time, alarms marked."
-        from mlcycle.charts import plot_timeline
-        return plot_timeline(self)
-
-    def _repr_html_(self) -> str:
-        state = health(self)
-        parts = [f'<h4>{escaped(self.project)}: {escaped(state.verdict)}</h4>',
-                 *(f'<p>{escaped(t, longest=2000)}</p>' for t in [*state.why, *state.next])]
-        tables = [(windows_table(self), 'Windows, by the time of the prediction'), (alarms_table(self), 'Alarms'),
-                  (targets_table(self.targets), 'Outcomes, by the time of the prediction, beside the training rows; rings nobody'),
-                  (uses_table(self.uses), 'How much columns counted; * otherwise than in training; rings nobody'),
-                  (arrivals_table(self), 'Outcomes, by the time at which they became known')]
-        parts += [f'<p>{escaped(self.together.headline, longest=2000)}</p>'] if self.together else []
-        return ''.join([*parts, *(html_table(t, caption=c, limit=200) for t, c in tables if len(t)),
-                        f'<p>{escaped(self.budget, longest=2000)}</p>'])
-
-# %% ../nbs/06_monitoring.ipynb #bdad1be0
-BRING = 'Log predictions (mlcycle score, mlcycle serve) and bring outcomes: mlcycle label FILE'
-
-def watched_version(report: MonitoringReport) -> str | None:
-    "The version the report is about first of all: the champion, else the newest that answered."
-    return report.champion or (report.windows[-1].version if report.windows else None)
-
-def drifted_columns(window: Window) -> list[str]:
-    "Names of the columns that a window calls drifted."
-    return [r.column for r in window.drift.itertuples() if r.status == 'drift']
-
-def _unsure(windows: list[Window], metric: str) -> list[str]:
-    "Why nothing can be said."
-    full = [w for w in windows if w.complete and w.rows]
-    if not windows: return ['no predictions have been logged']
-    if not full: return ['the first window is still filling']
-    newest, figure = full[-1], full[-1].performance.get(metric)
-    why = [f'{metric}: {figure.reason}' if figure and figure.reason else f'{metric} could not be measured']
-    why += [said] if (said := estimate_text(newest, metric)) else []
-    if newest.status != 'ok': return [f'{newest.rows} rows in the newest full window', *why]
-    return why if drifted_columns(newest) else [*why, 'the rows themselves look as they did in training']
-
-def estimate_text(window: Window, metric: str) -> str: # one sentence; '' where it is not needed
-    "What can be said of a metric in a window before its outcomes are in; nothing once it has been measured on most of them."
-    if metric in window.gaps or not window.rows: return ''
-    made = window.estimated.get(metric)
-    if made is None and window.estimated:
-        return f'{metric} cannot be estimated without outcomes; estimated are: {", ".join(window.estimated)}'
-    if made is None: return ''
-    where = f'in the window from {window.start[:10]}'
-    if made.status != 'ok': return f'no estimate of {metric} {where}: {made.text}'
-    return f'{metric} {made.text} {where}, {made.reason}; not measured'
-
-def moved_text(window: Window) -> str: # one sentence; '' where nothing was found
-    "How much of a change is of changed inputs, how much of a changed relation, and which faulty data take part."
-    said = [f'{n} {e.text}' for e in window.parts.values() for n in [e.metric.split(': ')[-1]]]
-    for f in window.faults.itertuples():
-        if f.status == 'ok' and (f.low > 0 or f.high < 0):
-            said.append(f'{f.fault} of {f.column!r} in {f.rows:,} rows {f.value:+.3f} [{f.low:+.3f}, {f.high:+.3f}]')
-    return '; '.join(said)
-
-def health(report: MonitoringReport) -> Health:
-    "Whether the version in use is well, since when, why, and what to do."
-    version = watched_version(report)
-    windows = [w for w in report.windows if w.version == version]
-    mine = [a for a in report.alarms if a.version == version]
-    going = [a for a in mine if a.state != 'resolved']
-    if going:
-        return Health(verdict='not well', since=min(a.since for a in going), why=[a.headline for a in going],
-                      next=list(dict.fromkeys(a.advice for a in going)))
-    full = [w for w in windows if w.complete and w.rows]
-    known = [w for w in full[-3:] if w.change is not None and w.change.status == 'ok']
-    if not known: return Health(verdict='cannot tell', why=_unsure(windows, report.metric), next=[BRING])
-    figure = known[-1].performance[report.metric].text
-    ahead = estimate_text(full[-1], report.metric)
-    return Health(verdict='well', since=max((a.until for a in mine), default='') or full[0].start,
-                  why=[f'{report.metric} {figure} in the window from {known[-1].start[:10]}', *([ahead] if ahead else [])])
-
-# %% ../nbs/06_monitoring.ipynb #4eca95af
-def windows_table(report: MonitoringReport) -> pd.DataFrame:
-    "One row a window, for reading."
-    rows = []
-    for w in report.windows:
-        drifted = (drifted_columns(w) or 'none') if w.status == 'ok' else w.status
-        rows.append({'version': w.version, 'from': w.start[:10], 'to': w.end[:10], 'rows': w.rows, 'outcomes known': w.labelled,
-                     report.metric: w.performance.get(report.metric), 'estimated without outcomes': _estimate_cell(w, report.metric),
-                     'why it moved': moved_text(w), 'drifted columns': drifted,
-                     'state': 'complete' if w.complete else 'still filling'})
-    return pd.DataFrame(rows, dtype=object)
-
-def _estimate_cell(window: Window, metric: str) -> str:
-    made = window.estimated.get(metric)
-    if made is not None: return made.text
-    return 'cannot be estimated' if window.estimated else 'not estimated'
-
-def arrivals_table(report: MonitoringReport) -> pd.DataFrame:
-    "Outcomes by the time at which they became known, of the version the report is about."
-    if report.arrivals is None or not len(report.arrivals.table): return pd.DataFrame()
-    table, metric = report.arrivals.table, report.arrivals.metric
-    figures = [Estimate(metric=metric, **{k: getattr(r, k) for k in ('status', 'value', 'low', 'high', 'n', 'reason')})
-               for r in table.itertuples()]
-    days = lambda column: [None if pd.isna(v) else round(float(v), 1) for v in table[column]]
-    return pd.DataFrame({'outcomes known from': [t[:10] for t in table['from']], 'to': [t[:10] for t in table['to']],
-                         'outcomes': table.outcomes, 'corrections': table.corrections, 'days until known, median': days('delay_days'),
-                         '90 % within': days('latest_days'), metric: figures}, dtype=object)
-
-def groups_over_time(report: MonitoringReport, attribute: str, metric: str, *, version: str | None=None) -> pd.DataFrame:
-    "A metric of every group of an attribute, window by window: from, group, n, status, value, low, high, reason."
-    version, fields = version or watched_version(report), ['group', 'n', 'status', 'value', 'low', 'high', 'reason']
-    found = [w.by_group[(w.by_group.attribute == attribute) & (w.by_group.metric == metric)][fields].assign(**{'from': w.start[:10]})
-             for w in report.windows if w.version == version and len(w.by_group)]
-    return pd.concat(found, ignore_index=True)[['from', *fields]] if found else pd.DataFrame(columns=['from', *fields])
-
-def alarms_table(report: MonitoringReport) -> pd.DataFrame:
-    "One row an alarm, the open ones first."
-    order = {'raised': 0, 'acknowledged': 1, 'muted': 2, 'resolved': 3}
-    fields = ['id', 'cause', 'column', 'state', 'since', 'until', 'why', 'advice', 'by', 'because']
-    alarms = sorted(report.alarms, key=lambda a: order[a.state])
-    def cell(alarm, field): return getattr(alarm, field)[:10] if field in ('since', 'until') else getattr(alarm, field)
-    return pd.DataFrame([[cell(a, f) for f in fields] for a in alarms], columns=fields, dtype=object)
+__all__ = ['FORMAT', 'logged_rows', 'monitor', 'recorded', 'health', 'replay_live', 'watched_version']
 
 # %% ../nbs/06_monitoring.ipynb #a7ce0b3e
 FORMAT = 6  # of windows: a higher number makes all of them anew
@@ -355,27 +202,3 @@ def _budget(project: Project, windows: list[Window]) -> str:
     return budget_text(project.settings.monitoring, days, told, unknown=full[-1].unknown_apart if full else 0)
 
 
-
-# %% ../nbs/06_monitoring.ipynb #68b88040
-def monitor_json(report: MonitoringReport) -> dict:
-    "The report as plain JSON values: windows, alarms, and the verdict."
-    return {'project': report.project, 'verdict': health(report).verdict, 'note': report.note,
-            'windows': [_window_json(w) for w in report.windows],
-            'targets': _rows(report.targets.table.drop(columns='inputs')) if report.targets else [], 'uses': _rows(report.uses),
-            'together': report.together.body() if report.together else None,
-            'alarms': [a.body() for a in report.alarms]}
-
-def _rows(table: pd.DataFrame) -> list[dict]: return table.astype(object).where(table.notna(), None).to_dict('records')
-
-def _window_json(window: Window) -> dict:
-    body = window.body()
-    body['performance'] = {m: body['performance'].get(m, {})|{'estimated': body['estimated'].get(m)}
-                           for m in dict.fromkeys([*body['performance'], *body['estimated']])}
-    told = ('version', 'from', 'to', 'rows', 'labelled', 'complete', 'status', 'future', 'performance', 'change')
-    body = {k: v for k, v in body.items() if k in told}
-    fields = ['status', 'effect', 'threshold', 'p_value', 'psi', 'missing', 'why']
-    return body | {'drift': {r['column']: {f: r[f] for f in fields} for r in _rows(window.drift)}}
-
-def blocking(report: MonitoringReport) -> list[Alarm]:
-    "The alarms that nobody has acknowledged."
-    return [a for a in report.alarms if a.state == 'raised']

@@ -15,7 +15,8 @@ from .drawings import intervals_svg
 from .forms import Form
 from .jobs import Job
 from .log import moment
-from .monitoring import MonitoringReport, health, recorded, watched_version, windows_table
+from .health import MonitoringReport, health, watched_version, windows_table
+from .monitoring import recorded
 from .scoring import check_labels, label_file, read_rows
 from .silence import silence
 from .windows import Window

@@ -56,7 +56,8 @@ def standing(root: Path, folder: Path) -> Standing:
     except MlcycleError as error: return Standing(place=place, name=Path(folder).name, why=f'cannot be read: {error}')
 
 def _standing(place: str, project: Project) -> Standing:
-    from mlcycle.monitoring import health, recorded
+    from mlcycle.health import health
+    from mlcycle.monitoring import recorded
     from mlcycle.pipeline import status
     report, ledger = recorded(project), project.ledger
     state, version = health(report), champion(ledger) or (versions(ledger) or [''])[-1]

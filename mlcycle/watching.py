@@ -60,7 +60,8 @@ def label(project: Project, file: str, by: str, because: str, as_json: bool) -> 
 @with_project()
 def monitor(project: Project, check: bool, as_json: bool) -> None:
     "Windows of production: quality, drift, performance, alarms. Exit 1 while an alarm blocks."
-    from mlcycle.monitoring import blocking, monitor as watch, monitor_json
+    from mlcycle.health import blocking, monitor_json
+    from mlcycle.monitoring import monitor as watch
     from mlcycle.dashboard import publish_monitoring
     if check: return check_silence(project, as_json)
     report = watch(project)

@@ -8,7 +8,8 @@ from mlcycle.channels import notices
 from mlcycle.cli import main
 from mlcycle.core import Project
 from mlcycle.log import read_log
-from mlcycle.monitoring import blocking, monitor
+from mlcycle.health import blocking
+from mlcycle.monitoring import monitor
 
 CHANNELS = '[alarms]\nchannels = [{name = "notes", kind = "file", path = "alarms.jsonl"}, {name = "gone", kind = "command", command = ["no-such-program"]}]\n'
 

@@ -9,7 +9,8 @@ import mlcycle.monitoring as module
 from mlcycle.alarms import Finding, acknowledge_alarm, current_alarms, episodes, update_alarms
 from mlcycle.core import Blocked, Estimate, Project, SettingsError, canonical_json
 from mlcycle.features import infer_plan
-from mlcycle.monitoring import MonitoringReport, blocking, health, monitor, monitor_json, recorded, replay_live
+from mlcycle.health import MonitoringReport, blocking, health, monitor_json
+from mlcycle.monitoring import monitor, recorded, replay_live
 from mlcycle.scoring import label
 from mlcycle.windows import window_bounds, window_number
 

@@ -7,7 +7,8 @@ import pytest
 
 from mlcycle.core import canonical_json
 from mlcycle.estimates import NOT_VALID
-from mlcycle.monitoring import MonitoringReport, groups_over_time, monitor, monitor_json, recorded
+from mlcycle.health import MonitoringReport, groups_over_time, monitor_json
+from mlcycle.monitoring import monitor, recorded
 from mlcycle.retention import Erasure
 from mlcycle.scoring import label
 from test_monitoring import DAY, NOW, log, project_at, rows, start

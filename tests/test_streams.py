@@ -9,7 +9,8 @@ from mlcycle.core import DataError, Project
 from mlcycle.dashboard import first_choice, monitoring_app, monitoring_page, panel
 from mlcycle.features import FeaturePlan
 from mlcycle.keeping import log_rows
-from mlcycle.monitoring import MonitoringReport, health, monitor, monitor_json, recorded
+from mlcycle.health import MonitoringReport, health, monitor_json
+from mlcycle.monitoring import monitor, recorded
 from mlcycle.scoring import label
 from test_monitoring import DAY, FIRST, project_at, rows, start
 
