@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-import mlcycle.monitoring as module
+import mlcycle.replay
 from mlcycle.alarms import Finding, acknowledge_alarm, current_alarms, episodes, update_alarms
 from mlcycle.core import Blocked, Estimate, Project, SettingsError, canonical_json
 from mlcycle.features import infer_plan
@@ -252,10 +252,10 @@ def test_replay_happens_once_even_when_interrupted(tmp_path, monkeypatch):
                              'version': version, 'score': df['p'].to_numpy(), 'decision': 0})
         project.tables.write('predictions', pd.concat([made, df[['income', 'age', 'sex', 'channel']]], axis=1), mode='append')
         return made
-    monkeypatch.setattr(module, 'score', score)
-    monkeypatch.setattr(module, 'label', lambda *a: (_ for _ in ()).throw(KeyboardInterrupt()))
+    monkeypatch.setattr(mlcycle.replay, 'score', score)
+    monkeypatch.setattr(mlcycle.replay, 'label', lambda *a: (_ for _ in ()).throw(KeyboardInterrupt()))
     with pytest.raises(KeyboardInterrupt): replay_live(p)
-    monkeypatch.setattr(module, 'label', label)
+    monkeypatch.setattr(mlcycle.replay, 'label', label)
     done = replay_live(p)
     assert (done.state, done.rows, done.labelled) == ('done', 200, 200) and replay_live(p) == done
     made = p.tables.read('predictions').merge(p.tables.read('labels'), on='prediction_id')
