@@ -100,17 +100,18 @@ BITS = 48   # of each hash
 def hashes(values: np.ndarray, # floats, or texts
            ) -> np.ndarray: # uint64, below 2**BITS
     "A random number for every value, the same wherever and whenever it is asked for."
-    if values.dtype.kind == 'f': return _mixed(values, *np.empty((2, len(values)), np.uint64))
+    if values.dtype.kind == 'f': return _finished(_mixed(values, *np.empty((2, len(values)), np.uint64)))
     return pd.util.hash_array(np.asarray(values, dtype=object), categorize=False) >> np.uint64(64-BITS)
 
 def _mixed(values: np.ndarray, h: np.ndarray, room: np.ndarray) -> np.ndarray: # h
-    "Hashes of floats; `h` and `room` have their length."
+    "Hashes of floats, whose upper 32 bits are right already; `h` and `room` have their length."
     np.add(values, 0., out=h.view(float))   # makes one of both zeros
-    for shift, odd in ((32, 0x9E3779B97F4A7C15), (29, 0xBF58476D1CE4E5B9), (32, 1)):
+    for shift, odd in ((32, 0x9E3779B97F4A7C15), (29, 0xBF58476D1CE4E5B9)):
         h ^= np.right_shift(h, np.uint64(shift), out=room)
-        if odd > 1: h *= np.uint64(odd)
-    h >>= np.uint64(64-BITS)
+        h *= np.uint64(odd)
     return h
+
+def _finished(h: np.ndarray) -> np.ndarray: return (h ^ h >> np.uint64(32)) >> np.uint64(64-BITS)
 
 def smallest(found: np.ndarray, # hashes
              kept: np.ndarray | None=None, # what was kept before
@@ -144,7 +145,9 @@ def kept_of(values: np.ndarray, # finite floats
     kept = smallest(hashes(values[:2048]))
     for chunk in (*chunks_of(values[2048:16384]), *chunks_of(values[16384:])):
         if len(kept) < KEPT: chunk = _once(chunk)
-        kept = smallest(_mixed(chunk, *rooms(2, len(chunk)).view(np.uint64)), kept)
+        h = _mixed(chunk, *rooms(2, len(chunk)).view(np.uint64))
+        if len(kept) == KEPT: h = h[h < min(((int(kept[-1]) >> BITS-32)+1) << 32, 2**64-1)]   # few are left to be finished
+        kept = smallest(_finished(h), kept)
     return kept
 
 def _once(values: np.ndarray) -> np.ndarray:
