@@ -165,7 +165,7 @@ def _found(values: pd.Series, kind: Kind | None, known: ColumnProfile | None) ->
     return _shape(floats(values, kind) if there else np.array([]), known)
 
 # %% ../nbs/00d_profile.ipynb #625539a9
-SAMPLE = 1 << 16  # rows that a table's cut points are chosen from
+SAMPLE = 1 << 17  # rows that a table's cut points are chosen from
 STRETCHES = 16    # that these rows lie in
 CELLS = 1 << 19   # values from which columns are read by several threads
 
