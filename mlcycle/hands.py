@@ -4,7 +4,7 @@
 
 # %% ../nbs/00ae_hands.ipynb #fd953087
 from __future__ import annotations
-import os, threading
+import os, signal, threading
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -40,7 +40,15 @@ def begin() -> None:
     "Start the process from which workers are forked; it loads what they need while the caller does something else."
     from multiprocessing import forkserver
     forkserver.set_forkserver_preload(LOADED)
-    forkserver.ensure_running()
+    with _undisturbed(): forkserver.ensure_running()
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    "What is started meanwhile leaves Ctrl-C to its caller, who ends it."
+    if threading.current_thread() is not threading.main_thread(): yield; return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try: yield
+    finally: signal.signal(signal.SIGINT, before)
 
 @contextmanager
 def mapper(spread: Spread, *, parts: int=2, # with a single one no process is started
@@ -61,7 +69,7 @@ def mapper(spread: Spread, *, parts: int=2, # with a single one no process is st
 def _wake(pool: ProcessPoolExecutor, workers: int) -> None:
     try:
         for _ in range(workers): pool.submit(os.getpid)
-    except RuntimeError: pass   # closed again, or broken, which the next call says
+    except (RuntimeError, OSError, EOFError): pass   # closed again, or broken, which the next call says
 
 def _mapped(pool: ProcessPoolExecutor, do: Callable, lists: tuple) -> Iterator:
     try: yield from pool.map(do, *lists)
