@@ -17,7 +17,7 @@ import pandas as pd
 from pydantic import Field
 
 from .core import DataError, IntegrityError, Record, canonical_json, digest, html_table, write_atomic
-from .histograms import cut_points, histogram
+from .histograms import cut_points, histogram, ranked
 from .sketches import (UNIT, as_integer, chunks_of, different, exact_squares, exact_sum, hashes, kept_of, mean_of, packed, smallest,
                               unpacked, written)
 from .storage import Kind, few_objects, floats, level_counts, missing_of, plain, read_as, stored_kind
@@ -94,8 +94,7 @@ def _finite(values: np.ndarray) -> tuple[np.ndarray, int]:
     return (values, 0) if n == len(values) else (values[keep], len(values)-n-int(np.count_nonzero(np.isnan(values))))
 
 def _cut(x: np.ndarray) -> tuple[list[float], float]: # cut points, center
-    ordered = np.sort(x)
-    return cut_points(ordered), float(ordered[len(x)//2]) if len(x) else 0.
+    return cut_points(x), float(ranked(x, np.array([len(x)//2]))[0]) if len(x) else 0.
 
 def _shape(values: np.ndarray, known: ColumnProfile | None) -> dict:
     "Extremes, moments, histogram and number of different values of floats; NaN and infinities are left out."
