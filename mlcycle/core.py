@@ -4,7 +4,8 @@
 
 # %% ../nbs/00_core.ipynb #b7f257a3
 from __future__ import annotations
-import difflib, hashlib, html, json, math, os, re, tempfile
+import copy, difflib, hashlib, html, json, math, os, re, tempfile
+from collections.abc import Iterable
 from contextlib import contextmanager
 from datetime import date, datetime, timezone
 from functools import cached_property
@@ -15,7 +16,7 @@ from pydantic import (BaseModel, BeforeValidator, ConfigDict, Field, PlainSerial
                       model_validator)
 
 # %% auto #0
-__all__ = ['Frame', 'FACTS', 'TASK_METRICS', 'CHANNEL_KEYS', 'STAGES', 'Task', 'Scalar', 'Positive', 'Share', 'PERIODS',
+__all__ = ['Frame', 'NEXT', 'FACTS', 'TASK_METRICS', 'CHANNEL_KEYS', 'STAGES', 'Task', 'Scalar', 'Positive', 'Share', 'PERIODS',
            'DEFAULT_GATES', 'RENAMED', 'MlcycleError', 'SettingsError', 'DataError', 'Blocked', 'MissingEvidence',
            'IntegrityError', 'jsonable', 'frame_body', 'canonical_json', 'digest', 'write_atomic', 'sync_folder',
            'shown', 'rows_are', 'escaped', 'html_pairs', 'html_table', 'Record', 'Result', 'label', 'Estimate',
@@ -189,7 +190,14 @@ class Record(BaseModel):
     def __eq__(self, other: object) -> bool: return type(self) is type(other) and self.body() == other.body()
     def __hash__(self) -> int: return hash(canonical_json(self.body()))
 
-FACTS = 'application/vnd.mlcycle.result+json'   # the kind of output by which a program reads an executed notebook
+NEXT = '\n'   # between mistakes that are reported together
+
+def _refuse_all(mistakes: Iterable[str], # each in one line; none: nothing is wrong
+               ) -> None:
+    "One ValueError of all mistakes that a validator has found."
+    if said := NEXT.join(mistakes): raise ValueError(said)
+
+FACTS = 'application/vnd.mlcycle.result+json'    # the kind of output by which a program reads an executed notebook
 
 class Result(Record):
     "What a stage returns: a record with a `kind` and a `stage` for the ledger, which shows itself in a notebook."
@@ -329,18 +337,18 @@ class Channel(Record):
     def _keys_of_its_kind(self):
         needed, optional = CHANNEL_KEYS[self.kind]
         missing = [k for k in needed if not getattr(self, k)]
-        if missing: raise ValueError(f'channel {self.name}: kind {self.kind!r} needs {", ".join(missing)}')
         strange = self.model_fields_set-{'name', 'kind', 'on', 'seconds', *needed, *optional}
-        if strange:
-            raise ValueError(f'channel {self.name}: {", ".join(sorted(strange))} is not for kind {self.kind!r}')
-        for key in ('password', 'secret'):
-            if getattr(self, key) and not re.fullmatch(r'\$\{\w+\}', getattr(self, key)):
-                raise ValueError(f'channel {self.name}: {key} must name an environment variable as ${{NAME}}; a secret is never written here')
-        if self.password and (self.tls == 'none' or not self.user):
-            raise ValueError(f'channel {self.name}: a password needs a user and tls = "starttls" or "tls"')
-        if any('\n' in t or '\r' in t for t in (self.sender, self.host, *self.to)):
-            raise ValueError(f'channel {self.name}: line breaks are not allowed')
+        found = [f'kind {self.kind!r} needs {", ".join(missing)}']*bool(missing)
+        found += [f'{", ".join(sorted(strange))} is not for kind {self.kind!r}']*bool(strange)
+        _refuse_all(f'channel {self.name}: {m}' for m in (*found, *self._unsafe()))
         return self
+
+    def _unsafe(self) -> list[str]: # mistakes
+        found = [f'{key} must name an environment variable as ${{NAME}}; a secret is never written here'
+                 for key in ('password', 'secret') if (told := getattr(self, key)) and not re.fullmatch(r'\$\{\w+\}', told)]
+        if self.password and (self.tls == 'none' or not self.user): found.append('a password needs a user and tls = "starttls" or "tls"')
+        if any('\n' in t or '\r' in t for t in (self.sender, self.host, *self.to)): found.append('line breaks are not allowed')
+        return found
 
 class AlarmsSection(Record):
     "Who is told of alarms."
@@ -378,13 +386,11 @@ class ScheduleSection(Record):
     @model_validator(mode='after')
     def _readable(self):
         from zoneinfo import ZoneInfo
+        found = [f"{step}: {cron[:80]!r} is no cron expression of five fields, such as '30 2 * * *' (every day at 02:30)"
+                 for step, cron in self.steps.items() if not re.fullmatch(r'[\w*/,#-]+( [\w*/,#-]+){4}', cron)]
         try: ZoneInfo(self.zone)
-        except (KeyError, ValueError, OSError):
-            raise ValueError(f'no time zone {self.zone!r}. Use an IANA name such as Europe/Berlin') from None
-        for step, cron in self.steps.items():
-            if not re.fullmatch(r'[\w*/,#-]+( [\w*/,#-]+){4}',
-                                cron): raise ValueError(f'{step}: {cron[:80]!r} is no cron expression of five fields, '
-                                                                                  "such as '30 2 * * *' (every day at 02:30)")
+        except (KeyError, ValueError, OSError): found.append(f'no time zone {self.zone!r}. Use an IANA name such as Europe/Berlin')
+        _refuse_all(found)
         return self
 
 # %% ../nbs/00_core.ipynb #ebdb027e
@@ -439,9 +445,9 @@ class Source(Record):
     @model_validator(mode='after')
     def _one_origin(self):
         given = [k for k in ('path', 'url', 'connection') if getattr(self, k)]
-        if len(given) != 1:
-            raise ValueError(f'exactly one of path, url, connection is needed, came {given or "none"}')
-        if bool(self.connection) != bool(self.query): raise ValueError('connection and query go together')
+        found = [] if len(given) == 1 else [f'exactly one of path, url, connection is needed, came {given or "none"}']
+        if bool(self.connection) != bool(self.query): found.append('connection and query go together')
+        _refuse_all(found)
         return self
 
 class Join(Record):
@@ -700,34 +706,41 @@ class Settings(Record):
     store: StoreSection = StoreSection()
 
     @model_validator(mode='after')
-    def _metrics_fit_the_task(self):
-        allowed = TASK_METRICS[self.problem.task]
-        for where, criteria in (('success', self.problem.success), ('kill', self.problem.kill)):
-            for c in criteria:
-                if c.metric not in allowed: raise ValueError(f'problem.{where}: no metric {c.metric!r} for a {self.problem.task} '
-                                                             f'task. Allowed: {", ".join(allowed)}')
-                if c.group_by and c.group_by not in self.data.protected:
-                    raise ValueError(f'problem.{where}: group_by {c.group_by!r} is not among data.protected {self.data.protected}')
-        if self.development.metric and self.development.metric not in allowed:
-            raise ValueError(f'development.metric: no metric {self.development.metric!r}. Allowed: {", ".join(allowed)}')
-        for name in self.data.allowed:
-            fixed = next((k for k in ('immutable', 'protected') if name in getattr(self.data, k)), '')
-            if fixed:
-                raise ValueError(f'data.allowed: {name!r} is in data.{fixed}, so it is not to be changed. Take it out of one of the two')
-        if hashed := {c.name for c in self.deployment.log.columns if c.stored == 'hashed'} & {self.data.time}:
-            raise ValueError(f'deployment.log.columns: {hashed.pop()!r} is data.time, and a hash of a time says nothing. Allowed: kept, dropped')
-        if self.problem.target in self.data.drop:
-            raise ValueError(f'data.drop: the target {self.problem.target!r} cannot be dropped')
+    def _parts_fit_each_other(self):
+        _refuse_all((*self._metrics_of_another_task(), *self._columns_in_two_roles()))
         return self
 
+    def _metrics_of_another_task(self) -> list[str]: # mistakes
+        allowed, found = TASK_METRICS[self.problem.task], []
+        for where, criteria in (('success', self.problem.success), ('kill', self.problem.kill)):
+            found += [f'problem.{where}: no metric {c.metric!r} for a {self.problem.task} task. Allowed: {", ".join(allowed)}'
+                      for c in criteria if c.metric not in allowed]
+            found += [f'problem.{where}: group_by {c.group_by!r} is not among data.protected {self.data.protected}'
+                      for c in criteria if c.group_by and c.group_by not in self.data.protected]
+        if self.development.metric and self.development.metric not in allowed:
+            found.append(f'development.metric: no metric {self.development.metric!r}. Allowed: {", ".join(allowed)}')
+        return found
+
+    def _columns_in_two_roles(self) -> list[str]: # mistakes
+        data, target = self.data, self.problem.target
+        found = [f'data.allowed: {name!r} is in data.{k}, so it is not to be changed. Take it out of one of the two'
+                 for name in data.allowed for k in ('immutable', 'protected') if name in getattr(data, k)]
+        if data.time in {c.name for c in self.deployment.log.columns if c.stored == 'hashed'}:
+            found.append(f'deployment.log.columns: {data.time!r} is data.time, and a hash of a time says nothing. Allowed: kept, dropped')
+        if target in data.drop: found.append(f'data.drop: the target {target!r} cannot be dropped')
+        roles = {role: [getattr(data, role)] for role in ('time', 'id', 'group', 'label_time')} | {'protected': data.protected}
+        return found+[f'data.{role}: {target!r} is the target, which is not known when the model answers. Name another column'
+                      for role, columns in roles.items() if target in columns]
+
 # %% ../nbs/00_core.ipynb #927f221b
-def _mistake(error: dict) -> str:
-    "One line for one of pydantic's errors: key, what came, what is allowed."
-    key = '.'.join(str(p) for p in error['loc'] if not str(p).startswith(('function-', 'literal', 'constrained'))) or 'mlcycle.toml'
-    if key in RENAMED: return f'{key}: is called otherwise since. Write {RENAMED[key]}'
-    if error['type'] == 'extra_forbidden': return f'{key}: unknown key. {_known_keys(error["loc"])}'
+def _mistakes(error: dict) -> list[str]: # lines
+    "One of pydantic's errors: key, what came, what is allowed; ours may hold several."
+    key = '.'.join(str(p) for p in error['loc'] if not str(p).startswith(('function-', 'literal', 'constrained')))
+    if key in RENAMED: return [f'{key}: is called otherwise since. Write {RENAMED[key]}']
+    if error['type'] == 'extra_forbidden': return [f'{key}: unknown key. {_known_keys(error["loc"])}']
     came = '' if error['type'] in ('missing', 'value_error') else f' (came {str(error["input"])[:80]!r})'
-    return f'{key}: {error["msg"].removeprefix("Value error, ")}{came}'
+    said = error['msg'].removeprefix('Value error, ')
+    return [(f'{key}: ' if key else '')+line+came for line in (said.split(NEXT) if error['type'] == 'value_error' else [said])]
 
 RENAMED = {'monitoring.false_alarms_per_year': 'false_alarms = "1 per year"'}   # keys of earlier versions → what stands for them
 
@@ -753,10 +766,29 @@ def check_settings(values: dict, # nested plain values, as a TOML file gives the
                    ) -> Settings:
     "Nested values as settings, or one SettingsError that names every mistake."
     try: return Settings.model_validate(values)
-    except ValidationError as error:
-        lines = list(dict.fromkeys(map(_mistake, error.errors())))
-        count = '1 mistake' if len(lines) == 1 else f'{len(lines)} mistakes'
-        raise SettingsError(f'{count} in {name}. Mend each key:\n  '+'\n  '.join(lines)) from None
+    except ValidationError as error: errors = error.errors()
+    lines = list(dict.fromkeys(line for e in (*errors, *_beside(values, errors)) for line in _mistakes(e)))
+    count = '1 mistake' if len(lines) == 1 else f'{len(lines)} mistakes'
+    raise SettingsError(f'{count} in {name}. Mend each key:\n  '+'\n  '.join(lines))
+
+def _beside(values: dict, errors: list[dict]) -> list[dict]: # further errors of pydantic's
+    "What does not fit together in what is left without the keys that are wrong by themselves."
+    left = copy.deepcopy(values)
+    places = {e['loc'][:-1] if e['type'] == 'missing' else e['loc'] for e in errors if e['loc']}
+    for place in sorted(places, key=lambda place: [str(p).zfill(9) for p in place], reverse=True): _take_out(left, place)
+    try: Settings.model_validate(left)
+    except ValidationError as error: rest = error.errors()
+    else: return []
+    return [e for e in rest if not e['loc']] or (_beside(left, rest) if left != values else [])
+
+def _take_out(part: object, place: tuple) -> None: # changes `part`
+    "The deepest table, entry or value on the way to a place."
+    found = None
+    for step in place:
+        there = step in part if isinstance(part, dict) else isinstance(part, list) and isinstance(step, int) and step < len(part)
+        if not there: break
+        found, part = (part, step), part[step]
+    if found: del found[0][found[1]]
 
 def _gone(path: Path) -> SettingsError:
     return SettingsError(f'No {path.name} in {path.parent}. If the project was moved or renamed, open it where it is now.')

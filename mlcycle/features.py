@@ -234,8 +234,8 @@ def read_target(df: pd.DataFrame, # rows to learn from
     y = encode_target(df[problem.target], settings)
     found = _listed(sorted(set(clean_text(df[problem.target])), key=str))
     if problem.task == 'binary' and not (y == 1).any(): raise DataError(
-        f'Target {problem.target!r}: the positive value {problem.positive!r} is in no row. Values: {found}. '
-        'Fix problem.positive in mlcycle.toml.')
+        f'Target {problem.target!r}: the positive value {problem.positive!r} is in no row that is learnt from. Values: {found}. '
+        'Fix problem.positive in mlcycle.toml, or give more rows.')
     if y.nunique() < 2: raise DataError(f'Target {problem.target!r} has one value only ({found}): there is nothing to '
                                         'tell apart. Use rows that hold at least two outcomes.')
     return y

@@ -202,8 +202,10 @@ def _random(y: pd.Series, settings: Settings, groups: np.ndarray | None, n_split
     from sklearn.model_selection import GroupKFold, KFold, StratifiedKFold
     seed = settings.project.seed
     if groups is not None and len(np.unique(groups)) < n_splits:
-        raise DataError(f'{len(np.unique(groups))} groups are too few for {n_splits} folds. Set '
-                        f'development.folds lower.')
+        count = len(np.unique(groups))
+        what = 'Set development.folds lower' if count > 1 else 'Mend data.group and data.id'
+        raise DataError(f'{"1 group is" if count == 1 else f"{count} groups are"} too few for {n_splits} folds, since rows of one '
+                        f'group stay together. {what}.')
     counts = y.value_counts()
     stratified = settings.problem.task != 'regression' and groups is None and counts.min() >= n_splits
     if groups is not None: splitter = GroupKFold(n_splits, shuffle=True, random_state=seed)

@@ -46,6 +46,7 @@ def _nothing_to_tell_apart(target, counts) -> DataError:
 def _not_numbers(values) -> str: # the end of a sentence, and what to do
     "Whether the values are no numbers at all, or numbers but for a few."
     import pandas as pd
+    if pd.api.types.is_datetime64_any_dtype(values): return 'they are dates. Choose a number or a few classes, such as the days from one date to another.'
     strays = values[pd.to_numeric(values, errors='coerce').isna()].astype(str)
     if len(strays) > len(values)/10: return 'they are not numbers. Choose another target.'
     return f'{len(strays):,} of {len(values):,} are not numbers, such as {shown([repr(v[:40]) for v in strays.unique()[:3]])}. Mend them, or leave those cells empty.'

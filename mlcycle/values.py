@@ -118,5 +118,5 @@ def date_part(dates: pd.Series, # times in UTC
               ) -> np.ndarray: # floats, NaN where there is no date
     "One number out of each date; Monday is weekday 0."
     if part != 'days': return getattr(dates.dt, PARTS[part]).to_numpy(dtype=float)
-    start = pd.Timestamp(0, tz='UTC') if since is None else since
-    return ((dates-start)/pd.Timedelta(days=1)).to_numpy(dtype=float)
+    start = pd.Timestamp(0, tz='UTC').as_unit('us') if since is None else since.dt.as_unit('us')
+    return ((dates.dt.as_unit('us')-start)/pd.Timedelta(days=1)).to_numpy(dtype=float)

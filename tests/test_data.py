@@ -5,8 +5,10 @@ import pandas as pd
 import pytest
 import tomlkit
 from bs4 import BeautifulSoup
+from sklearn.ensemble import HistGradientBoostingClassifier
 from mlcycle.core import Blocked, DataError, Project, Treatment
 from mlcycle.data import DataReport, check_schema, drop_line, prepare_data
+from mlcycle.features import build_pipeline, fit_pipeline
 from mlcycle.leakage import leakage_suspects
 from mlcycle.split import SplitAdvice
 from mlcycle.tables import Snapshot
@@ -226,6 +228,18 @@ def test_degenerate_tables_are_survived(tmp_path):
     df = pd.DataFrame({'a': 1, 'y': [0, 1]*30})
     assert prepare_data(make(tmp_path, df)).rows == 60
     assert prepare_data(make(tmp_path, pd.DataFrame({'a': range(20), 'y': [0, 1]*10}))).rows == 20
+
+def test_few_rows_and_what_lies_beyond_single_floats_and_nanoseconds(tmp_path):
+    "Fewer rows than count as seen, numbers that a tree cannot hold, and the dates that stand for 'never'."
+    assert prepare_data(make(tmp_path, pd.DataFrame({'a': [1, 2, 3], 'y': [0, 1, 1]}))).rows == 3
+    assert leakage_suspects(pd.DataFrame({'a': [1.0, 2.0], 'y': [0, 1]}), 'y').columns.tolist()
+    df = rows(60)
+    df['huge'], df['until'] = np.linspace(-1e300, 1e300, 60), ['9999-12-31', '1600-01-01', '2024-05-31']*20
+    project = make(tmp_path, df)
+    report = prepare_data(project)
+    X = project.tables.read('train')
+    scores = fit_pipeline(build_pipeline(report.plan, HistGradientBoostingClassifier(max_iter=2)), X.drop(columns='y'), X.y.to_numpy()).predict_proba(X)
+    assert np.isfinite(scores).all() and {'huge', 'until'} <= {c.name for c in report.plan.columns if c.role == 'feature'}
 
 
 # --- real data ---------------------------------------------------------------------------------------------------------------------

@@ -221,7 +221,7 @@ def test_binary_targets(values, positive):
 
 @pytest.mark.parametrize('values, positive, message', [
     (['a', 'b'], None, "'a', 'b'.*Set problem.positive"), (['a', 'b'], 'c', "'a', 'b'.*'c'"), (['a', 'b', 'c'], 'a', "'a', 'b', 'c'.*multiclass"),
-    (['a', None], 'a', '1 of 2 values are missing'), (['a', ' '], 'a', '1 of 2 values are missing'), (['a', 'a'], 'a', 'one value only'), (['b', 'b'], 'a', 'is in no row')])
+    (['a', None], 'a', '1 of 2 values are missing'), (['a', ' '], 'a', '1 of 2 values are missing'), (['a', 'a'], 'a', 'one value only'), (['b', 'b'], 'a', 'is in no row that')])
 def test_wrong_targets_are_named(values, positive, message):
     with pytest.raises(DataError, match=message): read_target(pd.DataFrame({'y': values}), made(positive=positive))
 

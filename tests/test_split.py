@@ -117,7 +117,7 @@ def test_too_little_is_said():
         advise_split(rows(), settings(split={'test': 0.6, 'live': 0.4}))
     with pytest.raises(DataError, match='no groups'):
         advise_split(rows().drop(columns='t'), settings(split={'strategy': 'group'}))
-    with pytest.raises(DataError, match='groups are too few'):
+    with pytest.raises(DataError, match='1 group is too few'):
         make_folds(rows().assign(g='one'), settings(group='g'), 5)
 
 def test_cuts_never_divide_a_moment():
