@@ -44,7 +44,8 @@ def demo(folder: str, data: str, file: str) -> None:
 
 @main.command()
 @click.argument('folder', metavar='DIR')
-@click.option('--data', required=True, metavar='SOURCE', help='A file, a folder of files, or a URL.')
+@click.option('--data', required=True, metavar='SOURCE', help='A file, a folder of files, a URL, or a database with --query.')
+@click.option('--query', default='', metavar='SQL', help='The rows of a database, where SOURCE is its SQLAlchemy URL.')
 @click.option('--target', required=True, metavar='COL', help='The column to predict.')
 @click.option('--positive', default=None, metavar='VALUE', help='The value of the target that counts as 1.')
 @click.option('--time', 'time', default='', metavar='COL', help='When the prediction is made.')

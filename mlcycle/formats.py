@@ -28,6 +28,9 @@ def guess_format(content: bytes, # as read
     said = declared if declared != 'auto' else FORMATS.get('.'+name.lower().rpartition('.')[2])
     if content[:8] == b'\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1':
         raise DataError(f'{name} is an old Excel file (.xls). Save it as .xlsx or CSV.')
+    if content[:16] == b'SQLite format 3\0':
+        raise DataError(f'{name} is an SQLite database. Name it as connection = "sqlite:///{name}" with a query; '
+                        f'for mlcycle new: --data sqlite:///{name} --query SQL.')
     if found and said and said != found:
         raise DataError(f'{name} is named or declared {said} but holds {found}. Rename it, or set format = '
                         f'"{found}".')

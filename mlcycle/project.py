@@ -7,10 +7,11 @@ from __future__ import annotations
 import os, re, shutil, tempfile
 from pathlib import Path
 from .core import DataError, Project, Record, SettingsError, shown, write_atomic
+from .origins import mask_url
 
 # %% auto #0
-__all__ = ['YES', 'MOST_CLASSES', 'TEMPLATE', 'SUCCESS', 'Question', 'infer_task', 'Outline', 'Scaffold', 'settings_text',
-           'scaffold', 'copy_steps']
+__all__ = ['YES', 'MOST_CLASSES', 'TEMPLATE', 'SUCCESS', 'DATABASES', 'Question', 'infer_task', 'Outline', 'Scaffold',
+           'settings_text', 'scaffold', 'copy_steps']
 
 # %% ../nbs/12_project.ipynb #1d14092b
 YES = ('1', '1.0', 'yes', 'y', 'true', 'positive', 'bad', 'default', 'churn', 'up')
@@ -68,8 +69,9 @@ def _scalar(value: object) -> object:
 # %% ../nbs/12_project.ipynb #96dd49e7
 class Outline(Record):
     "What a person says when a project begins."
-    data: str # file, folder of files or URL
+    data: str # file, folder of files or URL; with `query`, a database's SQLAlchemy URL
     target: str
+    query: str = '' # SQL whose rows are read
     positive: str | None = None
     time: str = ''
     id: str = ''
@@ -141,10 +143,11 @@ def settings_text(name: str, outline: Outline, question: Question, source: str) 
     quoted = lambda value: tomlkit.item(value).as_string()
     metric, direction = SUCCESS[question.task]
     positive = f'positive = {quoted(question.positive)}   # {question.why}\n' if question.task == 'binary' else ''
-    key = 'url' if '://' in source else 'path'
+    key = 'connection' if outline.query else 'url' if '://' in source else 'path'
+    origin = f'{key} = {quoted(source)}'+(f', query = {quoted(outline.query)}' if outline.query else '')
     return TEMPLATE.format(name=quoted(name), target=quoted(outline.target), task=quoted(question.task), positive=positive,
         task_why='two values' if question.task == 'binary' else question.why,
-        success=f'{{metric = "{metric}", direction = "{direction}", threshold = "baseline"}}', source=f'{key} = {quoted(source)}',
+        success=f'{{metric = "{metric}", direction = "{direction}", threshold = "baseline"}}', source=origin,
         time=quoted(outline.time), id=quoted(outline.id), label_time=quoted(outline.label_time),
         protected=quoted(list(outline.protected)), drop=quoted(list(outline.drop)), live=0.2 if outline.time else 0.0)
 
@@ -174,7 +177,7 @@ def scaffold(folder: str | Path, # to be made; may exist when it is empty
     return made
 
 def _fill(building: Path, name: str, outline: Outline) -> Scaffold:
-    source = _source_of(outline.data, building)
+    source = _connection_of(outline.data, building) if outline.query else _source_of(outline.data, building)
     draft = settings_text(name, outline, Question(task='regression', why=''), source)
     write_atomic(building/'mlcycle.toml', draft)
     frame = _read(Project(building))
@@ -190,11 +193,25 @@ def _fill(building: Path, name: str, outline: Outline) -> Scaffold:
 
 def _source_of(data: str, building: Path) -> str:
     "A file below the project's parent is named relatively, so that both can move together."
+    if re.match(DATABASES, data): raise SettingsError(f"{mask_url(data)} is a database. Say which of its rows: --query 'SELECT …'.")
     if '://' in data: return data
     path = Path(data).expanduser().resolve()
     if not path.exists(): raise DataError(f'No file or folder {data!r}. Name the data with --data SOURCE.')
     relative = os.path.relpath(path, building)
     return relative if not relative.startswith('../../..') else str(path)
+
+DATABASES = r'(sqlite|postgres|postgresql|mysql|mariadb|oracle|mssql|duckdb|snowflake)(\+\w+)?://'
+
+def _connection_of(url: str, building: Path) -> str:
+    "A database's URL: an SQLite file is named relatively, and a password only by the variable that holds it."
+    import sqlalchemy as sa
+    try: found = sa.make_url(url)
+    except sa.exc.ArgumentError:
+        raise SettingsError(f'{mask_url(url)} is no SQLAlchemy URL such as sqlite:///sales.db, which --query needs in --data.') from None
+    if found.password and not re.fullmatch(r'\$\{\w+\}', found.password):
+        raise SettingsError("A password is not written into mlcycle.toml. Keep it in an environment variable, and name that: '…//user:${NAME}@…'.")
+    if found.get_backend_name() != 'sqlite' or found.database in (None, '', ':memory:'): return url
+    return found.set(database=_source_of(found.database, building)).render_as_string(hide_password=False)
 
 def _read(project: Project):
     from mlcycle.sources import load

@@ -29,6 +29,8 @@ def rows(n: int=300, seed: int=0) -> pd.DataFrame:
     ('one.csv', 'a,left\n'+'\n'.join(f'{i},yes' for i in range(60))+'\n', (), 'It needs at least two'),
     ('bits.csv', b'a,left\n1,\xff\xfe\x00yes\n', (), 'bits.csv'),
     ('nothere.csv', 0, (), 'nothere.csv'),
+    ('sales.db', b'SQLite format 3\0'+bytes(80), (), '--query'),
+    ('secret.csv', None, ('--target', 'left', '--data', 'postgresql://u:secret@h/d', '--query', 'SELECT 1'), 'A password is not written'),
     ('cut.parquet', b'PAR1 and nothing more', (), 'cut.parquet')])
 def test_bad_data_is_a_clear_error_and_leaves_nothing(tmp_path, name, content, options, what):
     file = tmp_path/name
