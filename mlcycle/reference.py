@@ -67,10 +67,10 @@ def _allowed(annotation: ast.expr) -> str:
         if name == 'list': return f'list of {_allowed(inner)}'
     return ast.unparse(annotation)
 
-def _keys(classes: dict, section: str, lines: list[str],
-          prefix: str='') -> Iterator[tuple]: # key, allowed, default, meaning
+def _keys(classes: dict, section: str, prefix: str='') -> Iterator[tuple]: # key, allowed, default, meaning
     "The keys of a section and of the sections in it."
-    for node in (n for n in classes[section].body if isinstance(n, ast.AnnAssign)):
+    cls, lines = classes[section]
+    for node in (n for n in cls.body if isinstance(n, ast.AnnAssign)):
         key, allowed = prefix+node.target.id, _allowed(node.annotation)
         meaning = lines[node.end_lineno-1].encode()[node.end_col_offset:].decode().strip().removeprefix('#').strip()
         inner = allowed.removeprefix('list of ')
@@ -78,14 +78,15 @@ def _keys(classes: dict, section: str, lines: list[str],
             yield key, allowed, ast.unparse(node.value) if node.value else '', meaning
             continue
         if inner != allowed:
-            yield key, 'list', '' if node.value is None else '[]', meaning or ast.get_docstring(classes[inner])
-        yield from _keys(classes, inner, lines, f'{key}[].' if inner != allowed else f'{key}.')
+            yield key, 'list', '' if node.value is None else '[]', meaning or ast.get_docstring(classes[inner][0])
+        yield from _keys(classes, inner, f'{key}[].' if inner != allowed else f'{key}.')
 
 def settings_keys() -> pd.DataFrame: # key, allowed, default, meaning
     "Every key of `mlcycle.toml`."
-    text = _sources()['core']
-    classes = {n.name: n for n in ast.parse(text).body if isinstance(n, ast.ClassDef)}
-    return pd.DataFrame(list(_keys(classes, 'Settings', text.splitlines())),
+    texts = [_sources()[name] for name in ('records', 'building_keys', 'running_keys', 'settings')]
+    classes = {n.name: (n, text.splitlines()) for text in texts
+               for n in ast.parse(text).body if isinstance(n, ast.ClassDef)}
+    return pd.DataFrame(list(_keys(classes, 'Settings')),
                         columns=['key', 'allowed', 'default', 'meaning'])
 
 # %% ../nbs/13a_reference.ipynb #e4100059

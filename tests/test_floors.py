@@ -10,11 +10,11 @@ HEAVY = ('pandas', 'numpy', 'sklearn', 'mlflow', 'shap', 'deltalake', 'sqlalchem
 
 
 def modules() -> dict[str, tuple[int, str]]:
-    "Module → the number and letters of its notebook."
+    "Module → the number of its notebook and the rest of it, which order as names in a folder do: 000_ground, 00_core, 00a_ledger, 00aa_log."
     found = {}
     for path in PACKAGE.glob('*.py'):
         header = HEADER.search(path.read_text())
-        if header: found[path.stem] = (int(header['number']), header['letters'])
+        if header: found[path.stem] = (int(header['number']), header['letters']+'_')
     return found
 
 
