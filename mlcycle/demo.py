@@ -26,11 +26,19 @@ def demo(folder: str | Path, *,
     "Take a sample data set through the nine stages; retirement stays a dry run."
     folder = Path(folder).expanduser().resolve()
     if not (folder/'mlcycle.toml').exists(): tell(_begin(folder, data, file))
-    project = Project(folder, actor='Sample Author')
+    project = Project(folder, actor=BUDGET['project.author'])
+    _refuse_others(project, data)
     worst = _run(project, BEFORE, tell)
     if not worst and champion(project.ledger) is None: worst = _sign(project, tell)
     worst = worst or _run(project, AFTER, tell)
     return _ending(project, worst)
+
+def _refuse_others(project: Project, data: str) -> None:
+    "Sample people sign nobody's own project, and one folder holds one demo."
+    ours, holds = project.settings.project.author == BUDGET['project.author'], project.settings.data.sources[0].path
+    if ours and holds == f'data/{data}.csv': return
+    what = f'a demo on {Path(holds).stem}' if ours else 'no demo, and sample people sign nothing else'
+    raise SettingsError(f'{project.folder.name!r} is {what}. Name a new folder: mlcycle demo DIR --data {data}')
 
 def _begin(folder: Path, data: str, file: str) -> str:
     from mlcycle.project import Outline, scaffold

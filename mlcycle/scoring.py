@@ -292,6 +292,7 @@ def label_file(project: Project, path: str | Path, *, # of the outcomes
                ) -> LabelReport:
     "Keep the outcomes in a file, as `label` does, and note the delivery in the log."
     from mlcycle.log import log_event
+    if not Path(path).is_file(): raise DataError(f'There is no {str(path)!r}. Name a file of outcomes with the columns prediction_id and label.')
     report = label(project, read_rows(project, path, text=('prediction_id',)))
     log_event(project, 'monitoring', 'outcomes came', file=Path(path).name, by=by or project.actor, because=because, rows=report.rows, matched=report.matched)
     return report

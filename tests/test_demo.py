@@ -39,3 +39,15 @@ def test_demo_is_unbroken_and_its_retirement_was_a_dry_run(demo):
     assert project.ledger.entries('retirement') == [] and project.ledger.entries('window')
     kinds = {e.kind for e in project.ledger.entries()}
     assert {'problem', 'feasibility', 'schema', 'snapshot', 'split', 'leaderboard', 'model', 'validation', 'approval', 'promotion', 'bundle', 'window', 'decision', 'card'} <= kinds
+
+
+def test_sample_people_sign_nobodys_own_project(tmp_path):
+    from mlcycle.core import Project
+    from mlcycle.project import Outline, scaffold
+    (tmp_path/'rows.csv').write_text('a,left\n'+'\n'.join(f'{i},{"yes" if i % 3 else "no"}' for i in range(40))+'\n')
+    scaffold(tmp_path/'own', Outline(data=str(tmp_path/'rows.csv'), target='left'))
+    done = subprocess.run([MLCYCLE, 'demo', tmp_path/'own'], capture_output=True, text=True)
+    assert done.returncode == 2 and 'sample people sign nothing else' in done.stderr and Project(tmp_path/'own').ledger.entries() == []
+    Project(tmp_path/'own').update_settings({'project.author': 'Sample Author'})   # a demo, but on other data
+    done = subprocess.run([MLCYCLE, 'demo', tmp_path/'own'], capture_output=True, text=True)
+    assert done.returncode == 2 and "'own' is a demo on rows" in done.stderr and Project(tmp_path/'own').ledger.entries() == []
