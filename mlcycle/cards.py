@@ -31,6 +31,19 @@ def _undeclared(evidence: Evidence) -> list[dict]:
     return [missing(gap, 'fill in mlcycle.toml, then mlcycle run problem')
             for gap in (entry.body.get('gaps') or [] if entry else [])]
 
+def _unsaid(evidence: Evidence, field: str, what: str) -> list[dict]: # one block
+    "An empty field of the problem as `_undeclared` says it, so that one gap is one line and counted once."
+    words = {'protected': 'protected attributes'}.get(field, field.replace('_', ' '))
+    same = [b for b in _undeclared(evidence) if b['missing'].startswith(f'Missing: {words}:')]
+    return same or [evidence.missing(what, 'problem')]
+
+def _said(what: str, name: str, field: str) -> Callable[[Evidence], list[dict]]: # a field of the problem
+    def told(evidence: Evidence) -> list[dict]:
+        entry = evidence.last('problem')
+        if entry and not field_of(entry.body, field): return _unsaid(evidence, field, f'{what}: {name}')
+        return pairs_of(evidence, what, 'problem', {name: field})
+    return told
+
 def _approvals(evidence: Evidence) -> list[dict]:
     given = evidence.all('approval') if evidence.model else []
     if not given: return [evidence.missing('approval by a person other than the author', 'approval')]
@@ -87,11 +100,9 @@ PARTS: dict[str, tuple] = {   # name → form, what it is, kind of entry, fields
     'purpose': (pairs_of, 'Purpose', 'problem', {'objective': 'objective?', 'decision supported': 'decision?', 'owner': 'owner?',
         'stakeholders': 'stakeholders?', 'intended use': 'intended_use?', 'target': 'target', 'task': 'task',
         'costs of errors': 'costs'}),
-    'limits': (pairs_of, 'Not to be used for', 'problem', {'out of scope': 'out_of_scope'}),
     'risk': (pairs_of, 'Risk class', 'problem', {'EU AI Act, indicated': 'risk.eu_ai_act', 'SR 26-2 tier, indicated': 'risk.sr_26_2',
         'reasons': 'risk.reasons?', 'unanswered': 'risk.unanswered?', 'dates': 'risk.duties',
         'caution': 'risk.caution'}),
-    'protected': (pairs_of, 'Protected attributes', 'problem', {'attributes': 'protected'}),
     'feasibility': (pairs_of, 'Feasibility', 'feasibility', {'verdict': 'verdict', 'reasons': 'reasons?'}),
     'baselines': (figures_of, 'Trivial baseline', 'feasibility', 'baselines'),
     'groups': (table_of, 'Smallest groups in the data', 'feasibility', 'groups'),
@@ -128,7 +139,8 @@ PARTS: dict[str, tuple] = {   # name → form, what it is, kind of entry, fields
     'gain': (figures_of, 'Gain over the champion, on the same rows', 'comparison', 'gain'),
     'retirement': (pairs_of, 'Retirement', 'retirement',
                    {'successor': 'successor?', 'because': 'because', 'by': 'by?'})}
-CODED = {'criteria': _criteria, 'undeclared': _undeclared, 'approvals': _approvals, 'roles': _held,
+CODED = {'limits': _said('Not to be used for', 'out of scope', 'out_of_scope'),
+         'protected': _said('Protected attributes', 'attributes', 'protected'), 'criteria': _criteria, 'undeclared': _undeclared, 'approvals': _approvals, 'roles': _held,
          'snapshots': _snapshots, 'windows': _windows}
 EVENTS = ('overrides', 'refusals', 'alarms', 'comparison', 'gain',
           'retirement')   # what may rightly not have happened
@@ -243,7 +255,7 @@ def _in_words(sentence: str, what: str,
     def told(evidence: Evidence) -> list[dict]:
         entry = evidence.last('problem')
         values = [field_of(entry.body, p) if entry else None for p in paths]
-        if any(v in (None, '', []) for v in values): return [evidence.missing(what, 'problem')]
+        if any(v in (None, '', []) for v in values): return _unsaid(evidence, paths[0], what)
         return [dict(text=sentence.format(*map(shown, values)), source=source(entry))]
     return told
 

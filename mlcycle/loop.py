@@ -6,15 +6,16 @@
 from __future__ import annotations
 import fcntl
 from contextlib import contextmanager
-from typing import Iterator
-from .core import Blocked, Project, Record
+from typing import ClassVar, Iterator
+from .core import Blocked, Project, Result
 
 # %% auto #0
 __all__ = ['Turn', 'retrain']
 
 # %% ../nbs/11a_loop.ipynb #040621ec
-class Turn(Record):
+class Turn(Result):
     "One turn of the circle."
+    stage: ClassVar[str] = 'retraining'
     action: str # 'nothing' or 'retrained'
     reasons: list[str] # why
     version: str | None = None # of the challenger
@@ -23,10 +24,14 @@ class Turn(Record):
     comparison: str = '' # verdict against the champion
     next: str = '' # the command that goes on
 
-    def _repr_html_(self) -> str:
-        from mlcycle.core import html_pairs
-        return html_pairs(self.body())
+    @property
+    def headline(self) -> str:
+        why = '; '.join(self.reasons)
+        if self.action == 'nothing': return f'nothing: {why}'
+        against = f'against version {self.champion} {self.comparison}' if self.champion else 'there is no champion'
+        return f'{self.action}: {why}. Version {self.version}: test {self.validation}, {against}. Next: {self.next}'
 
+# %% ../nbs/11a_loop.ipynb #9a0c2003
 def retrain(project: Project, *,
             anyway: bool=False, # train even when the decision is to do nothing
             trials: int | None=None, seconds: float | None=None, # budget; default: the settings'

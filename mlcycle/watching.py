@@ -217,8 +217,6 @@ def retrain(project: Project, anyway: bool, by: str, because: str, as_json: bool
     from mlcycle.retraining import request_challenger
     if by or because: request_challenger(project, by=by, because=because, anyway=anyway)
     done = turn(project, anyway=anyway)
-    text = f"{done.action}: {'; '.join(done.reasons)}"
-    say(done.body(), as_json, text if done.action == 'nothing' else f'{text}\nversion {done.version}: test {done.validation}, '
-        f'against version {done.champion} {done.comparison}. Next: {done.next}')
+    say(done.body(), as_json, done.headline)
 
 WATCHING = (score, serve, label, monitor, alarm, log, schedule, compare_version, retrain)

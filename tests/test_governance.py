@@ -211,6 +211,19 @@ def test_an_empty_project_has_a_card_full_of_gaps(tmp_path):
         text = document.to_markdown()
         assert text.count('Missing: ') >= 2*len(document.gaps) and text.index('gaps.') < text.index('## ')
 
+def test_what_nobody_declared_is_counted_once_in_every_view(tmp_path):
+    from mlcycle.problem import seal_problem
+    project = make(tmp_path/'p')
+    undeclared = seal_problem(project).gaps
+    words = {'objective': 'what it is for', 'decision': 'the decision it helps with', 'owner': 'who answers for it',
+             'out of scope': 'not to be used for', 'protected attributes': 'protected attributes: attributes'}
+    for view in VIEWS:
+        found = [g.removeprefix('Missing: ') for g in card(project, view=view).gaps]
+        for word, other in words.items():
+            same = [g for g in found if g.lower().startswith((f'{word}:', other, f'what it must {other}'))]
+            assert len(same) <= 1 and all(any(g.startswith(said) for said in undeclared) for g in same), (view, same)
+        assert all(sum(g.startswith(said) for g in found) == 1 for said in undeclared), view
+
 def test_figures_carry_interval_count_entry_and_date(project):
     entry = project.ledger.last('validation', '1')
     row = next(b for b in card(project, '1').sections['Validation'] if b.get('title') == 'On the sealed test set')['rows'][0]
