@@ -167,6 +167,22 @@ def test_odd_names_and_cells_are_shown_as_text_and_lost_nowhere(tmp_path):
     check_schema(Project(tmp_path).tables.read('test'), report)
     assert {'name'} <= set(report.findings.kind)
 
+def test_the_report_shows_the_missing_share_of_every_feature(tmp_path):
+    df = rows()
+    df[HTML] = np.where(np.arange(400)%4 == 0, None, 'there')
+    df['token'] = np.where(np.arange(400)%2 == 0, '?', 'there')
+    df.loc[::10, 'a'] = np.nan
+    report = prepare_data(make(tmp_path, df))
+    train = Project(tmp_path).tables.read('train')
+    wanted = {HTML: train[HTML].isna().sum(), 'token': (train.token == '?').sum(), 'a': train.a.isna().sum()}
+    assert dict(zip(report.missing.column, report.missing.missing)) == wanted and report.missing.share.is_monotonic_decreasing
+    page = BeautifulSoup(report._repr_html_(), 'html.parser')
+    table = next(t for t in page.find_all('table') if 'Missing values: 3 columns' in t.get_text())
+    assert [r.td.get_text() for r in table.tbody.find_all('tr')] == list(report.missing.column) and not page.find_all('img')
+    assert f'{wanted[HTML]/len(train):.1%}' in table.get_text()
+    before = DataReport.from_body({k: v for k, v in report.body().items() if k != 'missing'})   # an entry of an earlier version
+    assert len(before.missing) == 0
+
 def test_the_schema_says_everything_at_once_and_no_row(tmp_path):
     df = rows()
     df['id'] = [f'P{i:04d}' for i in range(400)]
