@@ -20,7 +20,7 @@ def stored_kind(series: pd.Series) -> Kind | None: # None for strings and mixtur
     types, dtype = pd.api.types, series.dtype
     if types.is_bool_dtype(dtype): return 'boolean'
     if isinstance(dtype, pd.CategoricalDtype): return 'category'
-    if types.is_datetime64_any_dtype(dtype) or str(dtype).startswith(('date32', 'timestamp')): return 'date'
+    if types.is_datetime64_any_dtype(dtype) or str(dtype).startswith(('date32', 'date64', 'timestamp')): return 'date'
     if types.is_numeric_dtype(dtype) or types.is_timedelta64_dtype(dtype): return 'number'
     return None
 
@@ -40,7 +40,13 @@ def _numbers(series: pd.Series) -> np.ndarray:
     if series.dtype.kind == 'c': return np.abs(series.to_numpy())
     return series.to_numpy(dtype=float, na_value=np.nan)
 
+def _midnights(series: pd.Series) -> np.ndarray: # of Arrow's dates, which have no time
+    import pyarrow as pa
+    days = pa.array(series).cast(pa.date32()).cast(pa.int32()).to_numpy(zero_copy_only=False).astype(float)
+    return np.where((days >= -719_162) & (days <= 2_932_896), days*86_400, np.nan)   # the calendar: years 1 to 9999
+
 def _seconds(series: pd.Series) -> np.ndarray:
+    if str(series.dtype).startswith('date') and isinstance(series.dtype, pd.ArrowDtype): return _midnights(series)
     dates = pd.to_datetime(series, utc=True, errors='coerce').dt.tz_localize(None).to_numpy('datetime64[us]')
     return np.where(np.isnat(dates), np.nan, dates.astype(np.int64)/1e6)
 
