@@ -4,7 +4,7 @@
 
 # %% ../nbs/00ae_hands.ipynb #fd953087
 from __future__ import annotations
-import os, signal, threading
+import gc, os, signal, threading
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -13,7 +13,7 @@ from typing import Callable, Iterator
 from .core import Blocked, Record
 
 # %% auto #0
-__all__ = ['SMALL', 'LOADED', 'Spread', 'is_large', 'begin', 'mapper']
+__all__ = ['SMALL', 'READY', 'Spread', 'is_large', 'begin', 'loading', 'mapper']
 
 # %% ../nbs/00ae_hands.ipynb #0956aa70
 SMALL = 64*2**20 # bytes up to which a text file is read whole, with all that the strict reader finds out
@@ -34,13 +34,23 @@ def is_large(source: str | Path) -> bool:
     return Path(source).is_dir() or Path(source).exists() and Path(source).stat().st_size > SMALL
 
 # %% ../nbs/00ae_hands.ipynb #0ddaf9ef
-LOADED = ['mlcycle.batch', 'skops.io', 'pyarrow.pandas_compat'] # what workers need, before they know of which model
+READY = 'mlcycle.ready' # the module that imports what workers need, before they know of which model
 
 def begin() -> None:
     "Start the process from which workers are forked; it loads what they need while the caller does something else."
     from multiprocessing import forkserver
-    forkserver.set_forkserver_preload(LOADED)
+    forkserver.set_forkserver_preload([READY])
     with _undisturbed(): forkserver.ensure_running()
+
+@contextmanager
+def loading() -> Iterator[None]:
+    "What is imported meanwhile is there to stay: nobody looks for garbage in it, now or later."
+    collects = gc.isenabled()
+    gc.disable()
+    try: yield
+    finally:
+        gc.freeze()
+        if collects: gc.enable()
 
 @contextmanager
 def _undisturbed() -> Iterator[None]:

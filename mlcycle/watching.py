@@ -26,10 +26,10 @@ __all__ = ['WATCHING', 'score', 'serve', 'label', 'monitor', 'check_silence', 'a
 @with_project()
 def score(project: Project, source: str, out: str, version: str, **spread) -> None:
     "Score a table of any size with the champion and log the predictions."
-    from mlcycle.hands import Spread, begin, is_large
+    from mlcycle.hands import Spread, begin, is_large, loading
     asked = Spread(**spread)
     if asked.hands(2) > 1 and is_large(source): begin()   # workers load beside this process
-    from mlcycle.batch import score_file
+    with loading(): from mlcycle.batch import score_file
     click.echo(score_file(project, source, out, version=version, spread=asked).headline)
 
 @click.command()
