@@ -96,7 +96,8 @@ def told(name: str, data: Path) -> pd.DataFrame:
     "The stream as it was seen: one row a window."
     from mlcycle.monitoring import monitor
     from mlcycle.scoring import label
-    from mlcycle.windows import main_metric, window_bounds, window_number
+    from mlcycle.metrics import main_metric
+    from mlcycle.watches import window_bounds, window_number
     read, about = STREAMS[name]
     with tempfile.TemporaryDirectory() as folder:
         project, live = begun(folder, name, read(data), about)

@@ -9,7 +9,9 @@ import pandas as pd
 from pydantic import Field
 from .core import Estimate, Frame, Project, Result, digest
 from .scoring import answers_index
-from .windows import Watch, main_metric, realised, window_bounds, window_number
+from .metrics import main_metric
+from .realised import realised
+from .watches import Watch, window_bounds, window_number
 
 # %% auto #0
 __all__ = ['FIELDS', 'told_outcomes', 'arrivals', 'Arrivals', 'record_arrivals']

@@ -16,7 +16,8 @@ from .health import MonitoringReport, arrivals_table, groups_over_time, health, 
 from .monitoring import recorded
 from .pages import Page, cards, document, framed, last_page, publish_page, two
 from .profile import load_profile
-from .windows import Window, profiles_folder
+from .watches import profiles_folder
+from .windows import Window
 
 # %% auto #0
 __all__ = ['MARKS', 'OPEN', 'SAID', 'STATES', 'NO_PARTS', 'PANELS', 'DEPENDS', 'header_html', 'alarms_html', 'quality_html',

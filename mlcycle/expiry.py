@@ -11,7 +11,8 @@ from .ledger import versions
 from .log import logs_folder, prune_logs
 from .retention import Doomed, Erasure, cutoffs, erase
 from .scoring import logged
-from .windows import Window, profiles_folder
+from .watches import profiles_folder
+from .windows import Window
 
 # %% auto #0
 __all__ = ['registered_at', 'frozen', 'forget']

@@ -16,7 +16,9 @@ from .core import Criterion, Estimate, Project, rows_are
 from .metrics import METRICS
 from .slow import SLOW_FIELDS
 from .statistics import square_and_add
-from .windows import Watch, Window, days_of, main_metric
+from .metrics import main_metric
+from .watches import Watch
+from .windows import Window, days_of
 
 # %% ../nbs/06de_findings.ipynb #2320a6fb
 WORTH = 0.02  # share of a metric's value below which a fall is nobody's business

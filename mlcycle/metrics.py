@@ -10,15 +10,15 @@ from typing import Literal, NamedTuple
 import numpy as np
 import pandas as pd
 
-from .core import Costs, DataError, Estimate, Record, Settings, SettingsError, TASK_METRICS
+from .core import Costs, DataError, Estimate, Project, Record, Settings, SettingsError, TASK_METRICS
 from .statistics import (Resampling, delong, delong_difference, difference as paired, intervals, mean,
                                 paired_rates, square_and_add, wilson)
 from .weighting import cells, lacking, numbers, unusable, weighted
 
 # %% auto #0
-__all__ = ['METRICS', 'ANALYTIC', 'MISSING', 'DISPARITIES', 'PAIRED_RATES', 'Metric', 'metric_names', 'default_metric', 'Terms',
-           'terms_of', 'Scored', 'scored', 'mean_cost', 'measure', 'evaluate', 'said_and_came', 'grouped', 'by_group',
-           'disparity', 'difference']
+__all__ = ['METRICS', 'ANALYTIC', 'MISSING', 'DISPARITIES', 'PAIRED_RATES', 'Metric', 'metric_names', 'default_metric',
+           'main_metric', 'Terms', 'terms_of', 'Scored', 'scored', 'mean_cost', 'measure', 'evaluate', 'said_and_came',
+           'grouped', 'by_group', 'disparity', 'difference']
 
 # %% ../nbs/00f_metrics.ipynb #ebfb5eaa
 class Metric(Record):
@@ -48,6 +48,10 @@ def default_metric(task: str) -> str:
     "The metric that a search improves when none is named."
     metric_names(task)
     return {'binary': 'roc_auc', 'multiclass': 'log_loss', 'regression': 'rmse'}[task]
+
+def main_metric(project: Project) -> str: # a name
+    "The metric that the search improved, and by which versions are compared."
+    return project.settings.development.metric or default_metric(project.settings.problem.task)
 
 # %% ../nbs/00f_metrics.ipynb #cd272fc9
 class Terms(Resampling):

@@ -27,8 +27,10 @@ from .scoring import answers_index, predictions
 from .silence import end_silence
 from .targets import Targets, record_targets, uses_over_time
 from .together import Together, record_together
-from .windows import (ORIGIN, Watch, Window, days_of, explained, hold, look, main_metric, more_apart, profiles_folder,
-                             trace, training_apart, watch, window_bounds, window_number, with_scores)
+from .metrics import main_metric
+from .watches import (ORIGIN, Watch, profiles_folder, watch, window_bounds, window_number,
+                             with_scores)
+from .windows import Window, days_of, explained, hold, look, more_apart, trace, training_apart
 
 _all_ = ['health', 'replay_live', 'watched_version']   # what a step asks beside these functions
 

@@ -16,16 +16,15 @@ from .core import (Blocked, Criterion, DataError, Estimate, MissingEvidence, Pro
 from .features import FeaturePlan, encode_target
 from .gates import registered
 from .ledger import ROLES, retired, roles, versions
-from .metrics import Scored, Terms, by_group, default_metric, difference, disparity, measure, scored, terms_of
+from .metrics import Scored, Terms, by_group, difference, disparity, main_metric, measure, scored, terms_of
 from .recent import TAKE_ON, ChallengerRows, Recent, challenger_rows, recent, shortage, unseen
 from .registry import Model, ModelVersion
 from .keeping import stored_name
 from .scoring import labelled, logged
 
 # %% auto #0
-__all__ = ['CAUSES', 'Verdict', 'newest_outcomes', 'realised', 'main_metric', 'Decision', 'Request', 'request_challenger',
-           'open_request', 'open_alarms', 'broken_promises', 'held_back_by', 'decide', 'Comparison', 'read_verdict',
-           'compare']
+__all__ = ['CAUSES', 'Verdict', 'newest_outcomes', 'realised', 'Decision', 'Request', 'request_challenger', 'open_request',
+           'open_alarms', 'broken_promises', 'held_back_by', 'decide', 'Comparison', 'read_verdict', 'compare']
 
 # %% ../nbs/07_retraining.ipynb #158ee201
 def newest_outcomes(project: Project, version: str) -> pd.DataFrame: # predictions with `label`, oldest first
@@ -64,10 +63,6 @@ def _between_groups(rows: Scored, known: pd.DataFrame, criterion: Criterion) -> 
     column, metric = stored_name(criterion.group_by), criterion.metric
     if column not in known: return Estimate.undefined(metric, f'{criterion.group_by} is not in the log')
     return disparity(by_group(rows, known[column], [metric]), metric, level=rows.terms.level)
-
-def main_metric(project: Project) -> str: # a name
-    "The metric that models are compared by."
-    return project.settings.development.metric or default_metric(project.settings.problem.task)
 
 # %% ../nbs/07_retraining.ipynb #0145b192
 CAUSES = ('drift', 'performance', 'criterion') # alarms that newer rows may cure

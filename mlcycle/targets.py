@@ -17,7 +17,8 @@ from .features import FeaturePlan, encode_target
 from .profile import ColumnProfile, Profile, profile
 from .scoring import event_times
 from .statistics import newcombe, square_and_add
-from .windows import Watch, Window, blocks_apart, days_of, profiles_folder, read_apart, reference_rows
+from .watches import Watch, profiles_folder, reference_rows
+from .windows import Window, blocks_apart, days_of, read_apart
 
 # %% auto #0
 __all__ = ['OUTCOME', 'FIELDS', 'USES', 'as_outcomes', 'Before', 'outcomes_before', 'moved', 'target_drift', 'Targets',

@@ -22,7 +22,8 @@ from .core import Estimate, Frame, MlcycleError, Project, Result, digest
 from .keeping import stored_name
 from .quality import as_read
 from .statistics import auc_shares
-from .windows import Watch, Window, own_columns, reference_rows, watched_columns
+from .watches import Watch, own_columns, reference_rows, watched_columns
+from .windows import Window
 
 # %% auto #0
 __all__ = ['MOST', 'FOLDS', 'TREES', 'KEPT', 'LEVELS', 'FEWEST', 'as_numbers', 'Apart', 'told_apart', 'off_pattern', 'Together',

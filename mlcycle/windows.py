@@ -5,114 +5,35 @@
 # %% ../nbs/06d_windows.ipynb #16faaf61
 from __future__ import annotations
 import functools, json
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
-import numpy as np
 import pandas as pd
 from pydantic import Field
 
-from .basis import Basis, logged_terms, plan_of_log
+from .basis import logged_terms, plan_of_log
 from .core import (Estimate, Frame, MissingEvidence, MlcycleError, Project, Result, canonical_json, digest,
-                          missing_evidence, write_atomic)
+                          write_atomic)
 from .budget import share_of
 from .causes import as_parts, explain, onset
 from .chance import Between, held_back
 from .decomposition import fault_masks, fault_parts, read_outcomes, split_change
 from .drift import Tolerance, apart, drift, neighbours_apart
-from .estimates import estimate, gaps, held_to, score_columns
+from .estimates import estimate, gaps, held_to
 from .features import FeaturePlan
-from .metrics import Scored, by_group, default_metric, disparity, measure, metric_names, scored
-from .profile import ColumnProfile, Profile, load_profile, merge, profile, quantile, save_profile
+from .metrics import disparity, main_metric
+from .profile import Profile, merge, profile, save_profile
 from .quality import as_read, data_quality
-from .registry import ModelVersion
 from .keeping import OURS, PREFIX, stored_name, unlogged
-from .scoring import event_times, predictions, training_rows
+from .realised import realised, realised_by_group
+from .scoring import event_times, predictions
 from .slow import follow
 from .statistics import square_and_add
-from .tables import Snapshot
+from .watches import Watch, own_columns, profiles_folder, reference_rows, watched_columns, window_number
 
 # %% auto #0
-__all__ = ['ORIGIN', 'RESAMPLES', 'GROUP_FIELDS', 'GROUP_METRICS', 'BLOCKS', 'SPREAD', 'STRETCHES', 'SAMPLED', 'window_number',
-           'window_bounds', 'Watch', 'watched_columns', 'own_columns', 'profiles_folder', 'reference_rows', 'watch',
-           'with_scores', 'Window', 'days_of', 'main_metric', 'realised', 'bands', 'realised_by_group', 'tolerance',
-           'training_apart', 'read_apart', 'blocks_apart', 'judged', 'more_apart', 'with_unlogged', 'with_new',
-           'seen_rows', 'stretch_profile', 'window_profile', 'look', 'hold', 'explained', 'trace']
-
-# %% ../nbs/06d_windows.ipynb #6f5d8280
-ORIGIN = pd.Timestamp('1970-01-05', tz='UTC')  # a Monday
-
-def window_number(at: pd.Series, # times
-                  days: float, # length of a window
-                  ) -> pd.Series: # whole numbers
-    "Which window each time falls into."
-    return np.floor((pd.to_datetime(at, utc=True)-ORIGIN)/pd.Timedelta(days=days)).astype(int)
-
-def window_bounds(number: int, days: float) -> tuple[pd.Timestamp, pd.Timestamp]: # from, and before
-    "The bounds of a window."
-    return ORIGIN+number*pd.Timedelta(days=days), ORIGIN+(number+1)*pd.Timedelta(days=days)
-
-# %% ../nbs/06d_windows.ipynb #d579131a
-class Watch(NamedTuple):
-    "A version, and what it is compared with."
-    version: str
-    plan: FeaturePlan
-    model: dict # body of the ledger's model entry
-    reference: Profile # of the training rows, and of the first window's scores once there are any
-    expected: dict[str, Estimate] # metrics on the sealed test set, else cross-validated
-    source: str # where they are from
-    basis: Basis | None = None # what estimates are learnt from
-    apart: dict = {} # column → how far blocks of rows lie apart, see `mlcycle.drift.apart`
-
-# %% ../nbs/06d_windows.ipynb #b4588fb5
-def watched_columns(project: Project, plan: FeaturePlan) -> list[str]:
-    "The model's inputs but for the time itself, and the protected attributes; not what the log has only hashed or not at all."
-    data = project.settings.data
-    names = [c for c in dict.fromkeys([*plan.inputs, *data.protected]) if c not in (data.time, data.id, plan.target)]
-    return [c for c in names if c not in unlogged(project.settings, names)]
-
-def own_columns(log: pd.DataFrame, names: dict[str, str]) -> pd.DataFrame: # name in the log → own name
-    "The logged columns that are there, under their own names; the log's own `score` or `version` is not taken for one of them."
-    return log[[c for c in names if c in log]].rename(columns=names)
-
-def profiles_folder(project: Project): return project.store/'profiles'
-
-def _training_profile(project: Project, model: dict, plan: FeaturePlan) -> Profile:
-    "The profile of the rows that a version was trained on; kept, and made again only where it is gone."
-    for entry in reversed(project.ledger.entries('window', str(model['version']))):
-        if entry.body['trained_on'] != model['data']: continue
-        kept = load_profile(profiles_folder(project), entry.body['reference'])
-        watched = watched_columns(project, plan)
-        if kept is not None: return Profile(rows=kept.rows, columns={k: v for k, v in kept.columns.items() if k in watched})
-    rows = reference_rows(project, model)
-    return profile(as_read(rows, plan, watched_columns(project, plan)))
-
-def reference_rows(project: Project, model: dict) -> pd.DataFrame:
-    "The rows that a version was trained on; the newest table where they are gone or another one is asked for."
-    table = project.settings.monitoring.reference
-    rows = training_rows(project, ModelVersion.from_body(model)) if table == 'train' else None
-    if rows is not None: return rows
-    entry = project.ledger.last('snapshot', table)
-    if entry is None: raise missing_evidence('snapshot', 'data', table)
-    return project.tables.read(Snapshot.from_body(entry.body))
-
-# %% ../nbs/06d_windows.ipynb #190739a2
-def watch(project: Project, version: str) -> Watch:
-    "What a registered version is compared with."
-    entry = project.ledger.last('model', version)
-    if entry is None: raise missing_evidence('model', 'development', version)
-    plan = FeaturePlan.from_body(entry.body['plan'])
-    validation = project.ledger.last('validation', version)
-    body, source = (validation.body, 'sealed test set') if validation else (entry.body, 'cross-validation')
-    expected = {name: Estimate.from_body(e) for name, e in (body.get('metrics') or {}).items()}
-    return Watch(version=version, plan=plan, model=entry.body,
-                 reference=_training_profile(project, entry.body, plan),
-                 expected=expected, source=source)
-
-def with_scores(watch: Watch, first: Profile) -> Watch:
-    "The same watch, its reference completed by the scores of a version's first window."
-    if 'score' not in first.columns: return watch
-    columns = watch.reference.columns | {'score': first.columns['score']}
-    return watch._replace(reference=Profile(rows=watch.reference.rows, columns=columns))
+__all__ = ['BLOCKS', 'SPREAD', 'STRETCHES', 'SAMPLED', 'Window', 'days_of', 'tolerance', 'training_apart', 'read_apart',
+           'blocks_apart', 'judged', 'more_apart', 'with_unlogged', 'with_new', 'seen_rows', 'stretch_profile',
+           'window_profile', 'look', 'hold', 'explained', 'trace']
 
 # %% ../nbs/06d_windows.ipynb #65d270ae
 class Window(Result):
@@ -165,61 +86,6 @@ class Window(Result):
 def days_of(window: Window) -> float:
     "The length of a window."
     return (pd.Timestamp(window.end)-pd.Timestamp(window.start))/pd.Timedelta(days=1)
-
-# %% ../nbs/06d_windows.ipynb #9199d84a
-RESAMPLES = 500  # of the metrics without a closed interval
-
-def main_metric(project: Project) -> str:
-    "The metric that the search improved."
-    return project.settings.development.metric or default_metric(project.settings.problem.task)
-
-def _scored(project: Project, watch: Watch, known: pd.DataFrame) -> Scored:
-    "Outcomes and scores as the metrics take them."
-    terms, fewer = logged_terms(project, watch.model), min(RESAMPLES, project.settings.validation.resamples)
-    terms, task = terms.model_copy(update={'resamples': fewer}), terms.task
-    if task != 'multiclass': return scored(terms, known['label'].astype(float), known['score'])
-    return scored(terms, known['label'].astype(str), known[score_columns(terms)].to_numpy(float))
-
-def realised(project: Project, watch: Watch,
-             known: pd.DataFrame, # predictions whose outcome is known
-             *, names: list[str] | None=None, # which metrics; None: all of the task
-             ) -> dict[str, Estimate]: # by metric
-    "Metrics of the task on the rows whose outcome is known; too few rows is an answer."
-    task, least = project.settings.problem.task, project.settings.monitoring.min_rows
-    if len(known) < least:
-        why = f'{len(known)} outcomes are known, {least} are needed'
-        return {m: Estimate.undefined(m, why, len(known), 'too few') for m in names or metric_names(task)}
-    return measure(_scored(project, watch, known), names)
-
-# %% ../nbs/06d_windows.ipynb #66fa7a5c
-def bands(values: pd.Series, # a protected attribute
-          reference: ColumnProfile | None, # the same in training
-          ) -> pd.Series: # of text, missing stays missing
-    "Groups: levels as they are, many numbers cut at the quartiles of the training rows."
-    if reference is None or reference.kind != 'number' or (reference.distinct or 99) <= 12: return values
-    numbers = pd.to_numeric(values, errors='coerce')
-    cuts = sorted({quantile(reference, q) for q in (.25, .5, .75)})
-    names = [f'to {cuts[0]:g}', *(f'over {a:g} to {b:g}' for a, b in zip(cuts, cuts[1:])),
-             f'over {cuts[-1]:g}']
-    return pd.cut(numbers, [-np.inf, *cuts, np.inf], labels=names).astype(object)
-
-GROUP_FIELDS = ['attribute', 'group', 'n', 'metric', 'status', 'value', 'low', 'high', 'reason']
-GROUP_METRICS = {'binary': ('selection_rate', 'recall'), 'multiclass': ('accuracy',), 'regression': ('mae',)}
-
-def realised_by_group(project: Project, watch: Watch, known: pd.DataFrame) -> pd.DataFrame:
-    "The main metrics of every group of every protected attribute; small groups are not estimable."
-    settings, found = project.settings, []
-    task, criteria = settings.problem.task, [*settings.problem.success, *settings.problem.kill]
-    names = list(dict.fromkeys([main_metric(project), *GROUP_METRICS[task],
-                                *(c.metric for c in criteria if c.group_by)]))
-    if len(known) < settings.monitoring.min_rows: return pd.DataFrame(columns=GROUP_FIELDS)
-    rows = _scored(project, watch, known)
-    for attribute in settings.data.protected:
-        if stored_name(attribute) not in known: continue
-        values = as_read(own_columns(known, {stored_name(attribute): attribute}), watch.plan, [attribute])[attribute]
-        groups = bands(values, watch.reference.columns.get(attribute))
-        found.append(by_group(rows, groups, names).assign(attribute=attribute)[GROUP_FIELDS])
-    return pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=GROUP_FIELDS)
 
 # %% ../nbs/06d_windows.ipynb #3c97c72b
 def tolerance(project: Project, watch: Watch, days: float) -> Tolerance:

@@ -12,7 +12,7 @@ from mlcycle.features import infer_plan
 from mlcycle.health import MonitoringReport, blocking, health, monitor_json
 from mlcycle.monitoring import monitor, recorded, replay_live
 from mlcycle.scoring import label
-from mlcycle.windows import window_bounds, window_number
+from mlcycle.watches import window_bounds, window_number
 
 NOW, DAY = '2025-06-01', pd.Timedelta(days=1)
 SETTINGS = '''
