@@ -20,7 +20,7 @@ from .core import DataError, IntegrityError, Record, canonical_json, digest, htm
 from .histograms import cut_points, histogram, ranked
 from .sketches import (UNIT, as_integer, chunks_of, different, exact_squares, exact_sum, hashes, kept_of, mean_of, packed, smallest,
                               unpacked, written)
-from .storage import Kind, few_objects, floats, level_counts, missing_of, plain, read_as, stored_kind
+from .storage import Kind, few_objects, floats, from_arrow, level_counts, missing_of, plain, read_as, stored_kind
 
 # %% ../nbs/00d_profile.ipynb #1db61b3e
 LEVELS = 200   # levels of a category kept by name; the rest is one number
@@ -187,7 +187,7 @@ def _like(series: pd.Series) -> ColumnProfile:
 def _columns_of(table) -> dict[str, pd.Series]:
     "The columns of a DataFrame or an Arrow table by name."
     if isinstance(table, pd.DataFrame): pairs = [(str(name), table.iloc[:, i]) for i, name in enumerate(table.columns)]
-    else: pairs = [(n, pd.Series(pd.arrays.ArrowExtensionArray(c))) for n, c in zip(table.column_names, table.columns)]
+    else: pairs = [(n, from_arrow(c)) for n, c in zip(table.column_names, table.columns)]
     names = [name for name, _ in pairs]
     doubled = sorted({n for n in names if names.count(n) > 1}) if len(set(names)) < len(names) else []
     if doubled: raise DataError(f'Column {doubled[0]!r} is there twice. Rename one of the two.')
