@@ -119,11 +119,12 @@ MISSING = ['column', 'missing', 'rows', 'share']
 
 def missing_values(train: pd.DataFrame, # raw training rows
                    plan: FeaturePlan, # which tokens stand for missing
-                   ) -> pd.DataFrame: # column, missing, rows, share of rows; most first, columns of the model alone
+                   ) -> pd.DataFrame: # column, missing, rows, share; most first, columns of the model alone
     "How many training rows have no value in each column that feeds the model, as the model will see it."
     counts = {c.name: _absent(train[c.name], tuple(c.missing_tokens)) for c in plan.used}
     found = [(name, n, len(train), n/len(train)) for name, n in counts.items() if n]
-    return pd.DataFrame(found, columns=MISSING).sort_values('missing', ascending=False, ignore_index=True, kind='stable')
+    table = pd.DataFrame(found, columns=MISSING)
+    return table.sort_values('missing', ascending=False, ignore_index=True, kind='stable')
 
 def _absent(values: pd.Series, tokens: tuple) -> int: # rows
     plainly = pd.api.types.is_numeric_dtype(values) and not tokens
@@ -131,13 +132,16 @@ def _absent(values: pd.Series, tokens: tuple) -> int: # rows
 
 def _gaps_table(missing: pd.DataFrame) -> str: # HTML
     "The shares of missing values, each with a bar; what has none is not listed."
-    if not len(missing): return '<p>No column that feeds the model has missing values in the training rows.</p>'
-    bar = '<span style="display:inline-block;height:.7em;background:currentColor;opacity:.5;width:{:.2f}em"></span> {}'
-    rows = ''.join(f'<tr><td style="text-align:left">{escaped(c)}</td><td style="text-align:right">{n:,} of {of:,}</td>'
-                   f'<td style="text-align:left">{bar.format(8*share, f"{share:.1%}")}</td></tr>'
+    if not len(missing): return '<p>No training row lacks a value in any column that feeds the model.</p>'
+    style = 'display:inline-block;height:.7em;background:currentColor;opacity:.5'
+    rows = ''.join(f'<tr><td style="text-align:left">{escaped(c)}</td>'
+                   f'<td style="text-align:right">{n:,} of {of:,}</td><td style="text-align:left">'
+                   f'<span style="{style};width:{8*share:.2f}em"></span> {share:.1%}</td></tr>'
                    for c, n, of, share in missing[MISSING].head(200).itertuples(index=False, name=None))
-    head = ''.join(f'<th style="text-align:left">{h}</th>' for h in ('column', 'training rows without a value', 'share'))
-    caption = f'<caption style="text-align:left">Missing values: {_some(len(missing), "column")}, most first</caption>'
+    heads = ('column', 'training rows without a value', 'share')
+    head = ''.join(f'<th style="text-align:left">{h}</th>' for h in heads)
+    caption = f'Missing values: {_some(len(missing), "column")}, most first'
+    caption = f'<caption style="text-align:left">{caption}</caption>'
     return f'<table class="mlcycle">{caption}<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
 
 class DataReport(Result):
