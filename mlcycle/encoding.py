@@ -205,12 +205,16 @@ def _lookups(transformer: object, names: list[str], place: slice, usual: np.ndar
     def one(name: str, value: object) -> tuple | None:
         try: return differs(encoded([(name, value)])[0])
         except (ValueError, TypeError): return None
+    def at_once(pairs: list[tuple[str, object]]) -> list[tuple | None]:
+        try: return [*map(differs, encoded(pairs))]
+        except (ValueError, TypeError): return [one(*pair) for pair in pairs]   # one of them is an error: each for itself
+    unseen = [UNKNOWN if any(isinstance(v, str) for v in levels) else -1.2345678e33 for levels in known]
+    others, gone = at_once([*zip(names, unseen)]), at_once([(n, None if None in levels else NAN) for n, levels in zip(names, known)])
     out = []
-    for name, levels in zip(names, known):
+    for name, levels, other, missing in zip(names, known, others, gone):
         tried = encoded([(name, v) for v in levels])
         table = {v: differs(row) for v, row in zip(levels, tried) if v == v and v is not None}
-        unseen = UNKNOWN if any(isinstance(v, str) for v in levels) else -1.2345678e33
-        out.append((name, Lookup(table, one(name, unseen), one(name, None if None in levels else NAN))))
+        out.append((name, Lookup(table, other, missing)))
     return out
 
 def _scales(transformer: object, names: list[str], place: slice, usual: np.ndarray) -> list[tuple[str, Scale]]:
