@@ -66,6 +66,7 @@ def who() -> str: # a name
     try: return os.environ.get('MLCYCLE_ACTOR') or getpass.getuser()
     except (KeyError, OSError): return 'unknown'
 
+# %% ../nbs/00_core.ipynb #9a0c0102
 class Project:
     "A folder with one model's whole life: settings, ledger, tables, registry, reports."
     def __init__(self,
@@ -152,6 +153,7 @@ class Project:
         self.settings = settings
         return settings
 
+# %% ../nbs/00_core.ipynb #9a0c0104
 def missing_evidence(kind: str, stage: str, subject: str | None=None) -> MissingEvidence:
     "The error that says which stage has not been run."
     about = f' about {subject!r}' if subject else ''
@@ -181,6 +183,7 @@ def _alone_at(lock: Path):
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield
 
+# %% ../nbs/00_core.ipynb #9a0c0107
 def changed_text(text: str, changes: dict[str, object]) -> str: # TOML
     "A settings file with some keys changed and everything else as it was."
     import tomlkit
