@@ -64,38 +64,47 @@ def ranked(values: np.ndarray, # (n,) finite
     left_out = np.cumsum(np.where(wanted, 0, counts))[places]   # values in earlier cells, which are not sorted
     return np.sort(values[wanted.take(cells)])[ranks-left_out]
 
-def cut_points(values: np.ndarray, # finite, in any order
-               ) -> list[float]: # ascending, at most BINS+1
+def cut_points(values: np.ndarray, # (n,) finite, in any order
+               ) -> tuple[list[float], float]: # ascending, at most BINS+1; the value in the middle, 0 where there is none
     "Cut points for values: extremes outside, equal mass between; each value its own where they are few."
-    if not len(values): return []
+    n = len(values)
+    if not n: return [], 0.
     cuts = np.unique(values[:2048])
     if len(cuts) <= BINS: cuts = np.unique(values)
-    if len(cuts) > BINS: cuts = np.unique(ranked(values, np.ceil(np.arange(1, BINS+1)*len(values)/BINS).astype(int)-1))
-    return [float(np.nextafter(values.min(), -np.inf)), *map(float, cuts)]
+    many = len(cuts) > BINS
+    *steps, middle = ranked(values, np.r_[np.ceil(np.arange(1, BINS+1)*n/BINS).astype(int)-1 if many else [], n//2].astype(int)).tolist()
+    return [float(np.nextafter(values.min(), -np.inf)), *(sorted({*steps}) if many else cuts.tolist())], middle
 
 # %% ../nbs/00cc_histograms.ipynb #5f9c0ef0
 FEW = 32        # cut points that are compared with all values
 
 def histogram(values: np.ndarray, # finite floats
               edges: list[float], # ascending
+              *, reach: tuple[float, float] | None=None, # the values' extremes, where they are known
               ) -> list[int]: # one more than there are edges
     "How many values lie up to and including each cut point, and beyond the last."
     cuts, upto = np.array(edges, dtype=float), np.zeros(len(edges), dtype=np.int64)
-    count = _by_grid(Grid(cuts)) if len(cuts) > FEW and len(values) > GRID and Grid.fits(cuts) else lambda chunk: _compared(chunk, cuts)
-    for chunk in chunks_of(values): upto += count(chunk)
+    if len(cuts) > FEW and len(values) > GRID and Grid.fits(cuts):
+        low, high = reach or (values.min(), values.max())
+        upto[[0, -1]] = (0, len(values)) if cuts[0] < low and high <= cuts[-1] else _counted(values, cuts[[0, -1]])
+        count = _by_grid(Grid(cuts))
+        for chunk in chunks_of(values): upto[1:-1] += count(chunk)
+    else: upto[:] = _counted(values, cuts)
     return np.diff(upto, prepend=0, append=len(values)).tolist()
+
+def _counted(values: np.ndarray, cuts: np.ndarray) -> np.ndarray: # how many do not exceed each
+    return sum((_compared(chunk, cuts) for chunk in chunks_of(values)), np.zeros(len(cuts), dtype=np.int64))
 
 def _compared(values: np.ndarray, cuts: np.ndarray) -> np.ndarray: # how many do not exceed each
     room = np.empty(len(values), dtype=bool)
     return np.array([np.count_nonzero(np.less_equal(values, cut, out=room)) for cut in cuts], dtype=np.int64)
 
-def _by_grid(grid: Grid) -> Callable: # at most CHUNK values -> how many do not exceed each cut point
+def _by_grid(grid: Grid) -> Callable: # at most CHUNK values -> how many do not exceed each cut point but the outermost
     inner, own, shared = grid.cuts[1:-1], grid.own[1:-1], np.zeros(GRID, dtype=bool)
     shared[own] = True
     def count(values):
         cells = grid.cells(values)
         near, whole = values.take(np.flatnonzero(shared.take(cells))), np.bincount(cells, minlength=GRID)
         whole[own] = 0
-        below = np.cumsum(whole)[own]+np.cumsum(np.bincount(np.searchsorted(inner, near), minlength=len(inner)))[:len(inner)]
-        return np.insert(_compared(values, grid.cuts[[0, -1]]), 1, below)
+        return np.cumsum(whole)[own]+np.cumsum(np.bincount(np.searchsorted(inner, near), minlength=len(inner)))[:len(inner)]
     return count

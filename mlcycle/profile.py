@@ -17,7 +17,7 @@ import pandas as pd
 from pydantic import Field
 
 from .core import DataError, IntegrityError, Record, canonical_json, digest, html_table, write_atomic
-from .histograms import cut_points, histogram, ranked
+from .histograms import cut_points, histogram
 from .sketches import (UNIT, as_integer, chunks_of, different, exact_squares, exact_sum, hashes, kept_of, mean_of, packed, smallest,
                               unpacked, written)
 from .storage import Kind, few_objects, floats, from_arrow, level_counts, missing_of, plain, read_as, stored_kind
@@ -93,18 +93,16 @@ def _finite(values: np.ndarray) -> tuple[np.ndarray, int]:
     n = int(np.count_nonzero(keep))
     return (values, 0) if n == len(values) else (values[keep], len(values)-n-int(np.count_nonzero(np.isnan(values))))
 
-def _cut(x: np.ndarray) -> tuple[list[float], float]: # cut points, center
-    return cut_points(x), float(ranked(x, np.array([len(x)//2]))[0]) if len(x) else 0.
-
 def _shape(values: np.ndarray, known: ColumnProfile | None) -> dict:
     "Extremes, moments, histogram and number of different values of floats; NaN and infinities are left out."
     x, infinities = _finite(values)
-    edges, center = _cut(x) if known is None else (known.edges, known.center or 0.)
-    found = dict(edges=edges, counts=histogram(x, edges), infinities=infinities, center=center)
-    if not len(x): return found | dict(total=written(0), squares=written(0), distinct=0)
-    total, squares, kept = written(exact_sum(x)), written(exact_squares(x, center)), kept_of(x)
-    return found | dict(minimum=float(x.min()), maximum=float(x.max()), whole=_whole(x), total=total, squares=squares,
-                        distinct=different(kept), sketch=packed(kept)) | _moments(len(x), center, total, squares)
+    edges, center = cut_points(x) if known is None else (known.edges, known.center or 0.)
+    found = dict(edges=edges, infinities=infinities, center=center)
+    if not len(x): return found | dict(counts=histogram(x, edges), total=written(0), squares=written(0), distinct=0)
+    reach, kept = (x.min(), x.max()), kept_of(x)
+    total, squares = written(exact_sum(x, reach=reach)), written(exact_squares(x, center, reach=reach))
+    return found | dict(counts=histogram(x, edges, reach=reach), minimum=float(reach[0]), maximum=float(reach[1]), whole=_whole(x),
+                        total=total, squares=squares, distinct=different(kept), sketch=packed(kept)) | _moments(len(x), center, total, squares)
 
 # %% ../nbs/00d_profile.ipynb #ecba8644
 def _keep(found: dict[str, int]) -> tuple[dict[str, int], dict[str, int]]:
@@ -181,7 +179,7 @@ def _like(series: pd.Series) -> ColumnProfile:
     sample = series.take(np.concatenate([np.arange(a, b) for a, b in stretches(len(series))]))
     values, kind, _ = _settle(sample, None)
     if kind not in ('number', 'date'): return _column(sample, None, True)
-    edges, center = _cut(_finite(floats(values, kind))[0])
+    edges, center = cut_points(_finite(floats(values, kind))[0])
     return ColumnProfile(kind=kind, rows=len(sample), edges=edges, center=center)
 
 def _columns_of(table) -> dict[str, pd.Series]:

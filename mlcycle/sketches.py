@@ -34,43 +34,44 @@ def rooms(n: int, # up to 3
     if not hasattr(_own, 'rooms'): _own.rooms = np.empty((3, CHUNK))
     return _own.rooms[:n, :length]
 
-def _top(values: np.ndarray) -> float: return max(values.max(), -values.min()) if len(values) else 0.
-
-def _chunk_sum(values: np.ndarray) -> int | None: # at most CHUNK of them, not in the first two rooms
-    "The exact sum of finite floats in units; None beyond LARGEST."
-    total, rest, top, turn = 0, values, _top(values), 0
-    if not top < LARGEST: return None
-    while top:
-        exponent = max(int(np.frexp(top)[1])-SLICE, -UNIT)
+def _chunk_sum(values: np.ndarray, top: int, bottom: int) -> int: # at most CHUNK of them, not in the first two rooms
+    "The exact sum in units of floats below 2**top, whole numbers of 2**bottom."
+    total, rest, exponent, turn = 0, values, top, 0
+    while True:
+        exponent, turn = max(exponent-SLICE, bottom), turn+1
         magic = np.float64(1.5*2.**(52+exponent))
         room, left = rooms(2, len(rest))
         shifted = np.add(rest, magic, out=room).view(np.int64)   # whose last digits count units of 2**exponent
         count = (int(shifted.sum())-len(rest)*int(magic.view(np.int64))+2**63) % 2**64-2**63
         total += count << (exponent+UNIT)
-        rest, turn = np.subtract(rest, np.subtract(room, magic, out=room), out=left), turn+1
-        top = 2.**(exponent-1) if rest[:256].any() or rest.any() else 0   # no more is left than half of the slice's last bit
-        if top and turn > 1: rest = rest[rest != 0]   # few have so many digits
-    return total
+        if exponent == bottom: return total
+        rest = np.subtract(rest, np.subtract(room, magic, out=room), out=left)   # at most half of the slice's last digit
+        if not (rest[:256].any() or rest.any()): return total
+        if turn > 1: rest = rest[rest != 0]   # few have so many digits
 
-def _added(chunks: Iterable[np.ndarray]) -> int | None:
-    total = 0
-    for chunk in chunks:
-        if (part := _chunk_sum(chunk)) is None: return None
-        total += part
-    return total
+def _added(chunks: Iterable[np.ndarray], far: float, near: float=0.) -> int | None: # the largest magnitude, the smallest or less
+    if not far < LARGEST: return None
+    top, bottom = (int(np.frexp(v)[1]) for v in (far, near))
+    bottom = max(bottom-53, -UNIT) if near else -UNIT   # the last digit of a float is 53 below the first
+    return sum(_chunk_sum(chunk, top, bottom) for chunk in chunks)
 
 def exact_sum(values: np.ndarray, # finite floats
+              *, reach: tuple[float, float] | None=None, # their extremes, where they are known
               ) -> int | None: # units of 2**-1074; None where a value is too large to be followed
     "The sum of floats without rounding, whatever their order."
-    return _added(chunks_of(values))
+    low, high = reach or (values.min(initial=0), values.max(initial=0))
+    return _added(chunks_of(values), max(-low, high), max(low, -high, 0.))
 
 def exact_squares(values: np.ndarray, # finite floats
-                  center: float) -> int | None: # units of 2**-1074; None where one is too large to be followed
+                  center: float,
+                  *, reach: tuple[float, float] | None=None, # the values' extremes, where they are known
+                  ) -> int | None: # units of 2**-1074; None where one is too large to be followed
     "The sum of squared distances from a center, each of them rounded, the sum not."
+    low, high = reach or (values.min(initial=center), values.max(initial=center))
     def squared(chunk):
         away = np.subtract(chunk, center, out=rooms(3, len(chunk))[2])
         return np.multiply(away, away, out=away)
-    with np.errstate(over='ignore'): return _added(map(squared, chunks_of(values)))
+    with np.errstate(over='ignore'): return _added(map(squared, chunks_of(values)), np.square(max(center-low, high-center)))
 
 def mean_of(total: int, # units of 2**-1074
             n: int, # how many values
