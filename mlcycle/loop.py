@@ -6,16 +6,15 @@
 from __future__ import annotations
 import fcntl
 from contextlib import contextmanager
-from typing import ClassVar, Iterator
-from .core import Blocked, Project, Result
+from typing import Iterator
+from .core import Blocked, Project, Record
 
 # %% auto #0
 __all__ = ['Turn', 'retrain']
 
 # %% ../nbs/11a_loop.ipynb #040621ec
-class Turn(Result):
+class Turn(Record):
     "One turn of the circle."
-    stage: ClassVar[str] = 'retraining'
     action: str # 'nothing' or 'retrained'
     reasons: list[str] # why
     version: str | None = None # of the challenger
@@ -30,6 +29,10 @@ class Turn(Result):
         if self.action == 'nothing': return f'nothing: {why}'
         against = f'against version {self.champion} {self.comparison}' if self.champion else 'there is no champion'
         return f'{self.action}: {why}. Version {self.version}: test {self.validation}, {against}. Next: {self.next}'
+
+    def _repr_html_(self) -> str:
+        from mlcycle.core import html_pairs
+        return html_pairs(self.body())
 
 # %% ../nbs/11a_loop.ipynb #9a0c2003
 def retrain(project: Project, *,

@@ -41,12 +41,15 @@ def page(body: str, # trusted HTML
     return PAGE.format(policy=POLICY, title=html.escape(title), style=STYLE, state=banner, body=body)
 
 # %% ../nbs/10_report.ipynb #1ffa54a8
+_importing = threading.Lock()
+
 def import_nbformat(): # the module
     "nbformat, without the grammar of international addresses that it would build for a second and that no notebook needs."
     import sys
-    absent = 'nbformat' not in sys.modules and sys.modules.setdefault('rfc3987_syntax', None) is None
-    import nbformat
-    if absent: del sys.modules['rfc3987_syntax']
+    with _importing:   # steps are carried out in several threads
+        absent = 'nbformat' not in sys.modules and sys.modules.setdefault('rfc3987_syntax', None) is None
+        import nbformat
+        if absent: sys.modules.pop('rfc3987_syntax', None)
     return nbformat
 
 def read_notebook(path: str | Path): # nbformat's NotebookNode
