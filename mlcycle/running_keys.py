@@ -105,6 +105,10 @@ class ScheduleSection(Record):
         return self
 
 # %% ../nbs/004_running_keys.ipynb #9a0c1406
+def _each_once(key: str, columns: list) -> None:
+    names = [c.name for c in columns]
+    if len(set(names)) < len(names): raise ValueError(f'{key}: each column once, came {names}')
+
 class CanarySection(Record):
     "How a candidate is let in: by which steps, and how much worse it may be than the champion before it is stopped."
     steps: Annotated[list[Annotated[float, Field(gt=0, le=1)]],
@@ -138,9 +142,7 @@ class LogSection(Record):
 
     @model_validator(mode='after')
     def _once(self):
-        names = [c.name for c in self.columns]
-        if len(set(names)) < len(names):
-            raise ValueError(f'deployment.log.columns: each column once, came {names}')
+        _each_once('deployment.log.columns', self.columns)
         return self
 
 class TreatedColumn(Record):
@@ -170,9 +172,7 @@ class InputsSection(Record):
 
     @model_validator(mode='after')
     def _once(self):
-        names = [c.name for c in self.columns]
-        if len(set(names)) < len(names):
-            raise ValueError(f'deployment.inputs.columns: each column once, came {names}')
+        _each_once('deployment.inputs.columns', self.columns)
         return self
 
 class DeploymentSection(Record):
