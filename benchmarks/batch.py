@@ -88,7 +88,7 @@ def main() -> None:
     parser.add_argument('--seconds', type=float, default=20, help='for each scorer alone')
     asked = parser.parse_args()
     from mlcycle.batch import Spread, mapper
-    from mlcycle.columns import known_path
+    from mlcycle.batch import known_path
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)   # what outlives the command becomes a child of this process, and is counted
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)

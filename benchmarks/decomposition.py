@@ -14,7 +14,7 @@ import pandas as pd
 
 from mlcycle.decomposition import read_outcomes, split_change
 from mlcycle.metrics import Terms
-from mlcycle.features import ColumnPlan, FeaturePlan
+from mlcycle.plans import ColumnPlan, FeaturePlan
 
 PLAN = FeaturePlan(columns=[ColumnPlan(name=c, type='number') for c in 'abcd'], target='y', task='binary', positive=1,
                    classes=['0', '1'])

@@ -44,7 +44,7 @@ def pipeline():
 def make_project(folder: Path, train: pd.DataFrame):
     "A project whose champion is the model."
     from mlcycle.core import Project
-    from mlcycle.features import encode_target, infer_plan
+    from mlcycle.plans import encode_target, infer_plan
     from mlcycle.gates import approval_digest
     from mlcycle.registry import promote
     folder.mkdir(parents=True)
@@ -192,7 +192,7 @@ def disk(folder: Path, n: int=200) -> tuple[float, float]: # medians, seconds
 
 def distances(*projects) -> list[str]:
     "How each project's version computes its scores, and how far they are from scikit-learn's."
-    from mlcycle.compiled import ScoringPath
+    from mlcycle.paths import ScoringPath
     from mlcycle.service import ProjectService
     said = []
     for project in projects:

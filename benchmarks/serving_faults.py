@@ -140,7 +140,7 @@ def counted(project, came: list, gone: float) -> dict:
 
 def prepared(folder: Path, n: int) -> tuple: # project, bodies
     "A project with a champion, an approved second version that takes its place, and a third that nobody approved."
-    from mlcycle.features import encode_target, infer_plan
+    from mlcycle.plans import encode_target, infer_plan
     from mlcycle.gates import approval_digest
     from mlcycle.registry import promote
     from serving import pipeline

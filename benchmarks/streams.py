@@ -67,7 +67,7 @@ def begun(folder: str, name: str, rows: pd.DataFrame, about: dict): # Project, a
     "A project with one version, trained on the first half-year and measured on its last fifth."
     from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
     from mlcycle.core import Project
-    from mlcycle.features import encode_target, infer_plan
+    from mlcycle.plans import encode_target, infer_plan
     from mlcycle.metrics import Terms, evaluate
     (Path(folder)/'mlcycle.toml').write_text(SETTINGS.format(name=name, **about))
     project = Project(folder, actor='Ada')

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Iterator
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from .content import NAME, ORDER, stored_names
 from .core import Project
 from .tables import COMMIT, HASH, row_count, settle, table_schema
 
 # %% auto #0
-__all__ = ['numbered', 'row_groups', 'rows_so_far', 'adopt']
+__all__ = ['numbered', 'row_groups', 'rows_so_far', 'adopt', 'layout', 'storable']
 
 # %% ../nbs/00bc_adoption.ipynb #4e4a61b8
 def numbered(rows: pa.Table, start: int) -> pa.Table: # with one column more
@@ -80,3 +81,28 @@ def _commit(opened, folder: Path, what: tuple[list[Path], str]) -> None:
     opened.create_write_transaction(added, 'append', opened.schema(), commit_properties=properties)
     opened.update_incremental()
     settle(folder, next(c['version'] for c in opened.history() if c.get(COMMIT) == mark))
+
+# %% ../nbs/00bc_adoption.ipynb #e79ef97d
+def layout(rows: pa.Table) -> dict: # arguments of a ParquetWriter
+    "How the columns of a table are written, judged by its first rows."
+    head = rows.slice(0, 1000)
+    levels = {c for c in head.column_names if pa.types.is_dictionary(head[c].type)}
+    often = {c for c in head.column_names if c in levels or pc.count_distinct(head[c]).as_py() <= len(head)/2}
+    amounts = {c for c in head.column_names if c not in often and pa.types.is_floating(head[c].type)}
+    return {'use_dictionary': [c for c in head.column_names if c in often], 'write_batch_size': 50_000,
+            'write_statistics': [c for c in head.column_names if c not in amounts | levels],
+            'compression': {c: 'NONE' if c in amounts else 'SNAPPY' for c in head.column_names},
+            'store_schema': not all(map(_told, rows.schema.types))}
+
+def storable(rows: pa.Table) -> pa.Table:
+    "The rows as they are written: text by its different values where every reader gets it back as text, else as plain text."
+    if all(map(_told, rows.schema.types)): return rows
+    plain = [f.with_type(f.type.value_type) if pa.types.is_dictionary(f.type) else f for f in rows.schema]
+    return rows.cast(pa.schema(plain))
+
+def _told(kind: pa.DataType) -> bool: # whether Parquet itself says which type a column has
+    if pa.types.is_dictionary(kind): return _told(kind.value_type)
+    if pa.types.is_timestamp(kind): return kind.unit != 's' and kind.tz in (None, 'UTC')
+    t = pa.types
+    plain = (t.is_integer, t.is_float32, t.is_float64, t.is_boolean, t.is_string, t.is_large_string, t.is_date32)
+    return any(is_it(kind) for is_it in plain)

@@ -8,8 +8,8 @@ import math, time
 from collections.abc import Callable
 import numpy as np
 import pandas as pd
-from .compiled import Compiled, ScoringPath
-from .core import MlcycleError
+from .compiled import Compiled
+from .paths import ScoringPath
 from .encoding import Unusual, time_reader
 from .inputs import InputColumn, RecordReader, columns_of, frame_of
 from .registry import Model, ModelVersion

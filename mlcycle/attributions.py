@@ -11,7 +11,7 @@ from pydantic import Field
 from scipy import stats
 from .core import DataError, Frame, Project, Result, digest
 from .explainability import Explanation, explain, leaves
-from .features import FeaturePlan
+from .plans import FeaturePlan
 from .metrics import grouped
 from .keeping import stored_name, unlogged
 from .scoring import predictions, training_rows

@@ -12,7 +12,7 @@ import pandas as pd
 
 from .core import MlcycleError, Project, digest
 from .estimates import FEWEST_KNOWN, Estimator, learn
-from .features import FeaturePlan, encode_target
+from .plans import FeaturePlan, encode_target
 from .keeping import stored_name, unlogged
 from .metrics import Terms, terms_of
 from .scoring import answers

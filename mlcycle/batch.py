@@ -12,28 +12,26 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Callable, ClassVar, Iterator
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-from .adoption import adopt, numbered, row_groups, rows_so_far
+from .adoption import adopt, layout, numbered, row_groups, rows_so_far, storable
 from .column_types import Rules
 from .content import to_arrow
-from .columns import Scorer, agrees, columns_read, known_path, layout, load_scorer, log_columns, piece_answers, plain_frame, row_ids, storable
-from .compiled import ScoringPath
 from .core import Blocked, DataError, Project, Record, Result, SettingsError, digest, sync_folder, write_atomic
-from .features import FeaturePlan
 from .formats import FORMATS
 from .hands import SMALL, Spread, mapper
 from .keeping import stored_name
 from .log import log_event
+from .paths import ScoringPath
 from .pieces import LargeTable, Part, file_hash, pieces, survey
+from .plans import FeaturePlan
 from .reading import shortened
-from .scoring import admit, event_times, formula_safe, read_rows
+from .scoring import admit, formula_safe, read_rows, training_rows
 from .sources import types_as_read
 
 # %% auto #0
 __all__ = ['MANIFEST', 'WRITERS', 'Job', 'Done', 'part_files', 'score_part', 'output_kind', 'publish', 'BatchReport',
-           'score_file']
+           'known_path', 'score_file']
 
 # %% ../nbs/00ja_batch.ipynb #68aa53ad
 class Job(Record):
@@ -62,6 +60,7 @@ def part_files(work: str | Path, number: int) -> tuple[Path, Path, Path]: # rows
 
 def score_part(job: Job, part: Part) -> Done:
     "Score one part, unless that was done; its files are there, whole, on return."
+    from mlcycle.columns import agrees, columns_read   # with scikit-learn, which who only hands out the parts does without
     *files, done = part_files(job.work, part.number)
     if done.exists(): return Done.model_validate_json(done.read_text())
     project, scorer = _loaded(job.project, job.path)
@@ -78,25 +77,23 @@ def score_part(job: Job, part: Part) -> Done:
     return found
 
 @lru_cache(maxsize=2)
-def _loaded(folder: str, path: ScoringPath) -> tuple[Project, Scorer]:
+def _loaded(folder: str, path: ScoringPath) -> tuple: # the project, and a `columns.Scorer`
+    from mlcycle.columns import load_scorer
     project = Project(folder, read_only=True)
     return project, load_scorer(project.registry.load(path.version), path)
 
 def _scored(job: Job, project: Project, piece: tuple) -> tuple[list[pa.Table], bool]: # output [, log]; whether it was compiled
+    from mlcycle.columns import log_columns, piece_answers, row_ids, row_times
     (scorer, rows, first), name, n = piece, job.table.name, piece[1].num_rows
     try: found, compiled = piece_answers(scorer, rows, name)
     except DataError as error: raise DataError(f'{name}, rows {first+1:,} to {first+n:,}: {error}') from None
     version = pa.DictionaryArray.from_arrays(pa.array(np.zeros(n, np.int32)), [job.version])
-    said = {'prediction_id': row_ids(job.key, first, n), 'at': _times(project, rows, job), 'version': version, **found}
+    at = row_times(rows, project.settings.data.time, name, now=job.at)
+    said = {'prediction_id': row_ids(job.key, first, n), 'at': at, 'version': version, **found}
     out = pa.table(said | {stored_name(c): rows[c] for c in job.columns or rows.column_names})
     if not job.log: return [out], compiled
     kept = log_columns(project, rows, FeaturePlan.from_body(scorer.model.info.plan), name)
     return [out, numbered(pa.table(said | kept), job.start+first)], compiled
-
-def _times(project: Project, rows: pa.Table, job: Job) -> pa.Array:
-    time, moment = project.settings.data.time, pa.timestamp('us', 'UTC')
-    if time not in rows.column_names: return pa.repeat(pa.scalar(datetime.fromisoformat(job.at), moment), rows.num_rows)
-    return pa.array(event_times(plain_frame(rows, [time], job.table.name), time), moment)
 
 @contextmanager
 def _written(files: tuple[Path, ...]) -> Iterator[Callable]:
@@ -201,6 +198,15 @@ class BatchReport(Result):
     def headline(self) -> str:
         again = f', {self.reused} of {self.parts} parts finished earlier' if self.reused else ''
         return f'{self.rows:,} predictions by version {self.version} in {self.out}{again}{"" if self.logged else ", not in the log"}'
+
+def known_path(project: Project, version: str) -> ScoringPath:
+    "How a version's scores are computed: as the ledger says, or found out and recorded."
+    info, known, settings = project.registry.info(version), project.latest(ScoringPath, subject=version), project.settings
+    if known is not None and (known.model_hash, known.asked) == (info.hash, settings.deployment.scorer): return known
+    from mlcycle.inputs import input_schema
+    from mlcycle.standing import settled
+    plan, sample = FeaturePlan.from_body(info.plan), training_rows(project, info)
+    return settled(project, project.registry.load(version), input_schema(plan, settings, sample=sample)).path
 
 def score_file(project: Project, source: str | Path, # CSV, Parquet, JSON lines, Excel; a folder of Parquet files; a Delta table
                out: str | Path, # .csv, .parquet, or a folder

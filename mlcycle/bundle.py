@@ -11,7 +11,9 @@ from functools import cached_property, partial
 from pathlib import Path
 import pandas as pd
 from .answering import Ready, moments
-from .compiled import NotCompiled, ScoringPath, compare, compile_pipeline, verdict
+from .compiled import compile_pipeline
+from .encoding import NotCompiled
+from .paths import ScoringPath, compare, verdict
 from .core import InputsSection, IntegrityError, MlcycleError, SettingsError, digest, jsonable
 from .encoding import EPOCH
 from .inputs import InputColumn

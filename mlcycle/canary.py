@@ -10,7 +10,8 @@ from typing import ClassVar, Iterator
 import numpy as np
 import pandas as pd
 from .core import Blocked, DataError, Frame, Project, Result, SettingsError
-from .features import FeaturePlan, clean_text
+from .plans import FeaturePlan
+from .values import clean_text
 from .gates import check
 from .ledger import champion as champion_of
 from .registry import ModelVersion, promote

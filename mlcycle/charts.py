@@ -10,7 +10,6 @@ from contextlib import contextmanager
 import numpy as np
 import pandas as pd
 
-from .core import escaped
 from .metrics import METRICS
 from .health import MonitoringReport, watched_version
 from .pages import svg_image

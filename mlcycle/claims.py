@@ -4,7 +4,7 @@
 
 # %% ../nbs/00ibga_claims.ipynb #e5ccea4e
 from __future__ import annotations
-import asyncio, fcntl, hashlib, os, secrets, sqlite3, threading, time
+import asyncio, fcntl, hashlib, secrets, sqlite3, threading, time
 from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path

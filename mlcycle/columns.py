@@ -5,28 +5,29 @@
 # %% ../nbs/00ie_columns.ipynb #1f28a72c
 from __future__ import annotations
 from collections.abc import Callable
+from datetime import datetime
 from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 from .answering import broken
-from .compiled import Compiled, ScoringPath, compile_pipeline, decide, head_of
+from .compiled import Compiled, compile_pipeline, head_of
 from .content import to_arrow
 from .core import DataError, Project
 from .encoding import Levels, NotCompiled, Unusual
-from .features import FeaturePlan, clean_text
 from .formats import plain_column
-from .inputs import input_schema
 from .keeping import as_logged, hashed_name, kept_columns, marks_for, stored_name
 from .onnx import onnx_head
+from .paths import ScoringPath, decide
+from .plans import FeaturePlan
 from .registry import Model
-from .scoring import answers, training_rows
-from .standing import settled
+from .scoring import answers, event_times
+from .values import clean_text
 
 # %% auto #0
-__all__ = ['FEW', 'plain_array', 'plain_frame', 'raw_columns', 'Scorer', 'known_path', 'load_scorer', 'piece_answers', 'agrees',
-           'columns_read', 'log_columns', 'row_ids', 'layout', 'storable']
+__all__ = ['FEW', 'plain_array', 'plain_frame', 'raw_columns', 'Scorer', 'load_scorer', 'piece_answers', 'agrees', 'columns_read',
+           'log_columns', 'row_ids', 'row_times']
 
 # %% ../nbs/00ie_columns.ipynb #85f7dfcc
 def plain_array(rows: pa.Table, column: str, name: str, # of the source, for messages
@@ -76,13 +77,6 @@ class Scorer(NamedTuple):
     compiled: Compiled | None # None: the pipeline itself answers
     types: dict[str, str] # of the columns that the compiled form reads
     tolerance: float
-
-def known_path(project: Project, version: str) -> ScoringPath:
-    "How a version's scores are computed: as the ledger says, or found out and recorded."
-    info, known, settings = project.registry.info(version), project.latest(ScoringPath, subject=version), project.settings
-    if known is not None and (known.model_hash, known.asked) == (info.hash, settings.deployment.scorer): return known
-    plan, sample = FeaturePlan.from_body(info.plan), training_rows(project, info)
-    return settled(project, project.registry.load(version), input_schema(plan, settings, sample=sample)).path
 
 def load_scorer(model: Model, path: ScoringPath) -> Scorer:
     "A loaded version, made ready to answer in a way that was chosen."
@@ -180,27 +174,10 @@ def row_ids(key: str, first: int, n: int) -> pa.Array: # text of 32 hexadecimal 
     places = np.arange(0, 32*n+1, 32, dtype=np.int32)
     return pa.StringArray.from_buffers(n, pa.py_buffer(places), pa.py_buffer(made))
 
-# %% ../nbs/00ie_columns.ipynb #e79ef97d
-def layout(rows: pa.Table) -> dict: # arguments of a ParquetWriter
-    "How the columns of a table are written, judged by its first rows."
-    head = rows.slice(0, 1000)
-    levels = {c for c in head.column_names if pa.types.is_dictionary(head[c].type)}
-    often = {c for c in head.column_names if c in levels or pc.count_distinct(head[c]).as_py() <= len(head)/2}
-    amounts = {c for c in head.column_names if c not in often and pa.types.is_floating(head[c].type)}
-    return {'use_dictionary': [c for c in head.column_names if c in often], 'write_batch_size': 50_000,
-            'write_statistics': [c for c in head.column_names if c not in amounts | levels],
-            'compression': {c: 'NONE' if c in amounts else 'SNAPPY' for c in head.column_names},
-            'store_schema': not all(map(_told, rows.schema.types))}
-
-def storable(rows: pa.Table) -> pa.Table:
-    "The rows as they are written: text by its different values where every reader gets it back as text, else as plain text."
-    if all(map(_told, rows.schema.types)): return rows
-    plain = [f.with_type(f.type.value_type) if pa.types.is_dictionary(f.type) else f for f in rows.schema]
-    return rows.cast(pa.schema(plain))
-
-def _told(kind: pa.DataType) -> bool: # whether Parquet itself says which type a column has
-    if pa.types.is_dictionary(kind): return _told(kind.value_type)
-    if pa.types.is_timestamp(kind): return kind.unit != 's' and kind.tz in (None, 'UTC')
-    t = pa.types
-    plain = (t.is_integer, t.is_float32, t.is_float64, t.is_boolean, t.is_string, t.is_large_string, t.is_date32)
-    return any(is_it(kind) for is_it in plain)
+def row_times(rows: pa.Table, column: str, # that says when a row happened
+              name: str, # of the source, for messages
+              *, now: str) -> pa.Array: # UTC; `now` for all of them where there is no such column
+    "When the rows of a piece happened."
+    moment = pa.timestamp('us', 'UTC')
+    if column not in rows.column_names: return pa.repeat(pa.scalar(datetime.fromisoformat(now), moment), rows.num_rows)
+    return pa.array(event_times(plain_frame(rows, [column], name), column), moment)

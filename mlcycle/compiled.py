@@ -7,18 +7,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 import numpy as np
 import pandas as pd
-from .core import Result
 from .encoding import NAN, Input, Levels, NotCompiled, Unusual, as_it_is, bounds, column_setter, encoders, inputs_of, sentinels, setter
 from .features import Calibrated, Clean, apply_curve
-from .inputs import InputColumn, column_values, to_records
+from .inputs import InputColumn
 from .masks import Ensemble, masks_of
+from .paths import ScoringPath, compare, verdict
 
 # %% auto #0
-__all__ = ['HEADS', 'TOLERANCE', 'SINGLE', 'Head', 'head_of', 'calibrated_head', 'sigmoid', 'softmax', 'nested', 'both_ways',
-           'walk', 'Compiled', 'compile_pipeline', 'ScoringPath', 'compare', 'decide', 'verdict', 'choose']
+__all__ = ['HEADS', 'Head', 'head_of', 'calibrated_head', 'sigmoid', 'softmax', 'nested', 'both_ways', 'walk', 'Compiled',
+           'compile_pipeline', 'choose']
 
 # %% ../nbs/00ibc_compiled.ipynb #d5d9f448
 class Head(NamedTuple):
@@ -225,58 +225,6 @@ def compile_pipeline(pipeline: object, # fitted: clean → encode → model, or 
     return Compiled(inputs, ways, usual, head)
 
 # %% ../nbs/00ibc_compiled.ipynb #5e139be4
-TOLERANCE = 1e-9   # of a score
-
-class ScoringPath(Result):
-    "How a version's scores are computed, and how far that is from the pipeline itself."
-    kind: ClassVar[str] = 'compiled'
-    stage: ClassVar[str] = 'deployment'
-    version: str
-    model_hash: str
-    path: str # 'compiled', 'onnx', or 'pipeline': scikit-learn on a DataFrame
-    asked: str = 'exact' # deployment.scorer
-    how: str # of the estimator, in words
-    why: str # the reason for the choice
-    rows: int = 0 # compared, of `of`
-    of: str = '' # which rows they were
-    changed: int = 0 # decisions that differed
-    distance: float | None = None # the largest difference of two scores
-    tolerance: float = TOLERANCE
-
-    @property
-    def headline(self) -> str:
-        "Which way, and why."
-        ways = {'compiled': 'compiled arithmetic', 'onnx': 'ONNX in 32 bits'}
-        return f'Version {self.version} answers by {ways.get(self.path, "the pipeline itself")}: {self.why}'
-
-def compare(model, # a loaded version
-            columns: list[InputColumn], # what it takes
-            rows: pd.DataFrame, # raw rows; outcomes are not looked at
-            *, scorer: Compiled, of: str='rows') -> ScoringPath: # `path` is not decided yet
-    "The same records through a compiled scorer and through the pipeline."
-    records = [r for r in to_records(rows, columns) if scorer.reads(r)]
-    sent = pd.DataFrame({c.name: column_values([r[c.name] for r in records], c) for c in columns if c.required}, index=range(len(records)))
-    wanted = model.scores(sent)
-    single = np.array([scorer.one(r) for r in records[:SINGLE]], dtype=float)
-    found = scorer.many({c.name: [r[c.name] for r in records] for c in columns if c.required})
-    changed = np.zeros(len(found), bool) if model.task == 'regression' else decide(found, model.info) != decide(wanted, model.info)
-    changed[:len(single)] |= False if model.task == 'regression' else decide(single, model.info) != decide(wanted[:len(single)], model.info)
-    apart = max(np.abs(found-wanted).max(initial=0), np.abs(single-wanted[:len(single)]).max(initial=0))
-    return ScoringPath(version=model.version, model_hash=model.info.hash, path='', how=scorer.how, why='', rows=len(found), of=of,
-                       changed=int(changed.sum()), distance=float(apart))
-
-SINGLE = 500   # rows that are also compared one by one
-
-def decide(scores: np.ndarray, info) -> np.ndarray: # decisions, comparable
-    "The decisions that follow from scores."
-    return scores >= info.threshold if info.task == 'binary' else scores.argmax(axis=1)
-
-def verdict(path: ScoringPath) -> str: # empty: the scorer may answer
-    "What speaks against a compiled scorer."
-    if path.changed: return f'{path.changed} of {path.rows} decisions would differ'
-    if not (path.distance <= path.tolerance): return f'scores differ by up to {path.distance:.2g}, allowed is {path.tolerance:g}'
-    return '' if path.rows else 'no rows to compare'
-
 def choose(model, columns: list[InputColumn], rows: pd.DataFrame | None, *, of: str='training rows') -> tuple[Compiled | None, ScoringPath]:
     "A compiled scorer that gives the pipeline's answers, or None; and the reason, to be recorded."
     refused = lambda why: (None, ScoringPath(version=model.version, model_hash=model.info.hash, path='pipeline', how=type(model.estimator).__name__, why=why))

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 from .core import Allowed, DataError, Frame, Record, Settings, escaped, html_table
-from .features import ColumnPlan, FeaturePlan, decode_target
+from .plans import ColumnPlan, FeaturePlan, decode_target
 from .values import clean_dates, clean_numbers, clean_text, objects, plain
 
 # %% auto #0

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from pydantic import Field
 from .core import DataError, Frame, Project, Result, Settings, escaped, html_table
-from .features import FeaturePlan, class_names, infer_plan, read_target, spelled
+from .plans import FeaturePlan, class_names, infer_plan, read_target, spelled
 from .folds import near_duplicates
 from .leakage import has_more_than, leakage_suspects
 from .profile import profile, save_profile

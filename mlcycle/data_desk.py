@@ -5,7 +5,7 @@
 # %% ../nbs/12i_data_desk.ipynb #25536572
 from __future__ import annotations
 import numpy as np, pandas as pd
-from .core import MissingEvidence, Project, SettingsError, escaped, html_table, missing_evidence, setting_value, shown
+from .core import Project, SettingsError, escaped, html_table, missing_evidence, setting_value, shown
 from .data import DataReport
 from .desk import Desk, View
 from .drawings import bars_svg, sparkline

@@ -14,7 +14,8 @@ from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.model_selection import StratifiedKFold
 from .core import Estimate, rows_are
 from .estimates import answered, outcomes
-from .features import ColumnPlan, FeaturePlan, build_pipeline
+from .features import build_pipeline
+from .plans import ColumnPlan, FeaturePlan
 from .metrics import METRICS, Terms
 from .profile import ColumnProfile, Profile
 from .weighting import WEIGHTED, weighted

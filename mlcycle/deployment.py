@@ -11,9 +11,9 @@ from typing import ClassVar
 import mlcycle
 import numpy as np
 import pandas as pd
-from .core import (Frame, IntegrityError, MissingEvidence, Project, Result, SettingsError, canonical_json, digest,
-                          jsonable, sync_folder, write_atomic)
-from .features import FeaturePlan, clean_text
+from .core import Frame, IntegrityError, MissingEvidence, Project, Result, SettingsError, digest, jsonable, sync_folder, write_atomic
+from .plans import FeaturePlan
+from .values import clean_text
 from .gates import must_pass
 from .inputs import InputColumn, input_schema, read_records, to_records
 from .keeping import stored_as

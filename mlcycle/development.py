@@ -16,7 +16,8 @@ from .calibration import Calibration, Threshold, choose_curve, choose_threshold,
 from .core import (Estimate, Frame, Project, Result, Settings, SettingsError, escaped, estimates_table,
                           html_pairs, html_table, rows_are)
 from .effects import threshold_effects
-from .features import Calibrated, FeaturePlan, build_pipeline, infer_plan, read_target
+from .features import Calibrated, build_pipeline
+from .plans import FeaturePlan, infer_plan, read_target
 from .folds import make_folds
 from .metrics import METRICS, Scored, default_metric, difference, measure, said_and_came, scored, terms_of
 from .progress import long_work

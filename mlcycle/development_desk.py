@@ -4,11 +4,11 @@
 
 # %% ../nbs/12j_development_desk.ipynb #4d3916c9
 from __future__ import annotations
-from .core import TASK_METRICS, MissingEvidence, Project, escaped, html_table, shown
+from .core import TASK_METRICS, Project, escaped, html_table, shown
 from .desk import BLUE, GREY, RED, Desk, Dial, View
 from .development import Leaderboard
 from .drawings import Level, bars_svg, curve_svg, intervals_svg, said_svg
-from .effects import RATES, confusion_at, cost_of, costs_for, nearest, rates_at
+from .effects import confusion_at, cost_of, costs_for, nearest, rates_at
 from .forms import Form, as_toml
 from .jobs import Job
 from .search import installed

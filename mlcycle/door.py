@@ -4,12 +4,12 @@
 
 # %% ../nbs/12bc_door.ipynb #59b56253
 from __future__ import annotations
-import asyncio, hmac, logging, os, secrets, signal, sys
+import asyncio, hmac, logging, os, secrets, signal
 from pathlib import Path
 import tornado.web, tornado.websocket
 from tornado.httpclient import AsyncHTTPClient, HTTPClientError, HTTPRequest
 from .access import LOOPBACK, access_for, may_listen
-from .core import MlcycleError, Project, SettingsError
+from .core import Project, SettingsError
 from .gateway import ID, POLICY, Gate, reached, refusal_page, waiting_page
 from .pages import last_page
 from .viewer import APPS

@@ -12,7 +12,7 @@ from scipy import stats
 
 from .core import Estimate
 from .expected_errors import ErrorForest, expected_errors, learn_errors
-from .features import FeaturePlan
+from .plans import FeaturePlan
 from .metrics import Terms
 from .performance import Answered, covered, expected, outcome_variance
 from .recalibration import Curve, chances, learn_curve

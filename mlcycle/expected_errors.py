@@ -11,7 +11,8 @@ import numpy as np
 import pandas as pd
 from sklearn.ensemble import RandomForestRegressor
 
-from .features import ColumnPlan, FeaturePlan, build_pipeline
+from .features import build_pipeline
+from .plans import ColumnPlan, FeaturePlan
 
 # %% auto #0
 __all__ = ['TREES', 'MOST', 'ErrorForest', 'learn_errors', 'ExpectedError', 'expected_errors']

@@ -12,7 +12,7 @@ from .core import DataError, MlcycleError, Project, escaped, html_table
 from .counterfactuals import Space, search_space
 from .explainability import Explanation, dependence, explain, importance, leaves
 from .explanation_parts import changes_html, curves_html, groups_html, image, note, uses_html
-from .features import FeaturePlan, decode_target
+from .plans import FeaturePlan, decode_target
 from .ledger import champion, retired, roles, versions
 from .pictures import plot_contributions, plot_dependence, plot_importance
 from .pages import Page, document, framed, publish_page, two

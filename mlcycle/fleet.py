@@ -4,7 +4,7 @@
 
 # %% ../nbs/12q_fleet.ipynb #d9dbb19a
 from __future__ import annotations
-import json, os, subprocess, sys, time
+import json, subprocess, sys, time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Callable

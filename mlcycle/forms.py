@@ -9,8 +9,9 @@ from contextlib import contextmanager
 from datetime import datetime, timezone
 from typing import Callable
 from .controls import annotation_of, control, help_of
-from .core import (Conflict, MlcycleError, Project, Record, Settings, SettingsError, changed_text, check_settings, escaped, html_pairs,
-                          jsonable, label, read_settings, setting_value, shown)
+from .core import (MlcycleError, Project, Record, Settings, SettingsError, changed_text,
+                          check_settings, escaped, html_pairs, jsonable, label, read_settings, setting_value,
+                          shown)
 from .desk import Desk, html_box, in_words, inside, named, part_html
 from .pipeline import STEPS
 

@@ -8,7 +8,7 @@ import asyncio, hmac, logging, os, re, secrets, shutil, signal, socket, subproce
 from pathlib import Path
 from typing import Callable
 from .access import access_for, check_token, refusal
-from .core import Project, Record, SettingsError, escaped
+from .core import Project, SettingsError, escaped
 from .pages import document, last_page
 from .viewer import APPS, app_command, app_environment
 

@@ -6,10 +6,10 @@
 from __future__ import annotations
 import csv, io, math, os
 from pathlib import Path
-from .core import MlcycleError, Project, Record, SettingsError, escaped, find_project, html_pairs, html_table, label
+from .core import MlcycleError, Project, Record, SettingsError, escaped, find_project, html_table, label
 from .desk import BLUE, GREY, ORANGE, RED, STYLE, Desk, View, html_box, inside, is_live, named, part_html, result_html
-from .controls import Control, choice, text, words
-from .gates import check_all, required_signatures, signatures
+from .controls import choice, text, words
+from .gates import required_signatures, signatures
 from .jobs import Job
 from .ledger import retired, roles, versions
 from .pipeline import STEPS, status

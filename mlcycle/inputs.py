@@ -12,7 +12,8 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 from .core import Record, Settings
-from .features import FALSE, TRUE, FeaturePlan, clean_text
+from .plans import FeaturePlan
+from .values import FALSE, TRUE, clean_text
 
 try: import orjson
 except ImportError: orjson = None   # it comes with mlcycle[serve]; without it requests are read more slowly, and no differently

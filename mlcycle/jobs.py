@@ -5,7 +5,7 @@
 # %% ../nbs/12f_jobs.ipynb #4edf598d
 from __future__ import annotations
 import os, signal, subprocess, sys, threading, time
-from typing import Callable, NamedTuple
+from typing import Callable
 from .core import Blocked, MlcycleError, Project, Record, escaped, shown
 from .desk import BLUE, GREY, Desk, html_box, in_words, inside, part_html
 from .pipeline import last_end

@@ -12,7 +12,8 @@ from typing import ClassVar
 import numpy as np
 import pandas as pd
 from .core import Project, Result, Settings, SettingsError
-from .features import FeaturePlan, clean_text
+from .plans import FeaturePlan
+from .values import clean_text
 
 # %% auto #0
 __all__ = ['PREFIX', 'SHORTEST', 'OURS', 'stored_as', 'unlogged', 'hashed_name', 'hash_key', 'mark', 'HashKey', 'check_of',

@@ -15,7 +15,7 @@ from .drawings import intervals_svg
 from .forms import Form
 from .jobs import Job
 from .log import moment
-from .health import MonitoringReport, health, watched_version, windows_table
+from .health import health, watched_version, windows_table
 from .monitoring import recorded
 from .scoring import check_labels, label_file, read_rows
 from .silence import silence

@@ -6,7 +6,8 @@
 from __future__ import annotations
 import numpy as np
 import pandas as pd
-from .compiled import Compiled, Head, ScoringPath, calibrated_head, choose, compare, compile_pipeline, verdict
+from .compiled import Compiled, Head, calibrated_head, choose, compile_pipeline
+from .paths import ScoringPath, compare, verdict
 from .core import SettingsError
 from .encoding import NotCompiled
 from .features import Calibrated

@@ -11,7 +11,7 @@ from urllib.parse import parse_qsl
 import numpy as np
 import pandas as pd
 from .core import Blocked, IntegrityError, Project, Result
-from .features import FeaturePlan, encode_target
+from .plans import FeaturePlan, encode_target
 from .inputs import BadRequest, frame_of
 from .scoring import training_rows
 from .standing import Part

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from .column_types import COMMA, EVIDENT, ORDERS, TOKENS, Rules, by_value, type_column
 from .content import NAME, ORDER
-from .core import DataError, Record, SettingsError, digest
+from .core import DataError, Record, digest
 from .reading import check_names, csv_table, shortened, sniff_separator
 
 # %% auto #0

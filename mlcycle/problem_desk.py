@@ -4,7 +4,7 @@
 
 # %% ../nbs/12h_problem_desk.ipynb #cc7328a8
 from __future__ import annotations
-from .core import TASK_METRICS, Project, SettingsError, escaped, html_pairs, html_table
+from .core import TASK_METRICS, Project, escaped, html_table
 from .desk import BLUE, GREY, RED, Desk, View
 from .drawings import Level, curve_svg
 from .forms import Form

@@ -9,7 +9,7 @@ __all__ = ['as_read', 'data_quality']
 import numpy as np
 import pandas as pd
 
-from .features import FeaturePlan
+from .plans import FeaturePlan
 from .profile import ColumnProfile, Profile
 from .values import clean_dates, clean_numbers, clean_text, clean_truths
 

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from .core import DataError, MissingEvidence, Project, Result
-from .features import FeaturePlan, decode_target
+from .plans import FeaturePlan, decode_target
 from .ledger import champion
 from .registry import ModelVersion
 from .keeping import id_in_log, marks_for, stored_name, unlogged

@@ -5,17 +5,15 @@
 # %% ../nbs/05b_release.ipynb #2b1be321
 from __future__ import annotations
 import time
-from datetime import datetime, timedelta, timezone
-from typing import ClassVar, Iterator
+from datetime import timedelta
+from typing import ClassVar
 import numpy as np
 import pandas as pd
 from .core import Blocked, DataError, Estimate, Frame, MissingEvidence, Project, Result, estimates_table, html_table, escaped
-from .features import FeaturePlan, clean_text
-from .ledger import ROLES, roles
 from .metrics import Scored, default_metric, difference, grouped, scored, terms_of
 from .registry import Model, ModelVersion
 from .keeping import stored_name, unlogged
-from .scoring import answers, holder, labelled, logged, utc
+from .scoring import answers, holder, labelled, logged
 from .statistics import mean, wilson
 
 # %% auto #0

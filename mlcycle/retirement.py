@@ -15,7 +15,7 @@ from .documents import (LEARNT, Document, Evidence, by_hand, document_sections, 
                                one_line,
                                pairs_of, source, table_of)
 from .gates import check_all, registered
-from .ledger import Entry, champion, last_changes, retired, roles, versions
+from .ledger import champion, last_changes, retired, roles, versions
 from .retention import Doomed, Erasure, cutoffs, erase, ids_before, listed
 from .scoring import logged
 from .tally import counted

@@ -13,7 +13,7 @@ import pandas as pd
 from .core import (Blocked, Criterion, DataError, Estimate, MissingEvidence, Project, Result,
                           SettingsError,
                           judge, shown)
-from .features import FeaturePlan, encode_target
+from .plans import FeaturePlan, encode_target
 from .gates import registered
 from .ledger import ROLES, retired, roles, versions
 from .metrics import Scored, Terms, by_group, difference, disparity, main_metric, measure, scored, terms_of

@@ -13,7 +13,8 @@ from typing import ClassVar
 import numpy as np
 import pandas as pd
 from .core import Blocked, DataError, IntegrityError, MlcycleError, Project, Result, shown
-from .features import FeaturePlan, clean_text
+from .plans import FeaturePlan
+from .values import clean_text
 from .gates import AGAINST_CHAMPION, check, check_all, registered
 from .keeping import PREFIX, hashed_name, log_rows, marks_for, stored_as, stored_name
 from .ledger import ROLES, Ledger, roles, versions

@@ -28,7 +28,8 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from threadpoolctl import threadpool_limits
 
 from .core import DataError, DevelopmentSection, Record, Settings, SettingsError
-from .features import FeaturePlan, build_pipeline, held_constant
+from .features import build_pipeline, held_constant
+from .plans import FeaturePlan
 from .metrics import METRICS, Terms, measure, scored
 from .progress import advance as tell_progress
 from .statistics import lacking, weighted

@@ -12,7 +12,7 @@ from .answering import LogForm, Ready, teller
 from .bundle import BundleService, finish
 from .claims import Claim, Claims, open_claims
 from .core import Blocked, DataError, IntegrityError, Project
-from .features import FeaturePlan
+from .plans import FeaturePlan
 from .gates import registered
 from .inputs import InputColumn, dump, input_schema
 from .keeping import kept_columns, log_rows, marks_for, stored_as

@@ -12,15 +12,15 @@ from typing import NamedTuple
 import pandas as pd
 from pydantic import BaseModel
 from .access import Asked, Guard, access_for, find_token, may_listen
-from .compiled import ScoringPath
-from .core import Blocked, DataError, MlcycleError, Project, SettingsError, jsonable
+from .paths import ScoringPath
+from .core import Blocked, DataError, MlcycleError, Project, SettingsError
 from .inputs import BadRequest, Wrong, dump, is_date, not_valid, read_list
 from .log import during
 from .memory import at_rest, few_pools, give_back
 from .openapi import docs_page, document, label_names
 from .particulars import Wish, read_wish
 from .scoring import BrokenAnswer, Retired, admit
-from .bundle import BundleService, NotLogged
+from .bundle import NotLogged
 from .claims import once, read_key
 from .service import ProjectService, open_service
 from .standing import Standing, in_order

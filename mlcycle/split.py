@@ -10,7 +10,7 @@ from typing import ClassVar
 import numpy as np
 import pandas as pd
 from .core import DataError, Frame, Project, Result, Settings, rows_are
-from .features import encode_target
+from .plans import encode_target
 from .folds import Choice, choose_strategy, cut_at, near_duplicates, row_groups, time_order
 
 # %% ../nbs/02a_split.ipynb #4d22d293

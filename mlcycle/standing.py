@@ -9,7 +9,9 @@ from collections.abc import Callable
 from typing import NamedTuple
 import pandas as pd
 from .answering import Ready, answer
-from .compiled import NotCompiled, ScoringPath, choose, compare, compile_pipeline, head_of, verdict
+from .compiled import choose, compile_pipeline, head_of
+from .encoding import NotCompiled
+from .paths import ScoringPath, compare, verdict
 from .core import Blocked, IntegrityError, Project
 from .inputs import BadRequest, InputColumn, RecordReader, fitting
 from .onnx import choose_onnx, onnx_head

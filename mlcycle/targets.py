@@ -13,7 +13,7 @@ from .budget import share_of
 from .chance import Between
 from .core import Estimate, Frame, MissingEvidence, Project, Result, canonical_json, digest, write_atomic
 from .drift import Tolerance, drift
-from .features import FeaturePlan, encode_target
+from .plans import FeaturePlan, encode_target
 from .profile import ColumnProfile, Profile, profile
 from .scoring import event_times
 from .statistics import newcombe, square_and_add

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from .column_types import TOKENS
 from .core import Record, Settings, Treatment
-from .features import plain
+from .values import plain
 from .reading import Reading
 
 # %% ../nbs/02b_treatments.ipynb #29c47a8c

@@ -10,7 +10,8 @@ from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostin
 from sklearn.linear_model import LogisticRegression, Ridge
 from threadpoolctl import threadpool_limits
 from .core import Criterion, DataError, Estimate, Settings
-from .features import FeaturePlan, build_pipeline, fit_pipeline, infer_plan, read_target
+from .features import build_pipeline, fit_pipeline
+from .plans import FeaturePlan, infer_plan, read_target
 from .folds import choose_strategy, make_folds, time_order
 from .metrics import METRICS, Terms, measure, scored, terms_of
 from .statistics import Resampling, square_and_add

@@ -13,7 +13,7 @@ from .checks import (Examined, calibration_table, curve, disparities, group_gap,
 from .core import (Criterion, DataError, Estimate, Frame, Project, Result, Settings, escaped,
                           estimates_table, html_pairs, html_table, judge, label, missing_evidence, rows_are)
 from .explainability import explain, importance, leaves
-from .features import encode_target
+from .plans import encode_target
 from .ledger import versions
 from .metrics import METRICS
 from .pictures import plot_calibration, plot_errors, plot_estimates, plot_roc

@@ -7,7 +7,7 @@ from __future__ import annotations
 import importlib.util, os, sys
 from importlib.resources import files
 from pathlib import Path
-from .core import Project, SettingsError, find_project, write_atomic
+from .core import SettingsError, find_project, write_atomic
 
 # %% auto #0
 __all__ = ['QUIET', 'APPS', 'EXTENSIONS', 'lab_place', 'lab_command', 'app_command', 'app_environment', 'start_lab']

@@ -11,7 +11,7 @@ import pandas as pd
 
 from .basis import Basis
 from .core import Estimate, Project, missing_evidence
-from .features import FeaturePlan
+from .plans import FeaturePlan
 from .keeping import unlogged
 from .profile import Profile, load_profile, profile
 from .quality import as_read

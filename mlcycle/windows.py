@@ -19,7 +19,7 @@ from .chance import Between, held_back
 from .decomposition import fault_masks, fault_parts, read_outcomes, split_change
 from .drift import Tolerance, apart, drift, neighbours_apart
 from .estimates import estimate, gaps, held_to
-from .features import FeaturePlan
+from .plans import FeaturePlan
 from .metrics import disparity, main_metric
 from .profile import Profile, merge, profile, save_profile
 from .quality import as_read, data_quality

@@ -3,7 +3,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from mlcycle.core import Project, jsonable
-from mlcycle.features import build_pipeline, encode_target, infer_plan
+from mlcycle.features import build_pipeline
+from mlcycle.plans import encode_target, infer_plan
 from mlcycle.gates import approval_digest
 from mlcycle.registry import promote
 

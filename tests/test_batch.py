@@ -10,7 +10,7 @@ from mlcycle.batch import BatchReport, Spread, score_file
 from mlcycle.columns import log_columns, plain_frame
 from mlcycle.content import to_arrow
 from mlcycle.core import Blocked, DataError, Project, SettingsError
-from mlcycle.features import FeaturePlan
+from mlcycle.plans import FeaturePlan
 from mlcycle.keeping import log_rows, stored_name
 from mlcycle.scoring import label_file, predictions, score
 from mlcycle.sources import read_file

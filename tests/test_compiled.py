@@ -7,11 +7,13 @@ from sklearn.ensemble import ExtraTreesClassifier, HistGradientBoostingClassifie
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.neighbors import KNeighborsClassifier
 from mlcycle.bundle import BundleService
-from mlcycle.compiled import ScoringPath, choose, compile_pipeline
+from mlcycle.compiled import choose, compile_pipeline
+from mlcycle.paths import ScoringPath
 from mlcycle.core import check_settings, jsonable
 from mlcycle.deployment import build_bundle
 from mlcycle.encoding import Unusual
-from mlcycle.features import Calibrated, build_pipeline, encode_target, infer_plan
+from mlcycle.features import Calibrated, build_pipeline
+from mlcycle.plans import encode_target, infer_plan
 from mlcycle.inputs import input_schema, read_records, to_records
 from mlcycle.onnx import choose_onnx
 from mlcycle.registry import Model, ModelVersion
@@ -110,7 +112,7 @@ def test_what_would_change_a_decision_is_refused():
     model, columns, rows = model_of('binary', LogisticRegression(max_iter=2000), 'linear')
     scorer = compile_pipeline(model.estimator, model.info.columns, 'binary')
     model.estimator[-1].coef_ = model.estimator[-1].coef_+.5     # the pipeline moves on, what was compiled does not
-    from mlcycle.compiled import compare, verdict
+    from mlcycle.paths import compare, verdict
     found = compare(model, columns, rows, scorer=scorer)
     assert found.changed > 0 and 'would differ' in verdict(found)
     assert choose(model, columns, rows.head(0))[0] is None and choose(model, columns, None)[1].path == 'pipeline'

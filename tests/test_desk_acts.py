@@ -30,7 +30,8 @@ drop = ["sex"]
 def lender(tmp_path_factory) -> Project:
     "Two versions by Ada, both validated; nobody has signed; a stranger's words in a group and a reason."
     from sklearn.linear_model import LogisticRegression
-    from mlcycle.features import build_pipeline, infer_plan
+    from mlcycle.features import build_pipeline
+    from mlcycle.plans import infer_plan
     folder = tmp_path_factory.mktemp('loans')
     (folder/'mlcycle.toml').write_text(TOML)
     project, rows = Project(folder, actor='night'), people(600)

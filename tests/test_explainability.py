@@ -18,7 +18,8 @@ from sklearn.tree import DecisionTreeClassifier
 from mlcycle.core import DataError, check_settings
 from mlcycle.explainability import (Explanation, explain, forest_contributions, importance, is_calibrated, members,
                                     owners, raw_score, sound)
-from mlcycle.features import Calibrated, build_pipeline, infer_plan
+from mlcycle.features import Calibrated, build_pipeline
+from mlcycle.plans import infer_plan
 
 
 @pytest.fixture(autouse=True, scope='module')

@@ -12,8 +12,8 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from threadpoolctl import threadpool_limits
 
 from mlcycle.core import DataError, canonical_json, check_settings
-from mlcycle.features import (Calibrated, Clean, ColumnPlan, FeaturePlan, apply_curve, build_pipeline, decode_target,
-                              encode_target, infer_plan, read_target)
+from mlcycle.features import Calibrated, Clean, apply_curve, build_pipeline
+from mlcycle.plans import ColumnPlan, FeaturePlan, decode_target, encode_target, infer_plan, read_target
 from mlcycle.values import clean_dates, clean_numbers, clean_text, clean_truths, plain
 
 LINE, TREES = LogisticRegression(max_iter=300), HistGradientBoostingClassifier(max_iter=5)

@@ -8,7 +8,7 @@ import pytest
 import mlcycle.replay
 from mlcycle.alarms import Finding, acknowledge_alarm, current_alarms, episodes, update_alarms
 from mlcycle.core import Blocked, Estimate, Project, SettingsError, canonical_json
-from mlcycle.features import infer_plan
+from mlcycle.plans import infer_plan
 from mlcycle.health import MonitoringReport, blocking, health, monitor_json
 from mlcycle.monitoring import monitor, recorded, replay_live
 from mlcycle.scoring import label

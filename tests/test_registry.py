@@ -12,7 +12,8 @@ from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
 from sklearn.neural_network import MLPClassifier
 from sklearn.preprocessing import FunctionTransformer
 from mlcycle.core import Blocked, DataError, IntegrityError, Project, SettingsError, check_settings
-from mlcycle.features import build_pipeline, encode_target, infer_plan
+from mlcycle.features import build_pipeline
+from mlcycle.plans import encode_target, infer_plan
 from mlcycle.ledger import champion, roles, versions
 from mlcycle.modelfiles import TRUSTED_TYPES, dumps, loads
 from mlcycle.registry import Model, ModelVersion, promote, rollback

@@ -6,7 +6,7 @@ from fastapi.testclient import TestClient
 from sklearn.linear_model import LogisticRegression
 from mlcycle.canary import Canary, begin, running
 from mlcycle.core import Project
-from mlcycle.features import infer_plan
+from mlcycle.plans import infer_plan
 from mlcycle.inputs import input_schema, to_records
 from mlcycle.registry import promote
 from mlcycle.release import compare_shadow

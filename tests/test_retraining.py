@@ -10,7 +10,8 @@ from sklearn.dummy import DummyClassifier
 from sklearn.linear_model import LinearRegression, LogisticRegression
 
 from mlcycle.core import Blocked, DataError, Estimate, Project, SettingsError
-from mlcycle.features import build_pipeline, infer_plan, read_target
+from mlcycle.features import build_pipeline
+from mlcycle.plans import infer_plan, read_target
 from mlcycle.gates import check_all
 from mlcycle.recent import ChallengerRows, challenger_rows, held_back, recent, unseen
 from mlcycle.registry import promote

@@ -77,7 +77,7 @@ def test_a_window_profiled_by_a_cluster_is_the_window(tmp_path, monkeypatch):
     from distributed import LocalCluster
     from mlcycle import windows
     from mlcycle.core import Project
-    from mlcycle.features import infer_plan
+    from mlcycle.plans import infer_plan
     n, rng = 4000, np.random.default_rng(4)
     at = pd.Timestamp('2026-01-05', tz='UTC')+pd.to_timedelta(np.sort(rng.random(n))*7, unit='D')
     log = pd.DataFrame({'prediction_id': [f'{i:032x}' for i in range(n)], 'at': at.as_unit('us'), 'version': '1', 'score': rng.random(n), 'decision': 1.,

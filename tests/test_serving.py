@@ -11,11 +11,11 @@ from fastapi.testclient import TestClient
 from sklearn.linear_model import LogisticRegression
 from mlcycle import service as service_module, serving
 from mlcycle.access import find_token, may_listen
-from mlcycle.compiled import ScoringPath
+from mlcycle.paths import ScoringPath
 from mlcycle.core import Blocked, DataError, Project, SettingsError
 from mlcycle.deployment import build_bundle
 from mlcycle.inputs import FEW, BadRequest, InputColumn, RecordReader, frame_of, input_schema, to_records, valid_records
-from mlcycle.features import infer_plan
+from mlcycle.plans import infer_plan
 from mlcycle.scoring import label as label_rows, labelled, predictions, score
 from mlcycle.service import collect
 from mlcycle.serving import create_app

@@ -7,7 +7,7 @@ import pytest
 
 from mlcycle.core import DataError, Project
 from mlcycle.dashboard import first_choice, monitoring_app, monitoring_page, panel
-from mlcycle.features import FeaturePlan
+from mlcycle.plans import FeaturePlan
 from mlcycle.keeping import log_rows
 from mlcycle.health import MonitoringReport, health, monitor_json
 from mlcycle.monitoring import monitor, recorded

@@ -6,7 +6,8 @@ from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostin
 from sklearn.linear_model import LogisticRegression, Ridge
 from mlcycle.checks import Examined, calibration_table, disturb, disturbances, group_labels, groups_table, overfit_gap, worst_slices
 from mlcycle.core import Blocked, Criterion, DataError, Estimate, MissingEvidence, Project, canonical_json, check_settings, digest, write_atomic
-from mlcycle.features import build_pipeline, encode_target, infer_plan
+from mlcycle.features import build_pipeline
+from mlcycle.plans import encode_target, infer_plan
 from mlcycle.gates import approval_digest, check_all
 from mlcycle.ledger import versions
 from mlcycle.registry import ModelVersion, dumps

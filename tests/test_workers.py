@@ -8,7 +8,7 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 from mlcycle.core import Project
 from mlcycle.inputs import input_schema, to_records
-from mlcycle.features import infer_plan
+from mlcycle.plans import infer_plan
 from mlcycle.registry import rollback
 from mlcycle.scoring import predictions
 from mlcycle.service import ProjectService
