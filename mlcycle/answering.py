@@ -18,8 +18,7 @@ from .scoring import BrokenAnswer, answers, event_times, new_ids
 from .values import plain
 
 # %% auto #0
-__all__ = ['SINGLY', 'teller', 'Ready', 'answer', 'broken', 'kept_types', 'kept_rows', 'keepers', 'kept_column', 'moments',
-           'LogForm']
+__all__ = ['teller', 'Ready', 'answer', 'broken', 'kept_types', 'kept_rows', 'keepers', 'kept_column', 'moments', 'LogForm']
 
 # %% ../nbs/00ibd_answering.ipynb #83ee3d91
 def teller(info: ModelVersion) -> Callable: # score, or list of them -> score, decision [, scores]
@@ -56,12 +55,10 @@ def answer(ready: Ready, records: list[dict], # valid ones
     ids, version, tell = new_ids(len(records)), ready.version, ready.tell
     return [{'prediction_id': i, 'version': version, **tell(s)} for i, s in zip(ids, scores)]
 
-SINGLY = 4   # records up to which each is scored by itself
-
 def _compiled(ready: Ready, records: list[dict]) -> list:
     scorer = ready.scorer
     try:
-        if len(records) <= SINGLY: scores = [scorer.one(r) for r in records]
+        if len(records) <= scorer.singly: scores = [scorer.one(r) for r in records]
         else: scores = scorer.many(columns_of(records, scorer.raw)).tolist()
         flat = scores if type(scores[0]) is float else [s for row in scores for s in row]
         whole = len(scores) == len(records) and all(map(math.isfinite, flat))

@@ -48,7 +48,8 @@ def calibrated_head(head: Head, curve: dict | None, task: str) -> Head:
     def moved(p): return _positive(apply_curve(np.column_stack([1-p, p]) if task == 'binary' else p, curve), task)
     def one(row): return moved(np.array([head.one(row)])).tolist()[0]
     def many(rows): return moved(head.many(rows))
-    trees = head.trees and head.trees._replace(finish=lambda sums: moved(head.trees.finish(sums)))
+    trees = head.trees and head.trees._replace(finish=lambda sums: moved(head.trees.finish(sums)),
+                                               link=lambda sums: moved(np.array([head.trees.link(sums)])).tolist()[0])
     return Head(f'{head.how}, calibrated', one if head.one else None, many, trees)
 
 def sigmoid(z: float) -> float:
@@ -99,11 +100,13 @@ def _boosted(estimator: object, task: str) -> Head:
     width, starts = estimator.n_features_in_, np.ravel(estimator._baseline_prediction).tolist()
     trees = [[_histogram_tree(p[k].nodes) for p in estimator._predictors] for k in range(len(starts))]
     outputs = [[nested(tree, width) for tree in output] for output in trees]
-    if len(outputs) > 1: one = lambda row: softmax([walk(part, row, s) for part, s in zip(outputs, starts)])
-    elif task == 'binary': one = lambda row: sigmoid(walk(outputs[0], row, starts[0]))
-    else: one = lambda row: walk(outputs[0], row, starts[0])
-    return Head(f'{sum(map(len, outputs))} boosted trees', lambda row: one(both_ways(row)), _itself(estimator, task).many,
-                Ensemble(trees, starts, partial(_linked, task)))
+    if len(outputs) > 1: link = softmax
+    elif task == 'binary': link = lambda sums: sigmoid(sums[0])
+    else: link = lambda sums: sums[0]
+    def one(row):
+        row = both_ways(row)
+        return link([walk(part, row, s) for part, s in zip(outputs, starts)])
+    return Head(f'{sum(map(len, outputs))} boosted trees', one, _itself(estimator, task).many, Ensemble(trees, starts, partial(_linked, task), link))
 
 def _linked(task: str, sums: np.ndarray) -> np.ndarray: # (outputs, n) -> (n,) or (n, outputs)
     from scipy.special import expit, softmax
@@ -157,17 +160,23 @@ class Compiled:
     def __init__(self, inputs: list[Input], ways: dict[str, list], usual: np.ndarray, head: Head):
         self.usual, self.head, self.how = usual.tolist(), head, head.how
         self.raw = list(dict.fromkeys(r for i in inputs if i.name in ways for r in i.raw))
-        self.single = [(i.raw, i.read, [setter(i, w) for w in ways[i.name]]) for i in inputs if i.name in ways]
+        self.single = [(i.raw, i.read) for i in inputs if i.name in ways]
+        self.setters = [[setter(i, w) for w in ways[i.name]] for i in inputs if i.name in ways]
         self.columns = [(i, [column_setter(i, w, usual) for w in ways[i.name]]) for i in inputs if i.name in ways]
         self.masks = masks_of(head.trees, [(i, ways[i.name]) for i in inputs if i.name in ways], usual)
+        self.singly = 8 if self.masks else 4 if head.one else 1   # records up to which one by one is the quicker way
 
     def encode(self, record: dict) -> list[float]:
         "One record as the row that the estimator sees; Unusual where only the pipeline can say what is wrong."
         row = self.usual.copy()
-        for raw, read, setters in self.single:
-            value = read(record.get(raw[0])) if len(raw) == 1 else read(*[record.get(r) for r in raw])
+        for value, setters in zip(self.cleaned(record), self.setters):
             for put in setters: put(row, value)
         return row
+
+    def cleaned(self, record: dict) -> list: # in the order of the inputs
+        "One record as clean values."
+        get = record.get
+        return [read(get(raw[0])) if len(raw) == 1 else read(*map(get, raw)) for raw, read in self.single]
 
     def reads(self, record: dict) -> bool:
         "Whether a record's values are of the forms that are read here."
@@ -190,6 +199,7 @@ class Compiled:
 
     def one(self, record: dict) -> float | list[float]:
         "The score of one record: of the positive class, an amount, or a list of classes."
+        if self.masks: return self.masks.one(self.cleaned(record))
         if self.head.one: return self.head.one(self.encode(record))
         return self.head.many(np.array([self.encode(record)])).tolist()[0]
 

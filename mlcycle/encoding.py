@@ -17,7 +17,7 @@ from .values import FALSE, LARGEST, TRUE, plain
 # %% auto #0
 __all__ = ['NAN', 'TRUTHS', 'TIMES', 'EPOCH', 'DAY', 'LEVELS', 'SCALES', 'UNKNOWN', 'NotCompiled', 'Unusual', 'value_reader',
            'bounds', 'sentinels', 'time_reader', 'date_number', 'Input', 'inputs_of', 'as_it_is', 'Levels', 'Lookup',
-           'Scale', 'steps_of', 'encoders', 'setter', 'column_setter', 'touched', 'level_codes']
+           'Scale', 'steps_of', 'encoders', 'setter', 'column_setter', 'touched', 'level_code', 'level_codes']
 
 # %% ../nbs/00hb_encoding.ipynb #ed021b18
 class NotCompiled(MlcycleError):
@@ -280,14 +280,22 @@ def touched(way: Lookup | Scale) -> list[int]:
     if isinstance(way, Scale): return [way.place, *(place for place, *_ in way.marks)]
     return sorted({place for pairs in (*way.table.values(), way.other, way.missing) for place, _ in pairs or ()})
 
-def level_codes(name: str, way: Lookup) -> Callable: # clean values -> numbers, as an array
-    "Levels as their numbers in `way.table`, then the number of unseen ones, then of missing ones; Unusual where these are an error."
-    codes, other, missing = {v: i for i, v in enumerate(way.table) if v is not None and v == v}, len(way.table), len(way.table)+1
+def level_code(name: str, way: Lookup) -> Callable: # a clean value -> a number
+    "A level as its number in `way.table`, then the number of unseen ones, then of missing ones; Unusual where these are an error."
+    codes, other, missing = _codes(way), len(way.table), len(way.table)+1
     def code(value):
+        found = codes.get(value)
+        if found is not None: return found
         gone = value is None or value != value
-        if not gone and value in codes: return codes[value]
         if (way.missing if gone else way.other) is None: raise Unusual(name)
         return missing if gone else other
+    return code
+
+def _codes(way: Lookup) -> dict: return {v: i for i, v in enumerate(way.table) if v is not None and v == v}
+
+def level_codes(name: str, way: Lookup) -> Callable: # clean values -> numbers, as an array
+    "A column of levels as such numbers."
+    codes, code = _codes(way), level_code(name, way)
     def many(values):
         if isinstance(values, Levels): return np.array([code(v) for v in values.values], np.intp)[values.codes]
         values = values.tolist() if isinstance(values, np.ndarray) else values

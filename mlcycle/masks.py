@@ -4,10 +4,11 @@
 
 # %% ../nbs/00hba_masks.ipynb #cb254018
 from __future__ import annotations
+from bisect import bisect_left
 from collections.abc import Callable
 from typing import NamedTuple
 import numpy as np
-from .encoding import Input, Lookup, Scale, level_codes, touched
+from .encoding import Input, Lookup, Scale, level_code, level_codes, touched
 from .histograms import Grid
 
 # %% auto #0
@@ -19,6 +20,7 @@ class Ensemble(NamedTuple):
     outputs: list[list[dict]] # for each output its trees: left, right, feature, threshold, missing_left, value; a leaf's left is -1
     starts: list[float] # what each output's sum begins with
     finish: Callable # (outputs, n) sums -> scores
+    link: Callable # the sums of one row, a list -> its score
 
 def leaf_sides(tree: dict[str, np.ndarray]) -> tuple[list[tuple[int, int]], list[int]]: # (node, bits of its low side), leaves
     "The leaves of a tree from left to right, and of each test those that are gone where it fails."
@@ -79,9 +81,15 @@ class Masks:
         self.values = np.zeros((len(trees), 64))
         for row, tree, (_, leaves) in zip(self.values, trees, sides): row[:len(leaves)] = tree['value'][leaves]
         self.places = _places(trees, [side for side, _ in sides], self.everything)
-        self.ways = [(given.name, self._rows(given, way), self._table(way)) for given, ways in columns for way in ways]
         moved = {p for _, ways in columns for way in ways for p in touched(way)}
         self.fixed = self._left({p: usual[p] for p in self.places if p not in moved})
+        tables = [self._table(way) for _, ways in columns for way in ways]
+        self.table = np.concatenate([*tables, self.fixed[None]])   # of all ways; the last row is what no column changes
+        ends, flat = np.cumsum([0, *map(len, tables)]).tolist(), [(given, way) for given, ways in columns for way in ways]
+        self.ways = [(given.name, self._rows(given, way), self.table[a:b]) for (given, way), a, b in zip(flat, ends, ends[1:])]
+        looks = iter([self._row(given, way, a) for (given, way), a in zip(flat, ends)])
+        self.looks = [[next(looks) for _ in ways] for _, ways in columns]
+        self.leaf = np.arange(len(trees))*64-1023   # of each tree, the number of its first leaf among all; less the bias of an exponent
 
     def _left(self, values: dict[int, float]) -> np.ndarray: # (trees,)
         "What values at several places leave together."
@@ -92,6 +100,15 @@ class Masks:
         place = self.places.get(way.place) or place_of([], self.everything)
         def rows(values): return place.rows((np.asarray(values, dtype=float)-way.shift)/way.by)
         return rows
+
+    def _row(self, given: Input, way: Lookup | Scale, start: int) -> Callable: # a clean value -> a row of `table`
+        if isinstance(way, Lookup):
+            code = level_code(given.name, way)
+            return lambda value: start+code(value)
+        place = self.places.get(way.place)
+        thresholds, shift, by = place.thresholds.tolist() if place else [], way.shift, way.by
+        gone = start+len(thresholds)+1
+        return lambda value: gone if value is None or value != value else start+bisect_left(thresholds, (value-shift)/by)
 
     def _table(self, way: Lookup | Scale) -> np.ndarray: # (what the column can be, trees)
         if isinstance(way, Lookup):
@@ -110,13 +127,24 @@ class Masks:
         parts = [self._sums([(rows[i:i+BLOCK], table) for rows, table in found], min(BLOCK, n-i)) for i in range(0, n, BLOCK)]
         return self.ensemble.finish(np.concatenate(parts, axis=1))
 
+    def one(self, values: list) -> float | list[float]: # clean values, in the order of the columns
+        "The score of one row, as `ensemble.link` gives it."
+        rows = [look(value) for value, looks in zip(values, self.looks) for look in looks]
+        left = np.bitwise_and.reduce(self.table.take([*rows, -1], axis=0))
+        worth, sums = self.values.take(_leftmost(left)+self.leaf).tolist(), []
+        for trees, start in zip(self.ensemble.outputs, self.ensemble.starts):
+            sums.append(sum(worth[:len(trees)], start))
+            worth = worth[len(trees):]
+        return self.ensemble.link(sums)
+
     def _sums(self, found: list[tuple], n: int) -> np.ndarray: # (outputs, n)
         bits, other = np.tile(self.fixed, (n, 1)), np.empty((n, len(self.fixed)), self.fixed.dtype)
         for rows, table in found: bits &= np.take(table, rows, axis=0, out=other, mode='clip')
-        lowest = (bits & -bits).astype(float).view(np.int64)   # a power of two, whose exponent is the leaf's number
-        leaves = (lowest >> 52)-1023+np.arange(len(self.values))*64
-        worth, ends = np.take(self.values, leaves.T), np.cumsum([0, *map(len, self.ensemble.outputs)])
+        worth, ends = np.take(self.values, (_leftmost(bits)+self.leaf).T), np.cumsum([0, *map(len, self.ensemble.outputs)])
         return np.array([np.add.reduce(worth[a:b], axis=0, initial=start) for a, b, start in zip(ends, ends[1:], self.ensemble.starts)])
+
+def _leftmost(bits: np.ndarray) -> np.ndarray: # the number of the lowest bit, and the bias of an exponent
+    return (bits & -bits).astype(float).view(np.int64) >> 52   # a power of two, whose exponent is the bit's number
 
 def _places(trees: list[dict], sides: list[list], everything: np.ndarray) -> dict[int, Place]:
     tests: dict[int, list] = {}
