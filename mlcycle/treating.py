@@ -11,7 +11,7 @@ from .answering import Ready
 from .core import InputsSection, SettingsError, shown
 from .encoding import LEVELS, Unusual, inputs_of, steps_of
 from .features import Clean
-from .inputs import BadRequest, InputColumn, columns_of, mistake, not_valid
+from .inputs import FEW, BadRequest, InputColumn, columns_of, mistake, not_valid
 
 # %% auto #0
 __all__ = ['known_levels', 'clipped_columns', 'Treatment', 'with_rules']
@@ -52,6 +52,7 @@ class Treatment:
 
     def __call__(self, records: list[dict]) -> tuple[list[dict], list[str | None] | None]: # records, marks; None: nothing was treated
         "Valid records as the model is shown them, with a mark in JSON for each that was treated; BadRequest names what is refused."
+        if len(records) <= FEW and all(map(self._is_usual, records)): return records, None
         marks: dict[int, dict] = {}
         if self.fill: records = self._filled(records, marks)
         for name, (read, known, usual, refused) in self.levels.items():
@@ -62,6 +63,15 @@ class Treatment:
             x = np.array(columns_of(records, [name])[name], dtype=float)
             for i in np.flatnonzero((x < low) | (x > high)).tolist(): marks.setdefault(i, {})[name] = 'clipped'
         return records, [json.dumps(marks[i]) if i in marks else None for i in range(len(records))] if marks else None
+
+    def _is_usual(self, record: dict) -> bool:
+        "Whether there is nothing to do for one record, so that nothing is made of it to find that out."
+        value = record.get
+        for name, (_, _, usual, _) in self.levels.items():
+            if value(name) not in usual: return False
+        for name, (low, high) in self.bounds.items():
+            if (x := value(name)) is not None and not low <= x <= high: return False
+        return not any(value(name) is None for name in self.fill)
 
     def _filled(self, records: list[dict], marks: dict[int, dict]) -> list[dict]:
         gaps = [[n for n in self.fill if r.get(n) is None] for r in records]
