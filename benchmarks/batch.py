@@ -66,7 +66,7 @@ def measured(command: list) -> tuple[float, float, float]: # seconds, of process
     while run.poll() is None:
         try: peak = max(peak, sum(p.memory_full_info().pss for p in [run, *run.children(recursive=True)]))
         except psutil.Error: pass
-        time.sleep(.5)
+        time.sleep(1)   # to look costs the processor something too
     seconds = time.perf_counter()-begun
     if run.returncode: sys.exit(f'{command[2]} ended with status {run.returncode}')
     for left in {p.pid for p in psutil.Process().children()}-others: os.waitpid(left, 0)   # what workers were forked from ends after the command
@@ -108,6 +108,7 @@ def main() -> None:
         command, promised = [Path(sys.executable).with_name('mlcycle'), 'score', source, '--out', out, '--workers', str(asked.workers), '--project', project.folder], []
         for what, more in WAYS.items():
             before = pq_rows(project)
+            os.sync()   # what the runs before have left for the disk is not this one's work
             seconds, used, peak = measured([*command, *more])
             rate, work, logged = asked.rows/seconds, asked.rows/used, pq_rows(project)-before
             print(f'  mlcycle score, {what:<27}: {rate:>9,.0f} rows/s ({seconds:.1f} s), {work:,.0f} a second of processor, peak {peak:.2f} GB; {logged:,} rows in the log')

@@ -9,8 +9,10 @@ Peers need environments of their own (a peer that is not given is left out, and 
     python3.11 -m venv PEER1 && PEER1/bin/pip install 'mlflow==3.17.*' 'scikit-learn==1.9.*' 'pandas==3.*' skops
     python3.11 -m venv PEER2 && PEER2/bin/pip install bentoml 'scikit-learn==1.9.*' 'pandas==3.*' skops
 
-The yardstick for the durable log is measured in the same run: the median time of appending 1 kB to a file and `fdatasync`. Beside it
-stands what the disk alone takes for such a record in a file that was written in advance, as the log's segments are.
+The yardstick for the durable log is measured in the same run, after each server: the median time of appending 1 kB to a file and
+`fdatasync`, back to back, and with a pause before each as long as that between two answers, which is how a log meets the disk (a machine that
+has waited takes longer to begin). Beside it stands what the disk alone takes for such a record in a file that was written in advance, as
+the log's segments are. `no log` is a bundle, which has no project beside it; both are told.
 """
 import argparse, json, os, shutil, signal, socket, subprocess, sys, tempfile, textwrap, time, urllib.request
 from pathlib import Path
@@ -175,19 +177,28 @@ def load(folder: Path, server: Server, bodies: list[str], *, clients: int, secon
     return found
 
 
-def disk(folder: Path, n: int=200) -> tuple[float, float]: # medians, seconds
-    "Appending 1 kB and fdatasync; and, in turns with it, what no log is quicker than: the same bytes into a file written in advance."
-    times, ready = {'append': [], 'least': []}, os.open(folder/'ready', os.O_RDWR | os.O_CREAT)
+PAUSE = .0003   # seconds between two answers to one client, about
+
+
+def disk(folder: Path, n: int=200) -> tuple[float, float, float]: # medians, seconds
+    "Appending 1 kB and fdatasync: back to back, and at the pace of answers; and what no log is quicker than, the same bytes into a file written in advance."
+    times, ready = {'append': [], 'paced': [], 'least': []}, os.open(folder/'ready', os.O_RDWR | os.O_CREAT)
     os.pwrite(ready, bytes(1024*n), 0); os.fsync(ready)
     with open(folder/'disk', 'wb', buffering=0) as f:
+        def append(): f.write(b'x'*1024); os.fdatasync(f.fileno())
         for i in range(n):
             started = time.perf_counter()
-            f.write(b'x'*1024); os.fdatasync(f.fileno())
+            append()
             between = time.perf_counter()
             os.pwrite(ready, b'x'*1024, 1024*i); os.fdatasync(ready)
             times['append'].append(between-started), times['least'].append(time.perf_counter()-between)
+        for i in range(n):
+            time.sleep(PAUSE)
+            started = time.perf_counter()
+            append()
+            times['paced'].append(time.perf_counter()-started)
     os.close(ready)
-    return float(np.median(times['append'])), float(np.median(times['least']))
+    return tuple(float(np.median(times[k])) for k in ('append', 'paced', 'least'))
 
 
 def distances(*projects) -> list[str]:
@@ -211,9 +222,9 @@ def measure(folder: Path, found: dict, test: pd.DataFrame, *, seconds: float) ->
             ask(server.port, path, many[0])
             single, crowd = load(folder, server, one, clients=1, seconds=seconds), load(folder, server, one, clients=16, seconds=seconds)
             batch = load(folder, server, many, clients=1, seconds=seconds)
-        append, least = disk(folder)
+        append, paced, least = disk(folder)
         out.append({'server': name, 'one_ms': single['median']*1e3, 'one_p99_ms': single['p99']*1e3, 'rate16': crowd['rate'], 'median16_ms': crowd['median']*1e3,
-                    'p99_16_ms': crowd['p99']*1e3, 'batch_rows_s': batch['rate']*1000, 'fdatasync_ms': append*1e3, 'least_ms': least*1e3})
+                    'p99_16_ms': crowd['p99']*1e3, 'batch_rows_s': batch['rate']*1000, 'fdatasync_ms': append*1e3, 'paced_ms': paced*1e3, 'least_ms': least*1e3})
         print('  ', {k: round(v, 3) if isinstance(v, float) else v for k, v in out[-1].items()}, flush=True)
     return pd.DataFrame(out).set_index('server')
 
@@ -222,11 +233,13 @@ def ratios(t: pd.DataFrame) -> list[tuple[str, float, str]]: # what, figure, bar
     "The promises, as far as the servers in the table allow."
     has, out = lambda *names: set(names) <= set(t.index), []
     ours, kept, two, echo, peer, bento = 'mlcycle, no log', 'mlcycle, durable log', 'mlcycle, durable log, 2 workers', 'FastAPI echo', 'mlflow models serve', 'BentoML'
-    one, sync = t['one_ms'], float(t['fdatasync_ms'].median())
+    one, sync, paced = t['one_ms'], float(t['fdatasync_ms'].median()), float(t['paced_ms'].median())
     if has(ours, echo): out.append(('one record: median, over the echo', one[ours]/one[echo], '<= 1.6'))
     if has(ours, peer): out.append(('one record: MLflow, over ours', one[peer]/one[ours], '>= 40'))
     if has(ours, bento): out.append(('one record: BentoML, over ours', one[bento]/one[ours], '>= 15'))
-    if has(ours, kept): out.append((f'durable log: what it adds, in medians of fdatasync ({sync:.2f} ms)', (one[kept]-one[ours])/sync, '<= 1.5'))
+    if has(ours, kept):
+        out.append((f'durable log: what it adds, in medians of fdatasync at the pace of answers ({paced:.2f} ms)', (one[kept]-one[ours])/paced, '<= 1.5'))
+        out.append((f'durable log: what it adds, in medians of fdatasync back to back ({sync:.2f} ms)', (one[kept]-one[ours])/sync, '<= 1.5'))
     if kept in t.index: out.append(('  of which the disk: pwrite and fdatasync of as many bytes, and nothing else', float(t['least_ms'].median())/sync, 'no bar'))
     best = max((n for n in (kept, two) if n in t.index), key=lambda n: t['rate16'][n], default=None)
     if best and has(peer):
