@@ -66,7 +66,8 @@ def measured(command: list) -> tuple[float, float, float]: # seconds, of process
     while run.poll() is None:
         try: peak = max(peak, sum(p.memory_full_info().pss for p in [run, *run.children(recursive=True)]))
         except psutil.Error: pass
-        time.sleep(1)   # to look costs the processor something too
+        try: run.wait(1)   # to look costs the processor something, so not too often; the end is seen when it comes
+        except psutil.TimeoutExpired: pass
     seconds = time.perf_counter()-begun
     if run.returncode: sys.exit(f'{command[2]} ended with status {run.returncode}')
     for left in {p.pid for p in psutil.Process().children()}-others: os.waitpid(left, 0)   # what workers were forked from ends after the command

@@ -103,7 +103,7 @@ def _written(files: tuple[Path, ...]) -> Iterator[Callable]:
         for name, table in zip(names, map(storable, tables)):
             if name not in writers: writers[name] = pq.ParquetWriter(name, table.schema, **layout(table))
             writers[name].write_table(table)
-            forced.append(disk.submit(_force, name))   # the disk works while the next piece is scored
+            forced.append(disk.submit(_force, name, forget=name != names[0]))   # the disk works while the next piece is scored
     try:
         with ThreadPoolExecutor(1) as disk: yield write
         for each in forced: each.result()   # an error of the disk is told to one of them only
@@ -113,8 +113,10 @@ def _written(files: tuple[Path, ...]) -> Iterator[Callable]:
         for writer in writers.values(): writer.close()
         for name in names: name.unlink(missing_ok=True)
 
-def _force(file: Path) -> None:
-    with file.open('rb') as f: os.fsync(f.fileno())
+def _force(file: Path, *, forget: bool=False) -> None:
+    with file.open('rb') as f:
+        os.fsync(f.fileno())
+        if forget and hasattr(os, 'posix_fadvise'): os.posix_fadvise(f.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)   # the log is not read soon: memory is for others
 
 def _put(made: Path, place: Path) -> None:
     "Give a finished file its name, durably."
