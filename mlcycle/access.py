@@ -184,20 +184,21 @@ class Reply:
     "A send that notes the status, adds the safe headers, and can refuse."
     def __init__(self, send: Callable, request_id: str):
         self.send, self.request_id, self.status = send, request_id, 0
+        self._own = b'x-request-id', request_id.encode()
 
     async def __call__(self, message: dict) -> None:
         "Pass a message on."
         if message['type'] == 'http.response.start':
             self.status = message['status']
-            own = {**HEADERS, b'x-request-id': self.request_id.encode()}
+            own = dict([*HEADERS.items(), self._own])
             message = message | {'headers': [h for h in message.get('headers', []) if h[0].lower() not in own]+[*own.items()]}
         await self.send(message)
 
     async def whole(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
         "An answer in JSON, all of it."
-        headers = [(b'content-type', b'application/json'), (b'content-length', str(len(body)).encode()), *headers]
-        await self({'type': 'http.response.start', 'status': status, 'headers': headers})
-        await self({'type': 'http.response.body', 'body': body})
+        self.status, kind = status, [(b'content-type', b'application/json'), (b'content-length', str(len(body)).encode())]
+        await self.send({'type': 'http.response.start', 'status': status, 'headers': [*kind, *headers, *HEADERS.items(), self._own]})
+        await self.send({'type': 'http.response.body', 'body': body})
 
     async def refuse(self, status: int, code: str, message: str) -> None:
         "Answer with an error, unless an answer has begun."

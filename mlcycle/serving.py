@@ -5,6 +5,7 @@
 # %% ../nbs/05a_serving.ipynb #9d2459cf
 from __future__ import annotations
 import asyncio, json, logging, os, sys
+from collections.abc import Callable
 from contextlib import asynccontextmanager, nullcontext
 from functools import cache, partial
 from pathlib import Path
@@ -35,8 +36,8 @@ except ImportError as error:
     raise SettingsError(f"Serving needs packages of its own ({error.name} is not here). Next: pip install 'mlcycle[serve]'") from None
 
 # %% auto #0
-__all__ = ['log', 'SETTLE', 'FOLLOW', 'SMALL', 'PROBLEMS', 'AS_JSON', 'DOOR', 'Problem', 'problem', 'Counters', 'create_app',
-           'look_at_canary', 'explained', 'check_media', 'scoring', 'read_labels', 'model_facts', 'serve']
+__all__ = ['log', 'SETTLE', 'FOLLOW', 'SMALL', 'PROBLEMS', 'AS_JSON', 'DOOR', 'Problem', 'problem', 'Counters', 'Guarded',
+           'create_app', 'look_at_canary', 'explained', 'check_media', 'scoring', 'read_labels', 'model_facts', 'serve']
 
 # %% ../nbs/05a_serving.ipynb #86920349
 log = logging.getLogger('mlcycle.serving')
@@ -96,6 +97,14 @@ class Counters:
         return prometheus.generate_latest(together)
 
 # %% ../nbs/05a_serving.ipynb #7a358adc
+class Guarded(FastAPI):
+    "An application that nothing reaches but through its guard, which stands before everything else."
+    guard: Guard | None = None
+
+    async def __call__(self, scope: dict, receive: Callable, send: Callable) -> None:
+        "Answer, or have it answered."
+        await (self.guard or super().__call__)(scope, receive, send)
+
 def create_app(source: Project | str | Path, # a project, its folder, or a bundle's folder
                *, token: str, # what callers must show; at least 16 random characters
                version: str='champion', # a version number or a role; a bundle has only its own
@@ -103,10 +112,10 @@ def create_app(source: Project | str | Path, # a project, its folder, or a bundl
                ) -> FastAPI:
     "The web service; Blocked where no version may answer. A retired version gets an application that answers 410."
     service = open_service(source, version)
-    app = FastAPI(title=f'{service.name}: predictions', version=str(version), docs_url=None, redoc_url=None, lifespan=lambda app: _running(service, version))
+    app = Guarded(title=f'{service.name}: predictions', version=str(version), docs_url=None, redoc_url=None, lifespan=lambda app: _running(service, version))
     counters = Counters({'/predict', '/label', '/health', '/ready', '/metrics', '/model', '/docs', '/openapi.json'})
     app.state.service, app.state.scoring = service, scoring(service, counters)
-    app.add_middleware(Guard, access=access_for(token, hosts=hosts), seen=counters.seen, quick={'/predict': app.state.scoring})
+    app.guard = Guard(super(Guarded, app).__call__, access_for(token, hosts=hosts), counters.seen, {'/predict': app.state.scoring})
     _answer_errors(app, counters)
     _add_scoring(app, service)
     _add_state(app, service, counters)
