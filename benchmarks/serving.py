@@ -1,9 +1,10 @@
 """One model, five servers, one client: how long a caller waits, how many callers a second, how many rows in batches.
 
-    python benchmarks/serving.py --mlflow-python PATH --bentoml-python PATH [--seconds 10] [--only NAME]...
+    python benchmarks/serving.py --mlflow-python PATH --bentoml-python PATH [--seconds 4] [--rounds 3] [--only NAME]...
 
 The model is a ColumnTransformer (scaler, one-hot) over 20 numeric and 10 categorical columns before histogram gradient boosting.
-Each server runs alone, answers the same bodies from the same client (`load.py`), and is stopped before the next one starts.
+Each server runs alone, answers the same bodies from the same client (`load.py`), and is stopped before the next one starts; all have several
+turns, and what is told are medians over these.
 Peers need environments of their own (a peer that is not given is left out, and said to be):
 
     python3.11 -m venv PEER1 && PEER1/bin/pip install 'mlflow==3.17.*' 'scikit-learn==1.9.*' 'pandas==3.*' skops
@@ -213,20 +214,21 @@ def distances(*projects) -> list[str]:
     return said
 
 
-def measure(folder: Path, found: dict, test: pd.DataFrame, *, seconds: float) -> pd.DataFrame:
-    "One row a server."
+def measure(folder: Path, found: dict, test: pd.DataFrame, *, seconds: float, rounds: int) -> pd.DataFrame:
+    "One row a server: medians over the rounds, in each of which every server has its turn, so that a slow minute of the machine is nobody's own."
     out = []
-    for name, (command, form, path, environment) in found.items():
-        one, many = [form(test.iloc[[i]]) for i in range(200)], [form(test.iloc[i*1000:(i+1)*1000]) for i in range(3)]
-        with Server(folder, command, environment, path, one[0]) as server:
-            ask(server.port, path, many[0])
-            single, crowd = load(folder, server, one, clients=1, seconds=seconds), load(folder, server, one, clients=16, seconds=seconds)
-            batch = load(folder, server, many, clients=1, seconds=seconds)
-        append, paced, least = disk(folder)
-        out.append({'server': name, 'one_ms': single['median']*1e3, 'one_p99_ms': single['p99']*1e3, 'rate16': crowd['rate'], 'median16_ms': crowd['median']*1e3,
-                    'p99_16_ms': crowd['p99']*1e3, 'batch_rows_s': batch['rate']*1000, 'fdatasync_ms': append*1e3, 'paced_ms': paced*1e3, 'least_ms': least*1e3})
-        print('  ', {k: round(v, 3) if isinstance(v, float) else v for k, v in out[-1].items()}, flush=True)
-    return pd.DataFrame(out).set_index('server')
+    for _ in range(rounds):
+        for name, (command, form, path, environment) in found.items():
+            one, many = [form(test.iloc[[i]]) for i in range(200)], [form(test.iloc[i*1000:(i+1)*1000]) for i in range(3)]
+            with Server(folder, command, environment, path, one[0]) as server:
+                ask(server.port, path, many[0])
+                single, crowd = load(folder, server, one, clients=1, seconds=seconds), load(folder, server, one, clients=16, seconds=seconds)
+                batch = load(folder, server, many, clients=1, seconds=seconds)
+            append, paced, least = disk(folder)
+            out.append({'server': name, 'one_ms': single['median']*1e3, 'one_p99_ms': single['p99']*1e3, 'rate16': crowd['rate'], 'median16_ms': crowd['median']*1e3,
+                        'p99_16_ms': crowd['p99']*1e3, 'batch_rows_s': batch['rate']*1000, 'fdatasync_ms': append*1e3, 'paced_ms': paced*1e3, 'least_ms': least*1e3})
+            print('  ', {k: round(v, 3) if isinstance(v, float) else v for k, v in out[-1].items()}, flush=True)
+    return pd.DataFrame(out).groupby('server', sort=False).median()
 
 
 def ratios(t: pd.DataFrame) -> list[tuple[str, float, str]]: # what, figure, bar
@@ -254,7 +256,8 @@ def ratios(t: pd.DataFrame) -> list[tuple[str, float, str]]: # what, figure, bar
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--mlflow-python'), parser.add_argument('--bentoml-python')
-    parser.add_argument('--seconds', type=float, default=10, help='of each measurement')
+    parser.add_argument('--seconds', type=float, default=4, help='of each measurement')
+    parser.add_argument('--rounds', type=int, default=3, help='in each of which every server has its turn')
     parser.add_argument('--rows', type=int, default=20_000, help='to train on')
     parser.add_argument('--only', action='append', help='servers whose name holds this')
     parser.add_argument('--out', help='a JSON file for the table')
@@ -276,7 +279,7 @@ def main() -> None:
         build_bundle(project, out=folder/'bundle')
         found = servers(folder, {'mlflow': given.mlflow_python, 'bentoml': given.bentoml_python})
         found = {n: s for n, s in found.items() if not given.only or any(o in n for o in given.only)}
-        table = measure(folder, found, test, seconds=given.seconds)
+        table = measure(folder, found, test, seconds=given.seconds, rounds=given.rounds)
     print(table.round(3).to_string(), *far, sep='\n')
     for what, figure, bar in ratios(table): print(f'{what:90} {figure:8.2f}   {bar}')
     for peer in ('mlflow', 'bentoml'):
