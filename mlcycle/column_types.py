@@ -113,19 +113,22 @@ def _infinite(values):
 
 def _parsed(texts: Texts, rest, decimal: str): # (values or None, note, (None, None, '', findings) or None)
     "Values of what is marked, or the doubt that leaves them text."
+    import pyarrow as pa
     open_to_doubt = lambda kind, text: (None, '', (None, None, '', [_finding(texts, rest, kind, text)]))
     plain = texts.matches(NUMBER)
     if (texts.matches(IDENTIFIER) & rest).any() and (plain | ~rest).all():
         return open_to_doubt('identifier', 'leading zeros or more than 15 digits: kept as text, to the last '
                                            'character')
-    if decimal == ',' and (texts.matches(COMMA) | ~rest).all():
+    whole = (texts.matches('^[+-]?[0-9]+$') | ~rest).all()
+    if decimal == ',' and not whole and (texts.matches(COMMA) | ~rest).all():
         return _floats(texts, rest, '.', ','), 'decimal comma', None
     if (plain | ~rest).all():
         powers = texts.matches(POWER) & rest
         if powers.any() and (texts.matches('^[0-9]+([eE][0-9]{1,2})?$') | ~rest).all():
             return open_to_doubt('identifier', 'whole numbers and codes such as 1e5: kept as text; declare '
                                                'number in data.types if they are numbers')
-        return _plain_numbers(texts, rest), '' if decimal == '.' else 'decimal point', None
+        values = _cast(texts.trimmed, rest, pa.int64() if whole else None)
+        return values, '' if whole or decimal == '.' else 'decimal point', None
     if (plain | texts.matches(THOUSANDS) | ~rest).all():
         if (texts.matches(r',[0-9]{3},|,[0-9]{3}\.') & rest).any():
             return _floats(texts, rest, ',', '.'), 'thousands comma', None
@@ -137,11 +140,6 @@ def _floats(texts: Texts, rest, thousands: str, decimal: str):
     import pyarrow.compute as pc
     text = pc.replace_substring(pc.replace_substring(texts.trimmed, thousands, ''), decimal, '.')
     return _cast(text, rest)
-
-def _plain_numbers(texts: Texts, rest):
-    import pyarrow as pa
-    whole = (texts.matches('^[+-]?[0-9]+$') | ~rest).all()
-    return _cast(texts.trimmed, rest, pa.int64() if whole else None)
 
 def _cast(text, rest, kind=None): # numpy numbers, 0 where there are none
     import pyarrow as pa, pyarrow.compute as pc
