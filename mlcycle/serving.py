@@ -181,6 +181,8 @@ def _answer_errors(app: FastAPI, counters: Counters) -> None:
         status, headers, content = explained(error, request.state.request_id, counters)
         return JSONResponse(content, status, headers=headers or getattr(error, 'headers', None))
     for kind in (BadRequest, MlcycleError, HTTPException): app.add_exception_handler(kind, answer)
+    async def unexpected(request: Request, error: Exception): raise error   # the guard tells it as it tells every error
+    app.add_exception_handler(Exception, unexpected)
 
 
 def explained(error: Exception, request_id: str, counters: Counters) -> tuple[int, dict, dict]: # status, headers, content

@@ -274,6 +274,17 @@ def test_errors_say_nothing_about_the_inside(broken, client, project):
         assert not re.search(rf'Traceback|{SECRET}|{re.escape(str(project.folder))}|\.py|RuntimeError', answer.text) and answer.json()['request_id']
 
 
+def test_an_error_nobody_thought_of_is_told_like_every_other_on_every_route(project):
+    app = create_app(project, token=TOKEN)
+    client = TestClient(app, base_url='http://localhost', headers={'Authorization': f'Bearer {TOKEN}'}, raise_server_exceptions=False)
+    for name in ('look', 'now', 'label'): setattr(app.state.service, name, raising(ZeroDivisionError(SECRET)))
+    answers = [client.get('/ready'), client.get('/model'), post(client, {'records': [{}]}), post(client, {'labels': [{'prediction_id': 'p', 'label': 'yes'}]}, '/label')]
+    for answer in answers:
+        told = answer.json()
+        assert (answer.status_code, told['code'], set(told)) == (500, 'unexpected', {'code', 'message', 'request_id'}) and SECRET not in answer.text
+        assert told['request_id'] == answer.headers['x-request-id'] and answer.headers['content-type'] == 'application/json'
+
+
 def test_both_ways_give_the_same_answer_and_the_choice_is_evidence(project, client, record):
     "Compiled arithmetic and the pipeline: one answer, to 1e-9."
     app = create_app(project, token=TOKEN)
