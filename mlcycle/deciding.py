@@ -10,8 +10,8 @@ from .calls import as_json, because, decided_by, said_by, say, table, with_proje
 from .core import Project, SettingsError
 
 # %% auto #0
-__all__ = ['DECIDING', 'approve', 'override_gate', 'promote', 'rollback', 'replay', 'canary', 'shares_of', 'traffic', 'history',
-           'audit', 'read_head', 'card', 'fill_gap', 'retire']
+__all__ = ['DECIDING', 'approve', 'override_gate', 'promote', 'rollback', 'replay', 'against_champion', 'shadow', 'canary',
+           'shares_of', 'traffic', 'history', 'audit', 'read_head', 'card', 'fill_gap', 'retire']
 
 # %% ../nbs/12s_deciding.ipynb #ab2c8808
 @click.command()
@@ -75,7 +75,22 @@ def replay(project: Project, version: str, days: float, because: str, as_json: b
     "The last days of the log through a version that is not live."
     from mlcycle.release import replay as again
     found = again(project, version, days=days, because=because)
-    say(found.body(), as_json, f'{found.headline}\nchurn {found.churn.text}')
+    say(found.body(), as_json, against_champion(found))
+
+def against_champion(found) -> str:
+    "A replay or a shadow in words: who gets another decision, how often, and where outcomes are known how much better."
+    better = [f'better by, {name}: {e.text}' for name, e in found.quality.items()]
+    return '\n'.join([found.headline, f'churn {found.churn.text}', *better])
+
+@click.command()
+@click.argument('version', default='shadow', metavar='[MODEL_VERSION]')
+@as_json
+@with_project()
+def shadow(project: Project, version: str, as_json: bool) -> None:
+    "What a shadow said beside the champion, and how good it was where outcomes are known."
+    from mlcycle.release import compare_shadow
+    found = compare_shadow(project, version)
+    say(found.body(), as_json, against_champion(found))
 
 @click.command()
 @click.argument('version', required=False, metavar='[MODEL_VERSION]')
@@ -180,5 +195,5 @@ def retire(project: Project, version: str, successor: str, by: str | None, becau
     done = end(project, version, successor=successor or None, because=because, by=by, confirm=yes)
     click.echo(done.headline if yes else f'{done.headline}\nThis was a dry run. To do it: add --yes')
 
-DECIDING = (approve, override_gate, promote, rollback, replay, canary, traffic, history, audit, card,
+DECIDING = (approve, override_gate, promote, rollback, replay, shadow, canary, traffic, history, audit, card,
             fill_gap, retire)

@@ -25,7 +25,7 @@ COMMANDS = {   # evidence → the command that leaves it
     'approval': 'mlcycle approve {version} --as NAME --because TEXT',
     'comparison': 'mlcycle retrain',
     'replay': 'mlcycle replay {version}',
-    'shadow': 'mlcycle promote {version} --to shadow',
+    'shadow': 'mlcycle shadow {version}',
     'promotion': 'mlcycle promote {version} --to champion'}
 
 def command_for(evidence: str, version: str) -> str: # a command line

@@ -1,10 +1,12 @@
 """Releases through a server: a shadow that nobody sees, a candidate with a share of the ids, one that is stopped."""
-import time
+import json, time
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from fastapi.testclient import TestClient
 from sklearn.linear_model import LogisticRegression
 from mlcycle.canary import Canary, begin, running
+from mlcycle.cli import main
 from mlcycle.core import Project
 from mlcycle.plans import infer_plan
 from mlcycle.inputs import input_schema, to_records
@@ -65,6 +67,10 @@ def test_a_shadow_changes_no_answer_and_is_compared_when_outcomes_come(project, 
     label(project, predictions(project)[['prediction_id']].tail(60).assign(label=['yes', 'no']*30))
     report = compare_shadow(project)
     assert (report.version, report.champion, report.rows) == ('2', '1', 60) and {e.n for e in report.quality.values()} == {60}
+    told = CliRunner().invoke(main, ['shadow', '--project', str(project.folder)])
+    assert told.exit_code == 0 and report.headline in told.output and 'better by, roc_auc: ' in told.output
+    asked = CliRunner().invoke(main, ['shadow', '2', '--json', '--project', str(project.folder)])
+    assert json.loads(asked.output)['churn'] == report.body()['churn'] and [e.subject for e in project.ledger.entries('shadow')] == ['2']*3
 
 
 def test_a_shadow_that_fails_is_counted_and_never_seen(project, client):
