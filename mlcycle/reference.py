@@ -92,7 +92,7 @@ def settings_keys() -> pd.DataFrame: # key, allowed, default, meaning
 # %% ../nbs/13a_reference.ipynb #e4100059
 COMMAND_STAGES = {   # command → stage; what is not of one stage belongs to all
     **dict.fromkeys(['new', 'demo', 'lab', 'app', 'run', 'status', 'schedule', 'log'], EVERY),
-    **dict.fromkeys(['promote', 'rollback', 'serve', 'score', 'replay', 'traffic', 'canary'], 'deployment'),
+    **dict.fromkeys(['promote', 'rollback', 'serve', 'score', 'replay', 'shadow', 'traffic', 'canary'], 'deployment'),
     **dict.fromkeys(['monitor', 'label', 'alarm'], 'monitoring'),
     **dict.fromkeys(['retrain', 'compare'], 'retraining'),
     **dict.fromkeys(['approve', 'override', 'card', 'fill', 'history', 'audit'], 'governance'),
