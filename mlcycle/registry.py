@@ -283,7 +283,7 @@ def may_take(project: Project, version: str, role: str) -> list[GateResult]: # o
 def rollback(project: Project, *, because: str, by: str | None=None) -> Entry: # kind 'promotion'
     "Make the champion before the present one champion again; one that was rolled back from stays away."
     seen, version = last_changes(project.ledger), earlier_champion(project)
-    project.registry.load(version)
+    project.registry.content(version)   # the recorded bytes; who serves it has it loaded, or loads it
     return _assign(project, version, 'champion', because=because, by=by, seen=seen, rollback=True)
 
 def earlier_champion(project: Project) -> str: # a version

@@ -408,6 +408,19 @@ def test_rollback_passes_over_the_retired_and_replaces_a_retired_champion(projec
     assert champion(project.ledger) is None and rollback(project, because='nobody answers').body['version'] == '1'
 
 
+def test_a_rollback_reads_the_bytes_and_loads_no_model(project, monkeypatch):
+    for version in '12': promote(project, version, because='better')
+    file = project.store/project.registry.info('1').uri
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-1]+b'x')
+    with pytest.raises(IntegrityError, match='not the one that was recorded'): rollback(project, because='worse')
+    assert champion(project.ledger) == '2'
+    file.write_bytes(whole)
+    def slow(content): raise AssertionError('nobody waits for that')
+    monkeypatch.setattr('mlcycle.registry.loads', slow)
+    assert rollback(project, because='worse').body['version'] == '1' and aliases(project) == {'champion': '1'}
+
+
 @pytest.mark.parametrize('call, error, said', [
     (lambda p: promote(p, '9', because='x'), SettingsError, 'Versions: 1, 2, 3'), (lambda p: promote(p, '1', to='king', because='x'), SettingsError, "No role 'king'"),
     (lambda p: promote(p, '1', because=' '), SettingsError, 'needs a reason'), (lambda p: p.registry.load('challenger'), Blocked, 'mlcycle promote MODEL_VERSION --to challenger'),
@@ -511,14 +524,14 @@ def test_no_role_on_a_ledger_that_was_touched(project):
 
 @pytest.mark.parametrize('second', ('promote', 'rollback'))
 def test_of_two_who_decide_at_one_moment_one_wins_and_the_other_is_told(project, monkeypatch, second):
-    "Both have asked the gates and loaded their version before either writes; what is recorded was decided on the roles as they were."
+    "Both have asked the gates and read their version before either writes; what is recorded was decided on the roles as they were."
     promote(project, '1', because='first'), promote(project, '3', because='next')
-    both, real, told, won = threading.Barrier(2), type(project.registry).load, [], []
-    def load(self, version):
-        model = real(self, version)
+    both, real, told, won = threading.Barrier(2), type(project.registry).content, [], []
+    def content(self, version):
+        found = real(self, version)
         both.wait(30)
-        return model
-    monkeypatch.setattr(type(project.registry), 'load', load)
+        return found
+    monkeypatch.setattr(type(project.registry), 'content', content)
     def decide(name: str, how: str):
         mine = Project(project.folder, actor=name)
         try: won.append((promote(mine, '2', because='better') if how == 'promote' else rollback(mine, because='complaints')).actor)
