@@ -221,6 +221,8 @@ def score_file(project: Project, source: str | Path, # CSV, Parquet, JSON lines,
     project.must_write('predictions')
     version = admit(project, version)
     if not source.exists(): raise DataError(f'There is no {source.name!r}. Name a file, a folder of Parquet files, or a Delta table.')
+    if out.resolve().is_relative_to(source.resolve()):
+        raise SettingsError(f'{out.name!r} would replace what is scored, or be read as a part of it. Name another place.')
     spread = spread if spread.cluster else spread.model_copy(update={'cluster': project.settings.store.cluster})
     before = _stamp(source)
     with _job(project, source, (known_path(project, version), spread)) as (job, asked):

@@ -86,6 +86,19 @@ def test_output_is_whole_or_not_at_all(ready, tmp_path, monkeypatch):
     with pytest.raises(Blocked, match='read-only'): score_file(Project(ready.folder, read_only=True), tmp_path/'in.csv', tmp_path/'out.csv')
 
 
+def test_what_is_scored_is_never_replaced(ready, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    table = tmp_path/'rows'
+    table.mkdir()
+    strange_rows(5, seed=10).to_parquet(table/'in.parquet')
+    strange_rows(5, seed=10).to_csv('in.csv', index=False)
+    Path('link.csv').symlink_to('in.csv')
+    was, before = Path('in.csv').read_bytes(), len(predictions(ready))
+    for source, out in (('in.csv', 'in.csv'), ('in.csv', tmp_path/'in.csv'), ('link.csv', 'in.csv'), ('rows', 'rows/out.parquet'), ('rows/in.parquet', 'rows/../rows/in.parquet')):
+        with pytest.raises(SettingsError, match='Name another place'): score_file(ready, source, out)
+    assert Path('in.csv').read_bytes() == was and [*table.iterdir()] == [table/'in.parquet'] and len(predictions(ready)) == before
+
+
 @pytest.mark.parametrize('kind', ['csv', 'semicolon', 'parquet', 'folder'])
 def test_large_tables_part_by_part(ready, many, tmp_path, monkeypatch, kind):
     source = tmp_path/{'csv': 'in.csv', 'semicolon': 'in.csv', 'parquet': 'in.parquet'}.get(kind, 'in')
