@@ -105,9 +105,9 @@ class ScheduleSection(Record):
         return self
 
 # %% ../nbs/004_running_keys.ipynb #9a0c1406
-def _each_once(key: str, columns: list) -> None:
+def _each_once(columns: list) -> None:
     names = [c.name for c in columns]
-    if len(set(names)) < len(names): raise ValueError(f'{key}: each column once, came {names}')
+    if len(set(names)) < len(names): raise ValueError(f'columns: each once, came {names}')
 
 class CanarySection(Record):
     "How a candidate is let in: by which steps, and how much worse it may be than the champion before it is stopped."
@@ -142,7 +142,7 @@ class LogSection(Record):
 
     @model_validator(mode='after')
     def _once(self):
-        _each_once('deployment.log.columns', self.columns)
+        _each_once(self.columns)
         return self
 
 class TreatedColumn(Record):
@@ -172,7 +172,7 @@ class InputsSection(Record):
 
     @model_validator(mode='after')
     def _once(self):
-        _each_once('deployment.inputs.columns', self.columns)
+        _each_once(self.columns)
         return self
 
 class DeploymentSection(Record):
