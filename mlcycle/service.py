@@ -8,24 +8,25 @@ import json, logging, math, threading, time
 from functools import cached_property
 from pathlib import Path
 import pandas as pd
-from .answering import LogForm, Ready, teller
-from .bundle import BundleService, finish
+from .answering import Ready
+from .bundle import BundleService
 from .claims import Claim, Claims, open_claims
 from .core import Blocked, DataError, IntegrityError, Project
-from .plans import FeaturePlan
 from .gates import registered
-from .inputs import InputColumn, dump, input_schema
-from .keeping import kept_columns, log_rows, marks_for, stored_as
+from .inputs import InputColumn, input_schema
+from .keeping import log_rows, stored_as
 from .ledger import roles
+from .logbook import Logbook
 from .particulars import Particulars, project_particulars
-from .scoring import Retired, admit, known_ids, label, logged, training_rows, utc
+from .plans import FeaturePlan
+from .scoring import Retired, admit, known_ids, label, training_rows, utc
 from .shadow import Shadow
 from .standing import Part, Standing, answered, settled, stand
 from .tally import Tally
 from .traffic import current_traffic
 
 # %% auto #0
-__all__ = ['log', 'KEPT', 'FEW', 'ProjectService', 'collect', 'open_service']
+__all__ = ['log', 'KEPT', 'ProjectService', 'collect', 'open_service']
 
 # %% ../nbs/00ic_service.ipynb #e583726d
 log = logging.getLogger('mlcycle.service')
@@ -37,9 +38,9 @@ class ProjectService:
 
     def __init__(self, project: Project, version: str='champion'):
         self.project, self.version, self.lock, self.labelling = project, version, threading.Lock(), threading.Lock()
-        self.head = self.standing = self.gone = self.loaded = self.writer = None
-        self.looked, self.ready, self.forms, self.tally = -math.inf, {}, {}, Tally()     # ready: version → loaded, the newest last
-        self.shadow, self.gone_by, self.asked = None, [], {}   # asked: loop → what waits for its next write
+        self.head = self.standing = self.gone = self.loaded = None
+        self.looked, self.ready, self.tally = -math.inf, {}, Tally()     # ready: version → loaded, the newest last
+        self.logbook, self.shadow, self.gone_by = Logbook(project), None, []
         try: self.look(wait=True)
         except Retired: pass   # it answers 410
 
@@ -116,10 +117,7 @@ class ProjectService:
         model, settings = self.project.registry.load(version), self.project.settings
         plan = FeaturePlan.from_body(model.info.plan)
         columns = input_schema(plan, settings, sample=training_rows(self.project, model.info))
-        kept = kept_columns(self.project, plan)
-        self.forms[version] = form = LogForm(model.info, kept, time=settings.data.time, marks=marks_for(self.project, [*kept]))
-        from mlcycle.spool import json_head   # it brings PyArrow, which a served bundle does without
-        form.head = json_head(form.types)
+        self.logbook.know(model, plan)
         return settled(self.project, model, columns, wait=wait or self.standing is None)
 
     def improve(self) -> None:
@@ -149,13 +147,8 @@ class ProjectService:
 
     def submit(self, parts: list[Part], waiting: tuple) -> bool: # whether there is something to wait for
         "Keep answers; (event loop, future) is told when they are on the disk."
-        self._open()
-        loop, frames = waiting[0], b''.join(self.frame(self._content(p), len(p.told)) for p in parts)
-        if loop not in self.asked: loop.call_soon(self._commit, loop)   # whoever is answered in this round of the loop is kept in one write
-        self.asked.setdefault(loop, []).append((frames, waiting))
+        self.logbook.submit(parts, waiting)
         return True
-
-    def _commit(self, loop) -> None: self._open().commit(self.asked.pop(loop))
 
     @cached_property
     def claims(self) -> Claims:
@@ -165,17 +158,7 @@ class ProjectService:
 
     def recall(self, claim: Claim, asked) -> bytes | None:
         "The answer to a request out of the log; None where nothing was logged under its claim."
-        n = len(self.standing.reader.read(asked.body))
-        if not logged(self.project) or not self.project.tables.has('predictions', 'claim'): return None
-        rows = self.project.tables.read('predictions', where=[('claim', 'in', [f'{claim.name}-{i}' for i in range(n)])])
-        if not len(rows): return None
-        rows = rows.set_index('claim').loc[[f'{claim.name}-{i}' for i in range(n)]]
-        return dump({'version': claim.version, 'predictions': [self._told_again(row) for row in rows.to_dict('records')]})
-
-    def _told_again(self, row: dict) -> dict:
-        info = self.project.registry.info(row['version'])
-        scores = [row[f'score_{c}'] for c in info.classes] if info.task == 'multiclass' else row['score']
-        return {'prediction_id': row['prediction_id'], 'version': row['version'], **teller(info)(scores)}
+        return self.logbook.recall(claim, len(self.standing.reader.read(asked.body)))
 
     @cached_property
     def particulars(self) -> Particulars:
@@ -186,36 +169,14 @@ class ProjectService:
         "What is done once the answer is on its way: the shadow sees it."
         if self.shadow is not None: self.shadow.see(parts)
 
-    def _content(self, part: Part) -> bytes:
-        form, given = self.forms[part.ready.version], (part.told, part.records, part.epoch)
-        if len(part.told) > FEW: return self._as_columns(form, given, part.more)
-        rows = form.rows(*given)
-        if not (more := part.more): return form.head+dump(rows)+b'}'
-        from mlcycle.spool import json_head
-        return json_head({**form.types, **dict.fromkeys(more, 'text')})+dump([[*row, *m] for row, *m in zip(rows, *more.values())])+b'}'
-
-    def _as_columns(self, form: LogForm, given: tuple, more: dict[str, list]) -> bytes:
-        from mlcycle.spool import columns_content
-        return columns_content(form.types | dict.fromkeys(more, 'text'), form.columns(*given) | more)
-
-    def _open(self):
-        "The writer of this process."
-        if self.writer is None:
-            from mlcycle.spool import Writer, frame, spill_folder, spool_folder
-            self.project.must_write('predictions')
-            self.frame, spill = frame, spill_folder(self.project, 'predictions')
-            self.writer = Writer(spool_folder(self.project, 'predictions'), reserve=2**22, spill=spill, tell=finish)
-        return self.writer
-
     def label(self, rows: pd.DataFrame) -> dict:
         "Keep outcomes; returns their counts."
         with self.labelling: return label(self.project, rows).body()
 
     def settle(self) -> None:
         "Move what the spool keeps into the table, and the counts into theirs."
-        from mlcycle.spool import gather
         try:
-            gather(self.project, 'predictions')
+            self.logbook.move()
             for shadow in [*self.gone_by, *[self.shadow]*(self.shadow is not None)]: shadow.flush(self.project)
             self.gone_by = [s for s in self.gone_by if s.thread.is_alive() or s.rows]
             self.tally.flush(self.project)
@@ -223,13 +184,12 @@ class ProjectService:
 
     def close(self) -> None:
         "Write what waits, and move it."
-        if self.writer is not None: self.writer.close()
-        self.writer = None
+        self.logbook.close()
         if self.shadow is not None: self.shadow.close()
         if 'claims' in self.__dict__: self.__dict__.pop('claims').close()   # a server that starts again opens it again
         self.settle()
 
-KEPT, FEW = 3, 64 # versions that stay loaded beside those that answer; rows that are kept as text
+KEPT = 3 # versions that stay loaded beside those that answer
 
 # %% ../nbs/00ic_service.ipynb #5612cbdb
 def collect(project: Project, path: str | Path) -> int: # predictions that were new

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from fastapi.testclient import TestClient
 from sklearn.linear_model import LogisticRegression
-from mlcycle import service as service_module, serving
+from mlcycle import logbook, service as service_module, serving
 from mlcycle.access import find_token, may_listen
 from mlcycle.paths import ScoringPath
 from mlcycle.core import Blocked, DataError, Project, SettingsError
@@ -268,7 +268,7 @@ def test_what_cannot_be_kept_is_not_given(broken):
 
 
 def test_errors_say_nothing_about_the_inside(broken, client, project):
-    for where, name in ((service_module, 'answered'), (service_module.ProjectService, '_content')):
+    for where, name in ((service_module, 'answered'), (logbook.Logbook, '_content')):
         answer, rows, _ = broken(name, raising(RuntimeError(SECRET)), where)
         assert answer.status_code in (500, 503) and rows == 0
         assert not re.search(rf'Traceback|{SECRET}|{re.escape(str(project.folder))}|\.py|RuntimeError', answer.text) and answer.json()['request_id']
