@@ -19,9 +19,51 @@ from .orders import Order, hands
 from .summary import StepLine, run_page, summarise
 
 # %% auto #0
-__all__ = ['UNDER_WAY', 'StepOutcome', 'Run', 'run', 'with_run', 'Shift', 'last_end', 'one_at_a_time', 'clean_up', 'status']
+__all__ = ['UNDER_WAY', 'last_end', 'one_at_a_time', 'clean_up', 'StepOutcome', 'Run', 'Shift', 'run', 'with_run', 'status']
 
-# %% ../nbs/11_pipeline.ipynb #a928cfbb
+# %% ../nbs/11_pipeline.ipynb #5cecac08
+def last_end(project: Project, stage: str) -> dict | None: # the body of its last 'run' entry that is an end
+    "How a step last ended; None when it never did."
+    last = project.ledger.last('run', stage)
+    if last and last.body['state'] in UNDER_WAY:   # rare, so the long way back is only then gone
+        last = next((e for e in reversed(project.ledger.entries('run', stage)) if e.body['state'] not in UNDER_WAY), None)
+    return last and last.body | {'at': last.at}
+
+UNDER_WAY = ('started', 'retried')   # states of a step that has not ended
+
+def _note(project: Project, step: Step, body: dict) -> None:
+    project.ledger.append(stage=step.stage, kind='run', subject=step.stage, body=body, actor=project.actor)
+
+@contextmanager
+def one_at_a_time(project: Project) -> Iterator[None]:
+    project.store.mkdir(parents=True, exist_ok=True)
+    with (project.store/'run.lock').open('a+') as lock:
+        try: fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError: raise Blocked(f'Another run of {project.name!r} is under way. Wait for it, or end it.') from None
+        yield
+
+def clean_up(project: Project) -> list[str]: # stages that were interrupted
+    "After a crash: end what an interrupted run left, and say so in the ledger."
+    interrupted = [stage for stage in STEPS if (b := _open_start(project, stage)) and not _alive(b['pid'], b['born'])]
+    for stage in interrupted:
+        body = {'state': 'interrupted', 'run': _open_start(project, stage)['run'], 'why': 'the process that ran it is gone', 'fingerprint': {},
+                'report': '', 'parameters': {}}
+        _note(project, STEPS[stage], body)
+    for leftover in [*project.reports.glob('*/.*.running.ipynb'), *project.folder.rglob('.*.tmp')]: leftover.unlink(missing_ok=True)
+    return interrupted
+
+def _open_start(project: Project, stage: str) -> dict | None:
+    last = project.ledger.last('run', stage)
+    return last.body if last and last.body['state'] in UNDER_WAY else None
+
+def _born(pid: int) -> float:
+    import psutil
+    try: return round(psutil.Process(pid).create_time(), 2)
+    except psutil.Error: return 0.0
+
+def _alive(pid: int, born: float) -> bool: return _born(pid) == born
+
+# %% ../nbs/11_pipeline.ipynb #dcde18d7
 class StepOutcome(Record):
     "What became of one step in a run."
     stage: str
@@ -49,71 +91,6 @@ class Run(Record):
     def exit_status(self) -> int: # 0 done, 1 the work says no, 2 the call or the data was wrong
         "The worst of the steps."
         return max((s.exit_status for s in self.steps), default=0)
-
-def run(project: Project, steps: list[str] | tuple[str, ...]=(), # stages; none: all nine
-        *, start: str='', # begin with this stage
-        force: bool=False, # run unchanged steps too
-        parameters: dict | None=None, # name → value, for the steps that know the name
-        tell: Callable[[StepOutcome | str], None]=lambda outcome: None, # called with a stage as it starts, with its outcome as it ends
-        ) -> Run:
-    "Run steps as `settings.run` says, each when what it needs has ended; begin nothing after a failure, go on past a step that waits for a person."
-    project.must_write('run')
-    chosen = _chosen(steps, start)
-    name = f'{datetime.now(timezone.utc):%Y-%m-%dT%H-%M-%S}-{uuid.uuid4().hex[:4]}'
-    how = project.settings.run
-    shift = Shift(project=project, run=name, parameters=_given(project, chosen, parameters or {}), force=force,
-                  until=how.deadline_seconds and time.monotonic()+how.deadline_seconds)
-    with one_at_a_time(project):
-        clean_up(project)
-        outcomes = _work_off(shift, chosen, tell)
-        done = _with_page(project, Run(run=name, steps=[outcomes[stage] for stage in STEPS if stage in outcomes]))
-    if any('run' in channel.on for channel in project.settings.alarms.channels): _tell_channels(project, done)
-    return done
-
-def _with_page(project: Project, done: Run) -> Run:
-    "The run with the page over its steps; a run in which nothing ran has none."
-    if not any(s.attempts and s.report.startswith(f'reports/{done.run}/') for s in done.steps): return done
-    from mlcycle.report import page
-    body = run_page(f'{project.name}: {done.headline}', [_line(project, done, s) for s in done.steps])
-    state = {0: 'done', 1: 'blocked'}.get(done.exit_status, 'failed') if not any(s.state == 'failed' for s in done.steps) else 'failed'
-    path = write_atomic(project.reports/done.run/'index.html', page(body, title=f'{project.name}: run {done.run}', state=state))
-    return done.model_copy(update={'index': str(path.relative_to(project.folder))})
-
-def _line(project: Project, done: Run, step: StepOutcome) -> StepLine:
-    ran = step.report.startswith(f'reports/{done.run}/')
-    begun = [e.seq for e in project.ledger.entries('run', step.stage) if e.body['run'] == done.run and e.body['state'] in UNDER_WAY]
-    why = step.why if step.state in ('blocked', 'failed') else ''
-    found = summarise(project, step.stage, project.folder/Path(step.report).with_suffix('.ipynb'), since=max(begun, default=0), why=why) if ran else None
-    page = os.path.relpath(project.folder/step.report, project.reports/done.run) if step.report else ''
-    return StepLine(stage=step.stage, state=step.state, seconds=step.seconds, why=step.why, page=page, summary=found)
-
-def with_run(project: Project, **how) -> Project: # keys of `settings.run`; None leaves one as it is
-    "The project, run otherwise than `mlcycle.toml` says; nothing is written."
-    given = {k: v for k, v in how.items() if v is not None}
-    changed = check_settings({**project.settings.model_dump(), 'run': {**project.settings.run.model_dump(), **given}}, 'the call') if given else project.settings
-    other = Project(project.folder, actor=project.actor, read_only=project.read_only)
-    other.settings = changed
-    return other
-
-def _tell_channels(project: Project, done: Run) -> None:
-    from mlcycle.channels import tell
-    facts = {'run': done.run, 'exit_status': done.exit_status} | {s.stage: f'{s.state} {s.why[:200]}'.strip() for s in done.steps}
-    tell(project, f'{project.name}: {done.headline}', facts)
-
-def _chosen(names: list[str] | tuple[str, ...], start: str) -> list[Step]:
-    for name in (*names, *([start] if start else [])):
-        if name not in STEPS: raise SettingsError(f'No step {name!r}. Steps: {", ".join(STEPS)}.')
-    chosen = [s for s in STEPS.values() if not names or s.stage in names]
-    order = list(STEPS)
-    return [s for s in chosen if not start or order.index(s.stage) >= order.index(start)]
-
-def _given(project: Project, steps: list[Step], parameters: dict) -> dict[str, dict]: # stage → its parameters
-    "Each step's own share of the parameters; a name that no step knows is an error before anything runs."
-    from mlcycle.report import read_sources
-    known = {s.stage: parameters_of(read_sources(step_file(project, s)), s.notebook) for s in steps}
-    check_parameters(parameters, {k: p for step in known.values() for k, p in step.items()}, 'the chosen steps')
-    return {stage: check_parameters({k: v for k, v in parameters.items() if k in names}, names, STEPS[stage].notebook)
-            for stage, names in known.items()}
 
 # %% ../nbs/11_pipeline.ipynb #c83e4b86
 class Shift(Record):
@@ -188,47 +165,72 @@ def _end(shift: Shift, order: Order, future: Future) -> Order | StepOutcome: # a
                           'fingerprint': settled(order.prints, fingerprint(project, step, order.parameters))})
     return outcome
 
-# %% ../nbs/11_pipeline.ipynb #5cecac08
-def last_end(project: Project, stage: str) -> dict | None: # the body of its last 'run' entry that is an end
-    "How a step last ended; None when it never did."
-    last = project.ledger.last('run', stage)
-    if last and last.body['state'] in UNDER_WAY:   # rare, so the long way back is only then gone
-        last = next((e for e in reversed(project.ledger.entries('run', stage)) if e.body['state'] not in UNDER_WAY), None)
-    return last and last.body | {'at': last.at}
+# %% ../nbs/11_pipeline.ipynb #a928cfbb
+def run(project: Project, steps: list[str] | tuple[str, ...]=(), # stages; none: all nine
+        *, start: str='', # begin with this stage
+        force: bool=False, # run unchanged steps too
+        parameters: dict | None=None, # name → value, for the steps that know the name
+        tell: Callable[[StepOutcome | str], None]=lambda outcome: None, # called with a stage as it starts, with its outcome as it ends
+        ) -> Run:
+    "Run steps as `settings.run` says, each when what it needs has ended; begin nothing after a failure, go on past a step that waits for a person."
+    project.must_write('run')
+    chosen = _chosen(steps, start)
+    name = f'{datetime.now(timezone.utc):%Y-%m-%dT%H-%M-%S}-{uuid.uuid4().hex[:4]}'
+    how = project.settings.run
+    shift = Shift(project=project, run=name, parameters=_given(project, chosen, parameters or {}), force=force,
+                  until=how.deadline_seconds and time.monotonic()+how.deadline_seconds)
+    with one_at_a_time(project):
+        clean_up(project)
+        outcomes = _work_off(shift, chosen, tell)
+        done = _with_page(project, Run(run=name, steps=[outcomes[stage] for stage in STEPS if stage in outcomes]))
+    if any('run' in channel.on for channel in project.settings.alarms.channels): _tell_channels(project, done)
+    return done
 
-UNDER_WAY = ('started', 'retried')   # states of a step that has not ended
+def _with_page(project: Project, done: Run) -> Run:
+    "The run with the page over its steps; a run in which nothing ran has none."
+    if not any(s.attempts and s.report.startswith(f'reports/{done.run}/') for s in done.steps): return done
+    from mlcycle.report import page
+    body = run_page(f'{project.name}: {done.headline}', [_line(project, done, s) for s in done.steps])
+    state = {0: 'done', 1: 'blocked'}.get(done.exit_status, 'failed') if not any(s.state == 'failed' for s in done.steps) else 'failed'
+    path = write_atomic(project.reports/done.run/'index.html', page(body, title=f'{project.name}: run {done.run}', state=state))
+    return done.model_copy(update={'index': str(path.relative_to(project.folder))})
 
-def _note(project: Project, step: Step, body: dict) -> None:
-    project.ledger.append(stage=step.stage, kind='run', subject=step.stage, body=body, actor=project.actor)
+def _line(project: Project, done: Run, step: StepOutcome) -> StepLine:
+    ran = step.report.startswith(f'reports/{done.run}/')
+    begun = [e.seq for e in project.ledger.entries('run', step.stage) if e.body['run'] == done.run and e.body['state'] in UNDER_WAY]
+    why = step.why if step.state in ('blocked', 'failed') else ''
+    found = summarise(project, step.stage, project.folder/Path(step.report).with_suffix('.ipynb'), since=max(begun, default=0), why=why) if ran else None
+    page = os.path.relpath(project.folder/step.report, project.reports/done.run) if step.report else ''
+    return StepLine(stage=step.stage, state=step.state, seconds=step.seconds, why=step.why, page=page, summary=found)
 
-@contextmanager
-def one_at_a_time(project: Project) -> Iterator[None]:
-    project.store.mkdir(parents=True, exist_ok=True)
-    with (project.store/'run.lock').open('a+') as lock:
-        try: fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError: raise Blocked(f'Another run of {project.name!r} is under way. Wait for it, or end it.') from None
-        yield
+def _tell_channels(project: Project, done: Run) -> None:
+    from mlcycle.channels import tell
+    facts = {'run': done.run, 'exit_status': done.exit_status} | {s.stage: f'{s.state} {s.why[:200]}'.strip() for s in done.steps}
+    tell(project, f'{project.name}: {done.headline}', facts)
 
-def clean_up(project: Project) -> list[str]: # stages that were interrupted
-    "After a crash: end what an interrupted run left, and say so in the ledger."
-    interrupted = [stage for stage in STEPS if (b := _open_start(project, stage)) and not _alive(b['pid'], b['born'])]
-    for stage in interrupted:
-        body = {'state': 'interrupted', 'run': _open_start(project, stage)['run'], 'why': 'the process that ran it is gone', 'fingerprint': {},
-                'report': '', 'parameters': {}}
-        _note(project, STEPS[stage], body)
-    for leftover in [*project.reports.glob('*/.*.running.ipynb'), *project.folder.rglob('.*.tmp')]: leftover.unlink(missing_ok=True)
-    return interrupted
+def _chosen(names: list[str] | tuple[str, ...], start: str) -> list[Step]:
+    for name in (*names, *([start] if start else [])):
+        if name not in STEPS: raise SettingsError(f'No step {name!r}. Steps: {", ".join(STEPS)}.')
+    chosen = [s for s in STEPS.values() if not names or s.stage in names]
+    order = list(STEPS)
+    return [s for s in chosen if not start or order.index(s.stage) >= order.index(start)]
 
-def _open_start(project: Project, stage: str) -> dict | None:
-    last = project.ledger.last('run', stage)
-    return last.body if last and last.body['state'] in UNDER_WAY else None
+def _given(project: Project, steps: list[Step], parameters: dict) -> dict[str, dict]: # stage → its parameters
+    "Each step's own share of the parameters; a name that no step knows is an error before anything runs."
+    from mlcycle.report import read_sources
+    known = {s.stage: parameters_of(read_sources(step_file(project, s)), s.notebook) for s in steps}
+    check_parameters(parameters, {k: p for step in known.values() for k, p in step.items()}, 'the chosen steps')
+    return {stage: check_parameters({k: v for k, v in parameters.items() if k in names}, names, STEPS[stage].notebook)
+            for stage, names in known.items()}
 
-def _born(pid: int) -> float:
-    import psutil
-    try: return round(psutil.Process(pid).create_time(), 2)
-    except psutil.Error: return 0.0
-
-def _alive(pid: int, born: float) -> bool: return _born(pid) == born
+# %% ../nbs/11_pipeline.ipynb #cddd980c
+def with_run(project: Project, **how) -> Project: # keys of `settings.run`; None leaves one as it is
+    "The project, run otherwise than `mlcycle.toml` says; nothing is written."
+    given = {k: v for k, v in how.items() if v is not None}
+    changed = check_settings({**project.settings.model_dump(), 'run': {**project.settings.run.model_dump(), **given}}, 'the call') if given else project.settings
+    other = Project(project.folder, actor=project.actor, read_only=project.read_only)
+    other.settings = changed
+    return other
 
 # %% ../nbs/11_pipeline.ipynb #94abec9d
 def status(project: Project) -> dict: # as `mlcycle status --json` prints it
