@@ -93,6 +93,10 @@ class BundleService:
 
     def schema(self) -> list[InputColumn]: return self.standing.main.takes
 
+    def example(self) -> dict:
+        "A record of nobody that the model takes: the first of the golden inputs."
+        return json.loads((self.folder/'golden.json').read_text(encoding='utf-8'))['inputs'][0]
+
     def keeps(self, column: str) -> bool:
         "Whether lines have a column, hashed or as it came."
         return self.stored.get(column) != 'dropped'

@@ -19,9 +19,9 @@ try: import orjson
 except ImportError: orjson = None   # it comes with mlcycle[serve]; without it requests are read more slowly, and no differently
 
 # %% auto #0
-__all__ = ['JSON_TYPES', 'EXACT', 'FEW', 'KINDS', 'InputColumn', 'input_schema', 'json_schema', 'BadRequest', 'Wrong',
+__all__ = ['JSON_TYPES', 'EXACT', 'FEW', 'KINDS', 'ANY', 'InputColumn', 'input_schema', 'json_schema', 'BadRequest', 'Wrong',
            'strict_json', 'read_records', 'valid_records', 'fitting', 'frame_of', 'Records', 'columns_of', 'read_list',
-           'not_valid', 'mistake', 'is_date', 'column_values', 'dump', 'RecordReader', 'to_records']
+           'not_valid', 'mistake', 'is_date', 'column_values', 'dump', 'RecordReader', 'to_records', 'example_record']
 
 # %% ../nbs/00ib_inputs.ipynb #625a4bde
 class InputColumn(Record):
@@ -32,6 +32,8 @@ class InputColumn(Record):
     nullable: bool = True # whether training saw missing values in it
     required: bool = True # False: only logged
     role: str = 'feature' # 'feature', 'id', 'time', 'group', 'protected'
+    low: float | None = None # smaller numbers are refused, by a rule of the settings
+    high: float | None = None # larger numbers are refused
 
 def input_schema(plan: FeaturePlan, # of the model
                  settings: Settings, # which columns tell rows and groups apart
@@ -59,7 +61,8 @@ def json_schema(columns: list[InputColumn]) -> dict: # of one record
     "The schema of one record for an OpenAPI document."
     def one(c: InputColumn) -> dict:
         kind = {'type': [c.accepts, 'null'] if c.nullable or not c.required else c.accepts}
-        if c.accepts != 'string': return kind | (_WHOLE if c.accepts == 'number' else {})
+        ends = {k: v for k, v in (('minimum', c.low), ('maximum', c.high)) if v is not None}
+        if c.accepts != 'string': return kind | (_WHOLE | ends if c.accepts == 'number' else {})
         if c.type == 'date': return kind | {'anyOf': [{'format': 'date'}, {'format': 'date-time'}, {'type': 'null'}]}
         return kind | ({'pattern': _SAID} if c.type == 'boolean' else {})
     return {'type': 'object', 'additionalProperties': False, 'properties': {c.name: one(c) for c in columns},
@@ -304,3 +307,21 @@ def _value(value: object, column: InputColumn) -> object:
     if value is None or value is pd.NA or value != value or value in (math.inf, -math.inf): return None
     if column.accepts == 'number': return int(value) if float(value).is_integer() and abs(value) <= 2**53 else float(value)
     return bool(value) if column.accepts == 'boolean' else str(value)
+
+# %% ../nbs/00ib_inputs.ipynb #dcb1b65e
+def example_record(columns: list[InputColumn], sample: pd.DataFrame | None=None, # training rows
+                   ) -> dict: # one record that the model takes
+    "A record of nobody: of every required column the middle of its numbers, or the value that most rows have."
+    return {c.name: _example(c, sample) for c in columns if c.required}
+
+ANY = {'number': 0, 'boolean': True, 'date': '2024-05-31', 'yes or no': 'yes'}   # where there is nothing to go by
+
+def _example(c: InputColumn, sample: pd.DataFrame | None, at_least: int=5) -> object:
+    other = ANY.get(c.accepts) if c.accepts != 'string' else ANY.get('yes or no' if c.type == 'boolean' else c.type, 'any')
+    if sample is None or c.name not in sample or c.type == 'date': return other
+    if c.type == 'number':
+        middle = pd.to_numeric(sample[c.name], errors='coerce').median()
+        return other if pd.isna(middle) else _value(middle, c)
+    values = sample[c.name].dropna() if c.accepts != 'string' else pd.Series(clean_text(sample[c.name]), dtype=object).dropna()
+    common = values.value_counts()
+    return _value(common.index[0], c) if len(common) and common.iloc[0] >= at_least else other

@@ -11,7 +11,7 @@ from .inputs import json_schema
 from .particulars import WISHES
 
 # %% auto #0
-__all__ = ['document', 'asked_beside', 'label_schema', 'docs_page', 'label_names']
+__all__ = ['DECISIONS', 'document', 'asked_beside', 'answer_schema', 'label_example', 'label_schema', 'docs_page', 'label_names']
 
 # %% ../nbs/00icd_openapi.ipynb #b83d24f4
 def document(app, # of FastAPI
@@ -20,11 +20,13 @@ def document(app, # of FastAPI
     from fastapi.openapi.utils import get_openapi
     out = get_openapi(title=app.title, version=app.version, routes=app.routes)
     label = label_schema(service)
+    examples = {'/predict': service.example(), '/label': label_example(label)}
     for path, key, record in (('/predict', 'records', json_schema(service.schema())), ('/label', 'labels', label)):
         rows = {'type': 'array', 'minItems': 1, 'maxItems': 10_000, 'items': record}
         body = {'type': 'object', 'required': [key], 'properties': {key: rows}, 'additionalProperties': False}
-        out['paths'][path]['post']['requestBody'] = {'required': True, 'content': {'application/json': {'schema': body}}}
+        out['paths'][path]['post']['requestBody'] = {'required': True, 'content': {'application/json': {'schema': body, 'example': {key: [examples[path]]}}}}
     out['paths']['/predict']['post']['parameters'] = asked_beside(service)
+    out['paths']['/predict']['post']['responses']['200']['content'] = {'application/json': {'schema': answer_schema(service)}}
     out['components']['securitySchemes'] = {'token': {'type': 'http', 'scheme': 'bearer'}}
     out['security'], out['paths']['/health']['get']['security'] = [{'token': []}], []
     return out
@@ -34,6 +36,21 @@ def asked_beside(service) -> list[dict]: # parameters of `/predict`
     far, amount = isinstance(service, BundleService), service.loaded is not None and service.loaded.task == 'regression'
     given = {'explain': not far, 'interval': amount}
     return [w for w in WISHES if given[w['name']]]+[KEY]*(not far)
+
+DECISIONS = {'binary': {'enum': [0, 1]}, 'multiclass': {'type': 'string'}, 'regression': {'type': 'number'}}
+
+def answer_schema(service) -> dict:
+    "The schema of an answer: of every record an id, who answered, a score and a decision."
+    text, number = {'type': 'string'}, {'type': 'number'}
+    decision = DECISIONS[service.loaded.task] if service.loaded else {}
+    told = {'prediction_id': text, 'version': text, 'score': number, 'decision': decision, 'scores': {'type': 'object', 'additionalProperties': number},
+            'explanation': {'type': 'object'}, 'interval': {'type': 'object'}}
+    one = {'type': 'object', 'required': ['prediction_id', 'version', 'score', 'decision'], 'properties': told}
+    return {'type': 'object', 'required': ['version', 'predictions'], 'properties': {'version': text, 'predictions': {'type': 'array', 'items': one}}}
+
+def label_example(schema: dict) -> dict: # of one outcome
+    "An outcome as it may be sent."
+    return {'prediction_id': '0123456789abcdef0123456789abcdef', 'label': schema['properties']['label'].get('enum', [1.5])[0], 'at': '2024-05-31'}
 
 def label_schema(service) -> dict:
     "The schema of one outcome: what names its prediction, and the outcomes that the task knows."
@@ -50,9 +67,9 @@ def docs_page(document: dict) -> str: # HTML that loads nothing
     parts = [f'<h1>{safe(document["info"]["title"])}</h1><p>Send the header <code>Authorization: Bearer TOKEN</code>.</p>']
     for path, operations in document['paths'].items():
         for verb, operation in operations.items():
-            schema = operation.get('requestBody', {}).get('content', {}).get('application/json', {}).get('schema')
+            body = operation.get('requestBody', {}).get('content', {}).get('application/json', {})
             parts.append(f'<h2>{safe(verb.upper())} {safe(path)}</h2><p>{safe(operation.get("summary", ""))}</p>'
-                         + (f'<pre>{safe(schema)}</pre>' if schema else ''))
+                         + ''.join(f'<p>{title}</p><pre>{safe(body[part])}</pre>' for part, title in (('example', 'For example:'), ('schema', 'Schema:')) if part in body))
     style = 'body{font:16px/1.5 sans-serif;max-width:50rem;margin:2rem auto;padding:0 1rem}pre{background:#f4f4f4;padding:1rem;overflow:auto}'
     return f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{safe(document["info"]["title"])}</title><style>{style}</style>{"".join(parts)}</html>'
 

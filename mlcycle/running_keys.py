@@ -4,7 +4,7 @@
 
 # %% ../nbs/004_running_keys.ipynb #9a0c1403
 from __future__ import annotations
-import re
+import math, re
 from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
@@ -152,6 +152,20 @@ class TreatedColumn(Record):
     missing: Literal['', 'refuse', 'missing',
                      'value'] = '' # none where training always had one; empty: as for all columns
     value: Scalar = None # for missing = "value": what is put in its place
+    low: Annotated[float, Field(allow_inf_nan=False)] | None = None # numbers below it are out of range
+    high: Annotated[float, Field(allow_inf_nan=False)] | None = None # numbers above it are out of range
+    outside: Literal['refuse', 'take'] = 'refuse' # a number out of range: a 4xx, or taken as it is and counted
+
+    @property
+    def range(self) -> tuple[float, float] | None: # both ends belong to it; None: none was declared
+        "What a number may be."
+        if self.low is None and self.high is None: return None
+        return (-math.inf if self.low is None else self.low, math.inf if self.high is None else self.high)
+
+    @model_validator(mode='after')
+    def _range_has_room(self):
+        if self.range is None or self.range[0] <= self.range[1]: return self
+        raise ValueError(f'deployment.inputs, column {self.name}: low ({self.low:g}) is above high ({self.high:g})')
 
     @model_validator(mode='after')
     def _value_or_not(self):

@@ -13,7 +13,7 @@ from .bundle import BundleService
 from .claims import Claim, Claims, open_claims
 from .core import Blocked, DataError, IntegrityError, Project
 from .gates import registered
-from .inputs import InputColumn, input_schema
+from .inputs import InputColumn, example_record, input_schema
 from .keeping import log_rows, stored_as
 from .ledger import roles
 from .logbook import Logbook
@@ -39,7 +39,7 @@ class ProjectService:
     def __init__(self, project: Project, version: str='champion'):
         self.project, self.version, self.lock, self.labelling = project, version, threading.Lock(), threading.Lock()
         self.head = self.standing = self.gone = self.loaded = None
-        self.looked, self.ready, self.tally = -math.inf, {}, Tally()     # ready: version → loaded, the newest last
+        self.looked, self.ready, self.examples, self.tally = -math.inf, {}, {}, Tally()     # ready: version → loaded, the newest last
         self.logbook, self.shadow, self.gone_by = Logbook(project), None, []
         try: self.look(wait=True)
         except Retired: pass   # it answers 410
@@ -116,7 +116,9 @@ class ProjectService:
     def _load(self, version: str, *, wait: bool) -> Ready:
         model, settings = self.project.registry.load(version), self.project.settings
         plan = FeaturePlan.from_body(model.info.plan)
-        columns = input_schema(plan, settings, sample=training_rows(self.project, model.info))
+        rows = training_rows(self.project, model.info)
+        columns = input_schema(plan, settings, sample=rows)
+        self.examples[version] = example_record(columns, rows if rows is None else rows.head(10_000))
         self.logbook.know(model, plan)
         return settled(self.project, model, columns, wait=wait or self.standing is None)
 
@@ -136,6 +138,10 @@ class ProjectService:
     def schema(self) -> list[InputColumn]:
         "What the version takes that answers, or answered last."
         return self.ready[self.loaded.version].takes if self.loaded else []
+
+    def example(self) -> dict:
+        "A record of nobody that the version takes."
+        return self.examples.get(self.loaded.version, {}) if self.loaded else {}
 
     def keeps(self, column: str) -> bool:
         "Whether the log has a column, hashed or as it came."

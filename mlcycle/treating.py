@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable
 import numpy as np
 from .answering import Ready
-from .core import InputsSection, SettingsError, shown
+from .core import InputsSection, SettingsError, TreatedColumn, shown
 from .encoding import LEVELS, Unusual, inputs_of, steps_of
 from .features import Clean
 from .inputs import FEW, BadRequest, InputColumn, columns_of, mistake, not_valid
@@ -46,9 +46,10 @@ class Treatment:
     def __init__(self, model, columns: list[InputColumn], rules: InputsSection):
         levels, names = known_levels(model.estimator, model.info.columns), [c.name for c in columns]
         self.levels = {n: (read, known, known | {None}, rules.rule(n).unseen == 'refuse') for n, (read, known) in levels.items() if n in names}
-        self.bounds = {n: ends for n, ends in clipped_columns(model.estimator).items() if n in names}
+        self.bounds = [(n, *ends, 'clipped') for n, ends in clipped_columns(model.estimator).items() if n in names]
+        self.bounds += _ranges(columns, rules)
         self.fill = {c.name: _fill(c, rules) for c in columns if c.required and not c.nullable and rules.rule(c.name).missing != 'refuse'}
-        self.takes = [c.model_copy(update={'required': False, 'nullable': True}) if c.name in self.fill else c for c in columns]
+        self.takes = [_taken(c, rules.rule(c.name), filled=c.name in self.fill) for c in columns]
 
     def __call__(self, records: list[dict]) -> tuple[list[dict], list[str | None] | None]: # records, marks; None: nothing was treated
         "Valid records as the model is shown them, with a mark in JSON for each that was treated; BadRequest names what is refused."
@@ -59,9 +60,9 @@ class Treatment:
             values = columns_of(records, [name])[name]
             if isinstance(values, np.ndarray): values = values.tolist()
             if not usual.issuperset(values): _unseen(name, [i for i, v in enumerate(values) if _is_new(read, known, v)], refused, marks)
-        for name, (low, high) in self.bounds.items():
+        for name, low, high, treatment in self.bounds:
             x = np.array(columns_of(records, [name])[name], dtype=float)
-            for i in np.flatnonzero((x < low) | (x > high)).tolist(): marks.setdefault(i, {})[name] = 'clipped'
+            _beyond(name, np.flatnonzero((x < low) | (x > high)).tolist(), (low, high), treatment, marks)
         return records, [json.dumps(marks[i]) if i in marks else None for i in range(len(records))] if marks else None
 
     def _is_usual(self, record: dict) -> bool:
@@ -69,7 +70,7 @@ class Treatment:
         value = record.get
         for name, (_, _, usual, _) in self.levels.items():
             if value(name) not in usual: return False
-        for name, (low, high) in self.bounds.items():
+        for name, low, high, _ in self.bounds:
             if (x := value(name)) is not None and not low <= x <= high: return False
         return not any(value(name) is None for name in self.fill)
 
@@ -78,6 +79,19 @@ class Treatment:
         for i, names in enumerate(gaps):
             for n in names: marks.setdefault(i, {})[n] = 'missing'
         return [{**r, **{n: self.fill[n] for n in names}} if names else r for r, names in zip(records, gaps)]
+
+def _ranges(columns: list[InputColumn], rules: InputsSection) -> list[tuple]: # column, low, high, treatment
+    "The ranges that the settings declare."
+    found = [(c, rules.rule(c.name)) for c in columns if rules.rule(c.name).range]
+    for c, _ in found:
+        if c.accepts != 'number': raise SettingsError(f'deployment.inputs: {c.name!r} takes a {c.accepts}, so low and high do not fit it. Take them out of mlcycle.toml.')
+    return [(c.name, *rule.range, 'refused' if rule.outside == 'refuse' else 'outside') for c, rule in found]
+
+def _taken(column: InputColumn, rule: TreatedColumn, *, filled: bool) -> InputColumn:
+    "A column as callers may send it."
+    changes = {'required': False, 'nullable': True} if filled else {}
+    if rule.range and rule.outside == 'refuse': changes |= {'low': rule.low, 'high': rule.high}
+    return column.model_copy(update=changes) if changes else column
 
 def _fill(column: InputColumn, rules: InputsSection) -> object:
     rule = rules.rule(column.name)
@@ -89,6 +103,12 @@ def _is_new(read: Callable, known: frozenset, value: object) -> bool:
     try: found = read(value)
     except Unusual: return True
     return found == found and found is not None and found not in known
+
+def _beyond(name: str, at: list[int], ends: tuple[float, float], treatment: str, marks: dict[int, dict]) -> None:
+    if at and treatment == 'refused':
+        said = ' and '.join(f'{word} {end:g}' for word, end in zip(('at least', 'at most'), ends) if np.isfinite(end))
+        raise not_valid([{'record': i, 'column': name, 'message': f'is out of range; allowed: {said}'} for i in at], 'records')
+    for i in at: marks.setdefault(i, {})[name] = treatment
 
 def _unseen(name: str, at: list[int], refused: bool, marks: dict[int, dict]) -> None:
     if at and refused:

@@ -117,6 +117,9 @@ def test_the_page_about_it_loads_nothing_and_shows_names_as_text(client):
     document = client.get('/openapi.json').json()
     item = document['paths']['/predict']['post']['requestBody']['content']['application/json']['schema']['properties']['records']['items']
     assert HTML in item['required'] and 'sex' in item['properties'] and 'sex' not in item['required'] and item['additionalProperties'] is False
+    for path, more in (('/predict', 'predictions'), ('/label', 'rows')):     # what it gives as an example can be sent as it stands
+        told = post(client, document['paths'][path]['post']['requestBody']['content']['application/json']['example'], path)
+        assert told.status_code == 200 and told.json()[more], told.text
 
 
 # --- records
@@ -483,7 +486,8 @@ def test_what_training_never_saw_is_treated_as_declared_counted_and_marked(tmp_p
     figures = client.get('/metrics').text
     assert f'mlcycle_treated_total{{column="{FORMULA}",treatment="other"}} 1.0' in figures
     assert predictions(project)['treated'].map(lambda m: m if isinstance(m, str) else '').tolist() == ['', json.dumps({FORMULA: 'other'})]
-    rules = {'unseen': 'refuse', 'missing': 'missing', 'columns': [{'name': 'version', 'missing': 'value', 'value': 'y'}, {'name': 'prediction_id', 'unseen': 'other'}]}
+    rules = {'unseen': 'refuse', 'missing': 'missing', 'columns': [{'name': 'version', 'missing': 'value', 'value': 'y'}, {'name': 'prediction_id', 'unseen': 'other'},
+                                                                         {'name': 'score', 'high': 50}, {'name': LONG, 'low': 0, 'outside': 'take'}]}
     project.update_settings({'deployment.inputs': rules})
     build_bundle(project, out=tmp_path/'bundle')
     for client in (make(project), make(tmp_path/'bundle')):
@@ -496,7 +500,12 @@ def test_what_training_never_saw_is_treated_as_declared_counted_and_marked(tmp_p
         for column, treatment, n in ((HTML, 'missing', 2), ('version', 'missing', 1), ('prediction_id', 'other', 1)):
             assert f'mlcycle_treated_total{{column="{column}",treatment="{treatment}"}} {n}.0' in figures
         item = client.get('/openapi.json').json()['paths']['/predict']['post']['requestBody']['content']['application/json']['schema']['properties']['records']['items']
-        assert not {HTML, 'version'} & set(item['required'])
+        assert not {HTML, 'version'} & set(item['required']) and item['properties']['score']['maximum'] == 50
+        wrong = post(client, {'records': [person, person | {'score': 51}]})
+        assert wrong.status_code == 422 and wrong.json()['errors'] == [{'record': 1, 'column': 'score', 'message': 'is out of range; allowed: at most 50'}]
+        assert post(client, {'records': [person | {'score': 50, LONG: -1}]*20}).status_code == 200
+        assert f'mlcycle_treated_total{{column="{LONG[:200]}",treatment="outside"}} 20.0' in client.get('/metrics').text
+        assert post(client, client.get('/openapi.json').json()['paths']['/predict']['post']['requestBody']['content']['application/json']['example']).status_code == 200
     assert json.loads(predictions(project)['treated'].iloc[2]) == {HTML: 'missing', 'version': 'missing'} and predictions(project)['input version'].iloc[2] == 'y'
 
 
