@@ -152,9 +152,10 @@ def _text(values: pa.Array, say: Callable) -> pa.Array: # a dictionary of text
     return said.take(levels.indices).dictionary_encode()
 
 def _as_text(values: pa.Array) -> pa.Array:
+    words = values.dictionary if pa.types.is_dictionary(values.type) else values
+    if words.type == pa.string() and not pc.any(pc.equal(words, '')).as_py() and (words is values or not words.null_count): return values   # as it is
     if values.type != pa.string(): return _text(values, lambda v: as_logged(v, 'text'))
-    empty = pc.equal(values, '')
-    return pc.if_else(empty, pa.scalar(None, pa.string()), values) if pc.any(empty).as_py() else values
+    return pc.if_else(pc.equal(values, ''), pa.scalar(None, pa.string()), values)
 
 def _number(values: pa.Array) -> pa.Array: # floats, null where missing
     if not any(is_it(values.type) for is_it in (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean)):
