@@ -27,7 +27,7 @@ class Mlcycle(click.Group):
             click.echo(f'mlcycle: No space left on the device of {error.filename or "the project"}. What was done is kept; make room, then run again.', err=True)
             context.exit(1)
         except KeyboardInterrupt:
-            click.echo('mlcycle: stopped. What was done is kept; mlcycle run goes on from there.', err=True)
+            click.echo('mlcycle: stopped. What was done is kept; give the same command again to go on from there.', err=True)
             context.exit(1)
 
 EXTRA_OF = {'voila': 'apps', 'tornado': 'apps', 'jupyterlab': 'apps', 'ipywidgets': 'apps', 'anywidget': 'apps', 'fastapi': 'serve',

@@ -10,10 +10,10 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Callable, Iterator
-from .core import Blocked, Record
+from .core import Blocked, Record, SettingsError
 
 # %% auto #0
-__all__ = ['SMALL', 'READY', 'Spread', 'is_large', 'begin', 'loading', 'mapper']
+__all__ = ['SMALL', 'READY', 'Spread', 'is_large', 'begin', 'loading', 'cluster_client', 'mapper']
 
 # %% ../nbs/00ae_hands.ipynb #0956aa70
 SMALL = 64*2**20 # bytes up to which a text file is read whole, with all that the strict reader finds out
@@ -60,13 +60,25 @@ def _undisturbed() -> Iterator[None]:
     try: yield
     finally: signal.signal(signal.SIGINT, before)
 
+def cluster_client(address: str): # distributed's Client
+    "A connection to a Dask cluster; in the open only over TLS."
+    named = address.removeprefix('tcp://')
+    host = (named.rpartition(':')[0] or named).strip('[]')
+    if not address.startswith(('tls://', 'inproc://')) and host not in ('127.0.0.1', 'localhost', '::1'):
+        raise SettingsError(f'The cluster {address} is not on this machine and not encrypted. Give a tls:// address.')
+    try: from distributed import Client
+    except ImportError: raise SettingsError("A cluster needs Dask, which is not here. pip install 'mlcycle[dask]'") from None
+    try: return Client(address, timeout='10s', set_as_default=False)
+    except (OSError, ValueError) as error:
+        raise SettingsError(f'No Dask scheduler answers at {address}: {str(error)[:200]}. Start one, or give no '
+                            'cluster.') from None
+
 @contextmanager
 def mapper(spread: Spread, *, parts: int=2, # with a single one no process is started
            ) -> Iterator[Callable]:
     "A `map` whose work is done by other processes, or by the workers of a cluster."
     if spread.cluster:
-        from distributed import Client
-        with Client(spread.cluster) as client:
+        with cluster_client(spread.cluster) as client:
             yield lambda do, *lists: client.gather(client.map(do, *lists, pure=False))
     elif (workers := spread.hands(parts)) < 2: yield map
     else:

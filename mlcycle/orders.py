@@ -94,7 +94,7 @@ def _get_ready_to_draw() -> None:
 # %% ../nbs/10e_orders.ipynb #939c8da3
 def _workers(project: Project, steps: list[Step], *, stack: ExitStack, run: str, until: float | None) -> Callable[[Order], Future]:
     "Threads of this process that each wait for a worker."
-    from mlcycle.scan import cluster_client
+    from mlcycle.hands import cluster_client
     pool = stack.enter_context(ThreadPoolExecutor(project.settings.run.side_by_side))
     client = stack.enter_context(cluster_client(project.settings.run.cluster))
     return lambda order: pool.submit(_await_worker, client, order, _left(project, until))

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from .core import DataError, SettingsError
+from .hands import cluster_client
 from .profile import SAMPLE, Profile, merge, profile, settled, stretches
 
 # %% auto #0
-__all__ = ['PIECE', 'BATCH', 'Piece', 'pieces', 'piece_profile', 'cluster_client', 'scan']
+__all__ = ['PIECE', 'BATCH', 'Piece', 'pieces', 'piece_profile', 'scan']
 
 # %% ../nbs/00db_scan.ipynb #df11c1ae
 PIECE = 1 << 19  # rows of a piece, where the row groups of its file allow it
@@ -95,18 +96,6 @@ def _cut(source, found: list[Piece], columns: list[str] | None) -> Profile:
     return profile(pa.concat_tables(tables, promote_options='permissive'))
 
 # %% ../nbs/00db_scan.ipynb #1229a72f
-def cluster_client(address: str): # distributed's Client
-    "A connection to a Dask cluster; in the open only over TLS."
-    host = address.removeprefix('tcp://').rpartition(':')[0].strip('[]')
-    if not address.startswith('tls://') and host not in ('127.0.0.1', 'localhost', '::1'):
-        raise SettingsError(f'The cluster {address} is not on this machine and not encrypted. Give a tls:// address.')
-    try: from distributed import Client
-    except ImportError: raise SettingsError("A cluster needs Dask, which is not here. pip install 'mlcycle[dask]'") from None
-    try: return Client(address, timeout='10s', set_as_default=False)
-    except (OSError, TimeoutError) as error:
-        raise SettingsError(f'No Dask scheduler answers at {address}: {str(error)[:200]}. Start one, or give no '
-                            'cluster.') from None
-
 def _on_cluster(address: str, source, found: list[Piece], like: Profile, columns: list[str] | None) -> list[Profile]:
     "The pieces read by a cluster's workers."
     from distributed import as_completed

@@ -180,7 +180,7 @@ def window_profile(project: Project, watch: Watch, log: pd.DataFrame, bounds: tu
     return Profile(rows=found.rows, columns=found.columns | own.columns)
 
 def _by_cluster(address: str, folder: str, watch: Watch, bounds: tuple[str, str]) -> Profile:
-    from mlcycle.scan import cluster_client
+    from mlcycle.hands import cluster_client
     ends = [t.isoformat() for t in pd.date_range(*map(pd.Timestamp, bounds), periods=STRETCHES+1)]
     mine = watch._replace(basis=None, expected={})
     with cluster_client(address) as client:

@@ -214,6 +214,13 @@ def test_workers_end_with_whoever_started_them(tmp_path):
     assert not psutil.wait_procs([*workers, server], timeout=300)[1]     # they would sleep for an hour
 
 
+@pytest.mark.parametrize('address, said', [('tcp://10.0.0.1:8786', 'not encrypted'), ('tcp://10.0.0.1', 'not encrypted'), ('127.0.0.1', 'No Dask scheduler answers'), ('tcp://localhost:port', 'No Dask scheduler answers'), ('nonsense', 'not encrypted')])
+def test_a_cluster_that_is_not_there_or_not_safe_is_named(ready, many, tmp_path, monkeypatch, address, said):
+    many.head(3).to_csv(tmp_path/'in.csv', index=False)
+    with pytest.raises(SettingsError, match=said): score_file(ready, tmp_path/'in.csv', tmp_path/'out.csv', spread=Spread(cluster=address))
+    assert not (tmp_path/'out.csv').exists()
+
+
 def test_a_cluster_gives_the_same(ready, many, tmp_path, monkeypatch):
     from distributed import LocalCluster
     (tmp_path/'in').mkdir()

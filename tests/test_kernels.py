@@ -99,7 +99,7 @@ def test_control_c_says_one_paragraph_and_leaves_no_process(project, kind, momen
     kin = psutil.Process(process.pid).children(recursive=True)
     os.killpg(process.pid, signal.SIGINT)
     out, said = process.communicate(timeout=60)
-    assert process.returncode == 1 and said == 'mlcycle: stopped. What was done is kept; mlcycle run goes on from there.\n', (out, said)
+    assert process.returncode == 1 and said == 'mlcycle: stopped. What was done is kept; give the same command again to go on from there.\n', (out, said)
     assert kin and psutil.wait_procs(kin, timeout=15)[1] == []
     rewrite(project, 'data', 'print(n)')
     assert run(project, ['data']).steps[0].state == 'done'
