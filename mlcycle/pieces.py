@@ -265,8 +265,9 @@ def pieces(table: LargeTable, part: Part, # one of its parts
         for start in range(0, part.rows, rows): yield typed.select(wanted).slice(start, rows)
         return
     inside = {own: n for n, own in table.names.items()}
-    opened = _opened(part.path, read_dictionary=[inside.get(c, c) for c in levels])
-    stored = None if columns is None else [inside.get(c, c) for c in wanted if c not in part.values]
+    within = [c for c in table.columns if c not in part.values]   # the others stand in the path
+    opened = _opened(part.path, read_dictionary=[inside.get(c, c) for c in within if c in levels])
+    stored = None if columns is None else [inside.get(c, c) for c in wanted if c in within]
     for batch in opened.iter_batches(batch_size=rows, row_groups=part.groups, columns=stored, use_threads=False):
         found = pa.Table.from_batches([batch])
         for name, value in part.values.items(): found = found.append_column(name, pa.repeat(value, found.num_rows))

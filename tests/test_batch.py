@@ -140,6 +140,29 @@ def test_the_output_carries_the_columns_asked_for(ready, many, tmp_path, monkeyp
     assert len(ours) == 4000
 
 
+@pytest.mark.parametrize('column', ['sex', HTML, FORMULA, 'version'])
+@pytest.mark.parametrize('kind', ['csv', 'parquet'])
+def test_a_column_that_is_not_there_is_named(ready, tmp_path, kind, column):
+    rows, before = strange_rows(5, seed=10).drop(columns=['label', column]), len(predictions(ready))
+    rows.to_csv(tmp_path/'in.csv', index=False) if kind == 'csv' else rows.to_parquet(tmp_path/'in.parquet')
+    if column == 'sex':   # only logged
+        assert score_file(ready, tmp_path/f'in.{kind}', tmp_path/'out.csv').rows == 5
+        return
+    with pytest.raises(DataError) as error: score_file(ready, tmp_path/f'in.{kind}', tmp_path/'out.csv')
+    assert f'Missing columns: {column}.' in str(error.value) and not (tmp_path/'out.csv').exists() and len(predictions(ready)) == before
+
+
+def test_a_table_that_is_divided_by_a_text(ready, many, tmp_path):
+    "A column of the model that stands in the paths and not in the files."
+    from deltalake import write_deltalake
+    whole = tmp_path/'whole.parquet'
+    many.head(300).to_parquet(whole)
+    write_deltalake(str(tmp_path/'in'), pa.Table.from_pandas(many.head(300), preserve_index=False), partition_by=['version'])
+    found = {k: score_file(ready, source, tmp_path/f'{k}.parquet') and pd.read_parquet(tmp_path/f'{k}.parquet') for k, source in (('a', whole), ('b', tmp_path/'in'))}
+    a, b = (d.astype({'id': str}).set_index('id')[['score', 'decision']].sort_index() for d in found.values())
+    pd.testing.assert_frame_equal(a, b)
+
+
 def test_a_delta_table_of_our_own(ready, many, tmp_path):
     ready.tables.write('waiting', many)
     score_file(ready, ready.tables.uri('waiting'), tmp_path/'out.parquet')
