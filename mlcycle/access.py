@@ -4,14 +4,14 @@
 
 # %% ../nbs/00ia_access.ipynb #1e311ad7
 from __future__ import annotations
-import asyncio, base64, binascii, hashlib, hmac, json, logging, os, secrets, time
+import asyncio, base64, binascii, hashlib, hmac, json, logging, os, secrets, socket, time
 from pathlib import Path
 from typing import Callable, NamedTuple
 from .core import Blocked, Record, SettingsError
 
 # %% auto #0
-__all__ = ['SHORTEST', 'LOOPBACK', 'log', 'HEADERS', 'check_token', 'find_token', 'may_listen', 'Access', 'access_for',
-           'host_name', 'given_token', 'refusal', 'Asked', 'Guard', 'Reply']
+__all__ = ['SHORTEST', 'LOOPBACK', 'log', 'HEADERS', 'check_token', 'find_token', 'may_listen', 'check_free', 'Access',
+           'access_for', 'host_name', 'given_token', 'refusal', 'Asked', 'Guard', 'Reply']
 
 # %% ../nbs/00ia_access.ipynb #bbb085fc
 SHORTEST = 16 # characters of a token
@@ -54,6 +54,17 @@ def may_listen(host: str) -> dict: # uvicorn's TLS options
         raise Blocked(f'Others can reach {host}, and the token would travel unencrypted. Set MLCYCLE_CERTIFICATE and MLCYCLE_KEY, or '
                       'MLCYCLE_TLS=outside where a proxy in front ends TLS, or listen on 127.0.0.1.')
     return tls
+
+def check_free(host: str, port: int) -> None:
+    "SettingsError where nobody can listen on an address: another does, it is not this machine's, or it is not allowed."
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as tried:
+            tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)   # as the server will
+            tried.bind(address)
+    except (OSError, OverflowError) as error:
+        why = getattr(error, 'strerror', None) or error
+        raise SettingsError(f'Nothing can listen on {host}, port {port}: {why}. Stop what listens there, or name another: mlcycle serve --port N') from None
 
 # %% ../nbs/00ia_access.ipynb #27fea9fe
 class Access(Record):

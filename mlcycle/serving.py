@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 import pandas as pd
 from pydantic import BaseModel
-from .access import Asked, Guard, access_for, find_token, may_listen
+from .access import Asked, Guard, access_for, check_free, find_token, may_listen
 from .paths import ScoringPath
 from .core import Blocked, DataError, MlcycleError, Project, SettingsError
 from .inputs import BadRequest, Wrong, dump, is_date, not_valid, read_list
@@ -327,6 +327,7 @@ def serve(source: Project | str | Path, *,
     tls = may_listen(host)
     project = source if isinstance(source, Project) else None if (Path(source)/'manifest.json').is_file() else Project(source)
     if project is not None: admit(project, version)
+    check_free(host, port)
     file = (project.store if project is not None else Path(source))/'token'
     token, drawn = find_token(file)
     make = partial(create_app, token=token, version=version, hosts=(host,))

@@ -403,6 +403,13 @@ def test_the_default_server_is_on_loopback_with_a_token_shown_once(project):
         run.terminate(); run.wait(30); run.stderr.close()
 
 
+def test_a_port_that_is_taken_is_a_wrong_call_and_nothing_is_said_to_be_served(project):
+    with socket.create_server(('127.0.0.1', 0)) as taken:
+        port = taken.getsockname()[1]
+        said = subprocess.run([str(Path(sys.executable).parent/'mlcycle'), 'serve', '--port', str(port), '--project', str(project.folder)], capture_output=True, text=True, env=os.environ | {'MLCYCLE_TOKEN': TOKEN})
+    assert said.returncode == 2 and f'port {port}' in said.stderr and '--port N' in said.stderr and 'http://' not in said.stderr and len(said.stderr.splitlines()) == 1
+
+
 def test_places_are_limited(project, record):
     from mlcycle.access import Guard, access_for
     started, go = [], asyncio.Event()
