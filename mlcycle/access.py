@@ -61,7 +61,7 @@ def check_free(host: str, port: int) -> None:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind, protocol) as tried:
             tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)   # as the server will
-            tried.bind(address)
+            tried.bind((address[0], port, *address[2:]))   # a port past the last one is not another one
     except (OSError, OverflowError) as error:
         why = getattr(error, 'strerror', None) or error
         raise SettingsError(f'Nothing can listen on {host}, port {port}: {why}. Stop what listens there, or name another: mlcycle serve --port N') from None
