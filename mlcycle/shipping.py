@@ -83,8 +83,9 @@ jobs:
           KUBE_CONFIG: ${{ secrets.KUBE_CONFIG }}
         run: |
           umask 077 && echo "$KUBE_CONFIG" > "$RUNNER_TEMP/config" && export KUBECONFIG="$RUNNER_TEMP/config"
+          kubectl set image --local --filename kubernetes/deployment.yaml server="${IMAGE,,}" --output yaml > "$RUNNER_TEMP/deployment.yaml"
+          mv "$RUNNER_TEMP/deployment.yaml" kubernetes/deployment.yaml
           kubectl apply --filename kubernetes/
-          kubectl set image deployment/<<name>> server="${IMAGE,,}"
           kubectl rollout status deployment/<<name>> --timeout=5m
   rollback:
     if: inputs.action == 'rollback'
@@ -162,8 +163,9 @@ deploy:
   rules:
     - if: $CI_COMMIT_BRANCH == $CI_DEFAULT_BRANCH
   script:
+    - kubectl set image --local --filename kubernetes/deployment.yaml server="$IMAGE" --output yaml > /tmp/deployment.yaml
+    - mv /tmp/deployment.yaml kubernetes/deployment.yaml
     - kubectl apply --filename kubernetes/
-    - kubectl set image deployment/<<name>> server="$IMAGE"
     - kubectl rollout status deployment/<<name>> --timeout=5m
 rollback:
   extends: .cluster

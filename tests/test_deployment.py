@@ -65,6 +65,8 @@ def test_both_pipelines_test_build_scan_push_deploy_and_roll_back(bundle):
     for name, text in said.items():
         for part in ('server.py check', 'pip_audit', 'docker build', 'image.tar', '--exit-code 1', 'docker push', 'kubectl set image', 'kubectl rollout undo'):
             assert part in text, (name, part)
+        own, applied, rest = text.partition('kubectl apply --filename kubernetes/')     # one change a release, so that undoing one is the release before
+        assert 'kubectl set image --local' in own and applied and 'set image' not in rest and rest.index('rollout status') < rest.index('rollout undo')
     assert github['jobs']['rollback']['if'] == "inputs.action == 'rollback'" and gitlab['rollback']['rules'][0]['when'] == 'manual'
     assert gitlab['stages'] == ['test', 'build', 'scan', 'push', 'deploy'] and {gitlab[j]['stage'] for j in gitlab['stages']} == set(gitlab['stages'])
     scanning = next(s for s in github['jobs']['image']['steps'] if s.get('name') == 'Scan')
