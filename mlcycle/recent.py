@@ -61,7 +61,10 @@ def recent(project: Project) -> Recent:
     known = labelled(project) if project.tables.exists('labels') and logged(project) else template.head(0)
     if not len(known): return Recent(template.head(0), _NO_KEYS)
     known, plan = _counted_once(project, known), _newest_plan(project)
-    absent = [c for c in plan.inputs if stored_name(c) not in known] or unlogged(project.settings, plan.inputs)
+    if hidden := unlogged(project.settings, plan.inputs):
+        raise DataError(f'deployment.log does not keep {", ".join(hidden[:20])} as they came, so production rows cannot be learnt from. Keep them, or '
+                        'name a source that has them and run: mlcycle run data development')
+    absent = [c for c in plan.inputs if stored_name(c) not in known]
     if absent: raise DataError(f'The log lacks columns of the model: {", ".join(absent[:20])}. Score rows with them.')
     rows = {c: _column(project, plan, known, template[c]) for c in template}
     return Recent(pd.DataFrame(rows, index=known.index), known[['at', 'prediction_id']])

@@ -479,6 +479,9 @@ def test_what_the_log_lacks_is_undetermined_and_never_answered_again(tmp_path, m
     state = window.drift.set_index('column')['status']
     assert state['version'] == 'no drift' and state[HTML] == state['score'] == 'undetermined' and not (state == 'missing column').any()
     with pytest.raises(DataError, match='deployment.log does not keep'): replay(project, '2')
+    from mlcycle.recent import recent
+    label_rows(project, pd.DataFrame({'prediction_id': predictions(project)['prediction_id'].head(3), 'label': 'yes'}))
+    with pytest.raises(DataError, match='deployment.log does not keep .*score'): recent(project)
     with pytest.raises(DataError, match='Give them by prediction_id'): label_rows(project, pd.DataFrame({'id': ['001'], 'label': ['yes']}))
 
 
