@@ -34,7 +34,7 @@ def score(project: Project, source: str, out: str, version: str, **spread) -> No
 
 @click.command()
 @click.option('--host', default='127.0.0.1', show_default=True, help='The address it listens on; another than loopback needs a token.')
-@click.option('--port', type=int, default=None, help='Default: deployment.port of the settings.')
+@click.option('--port', type=click.IntRange(1, 65535), default=None, help='Default: deployment.port of the settings.')
 @click.option('--workers', type=click.IntRange(min=1), default=1, show_default=True, help='Processes on the one address.')
 @with_project()
 def serve(project: Project, host: str, port: int | None, workers: int) -> None:

@@ -410,6 +410,14 @@ def test_a_port_that_is_taken_is_a_wrong_call_and_nothing_is_said_to_be_served(p
     assert said.returncode == 2 and f'port {port}' in said.stderr and '--port N' in said.stderr and 'http://' not in said.stderr and len(said.stderr.splitlines()) == 1
 
 
+def test_a_port_that_cannot_be_is_refused_before_anything_is_loaded(project):
+    from click.testing import CliRunner
+    from mlcycle.cli import main
+    for port in ('0', '65536', '99999', 'http'):
+        found = CliRunner().invoke(main, ['serve', '--port', port, '--project', str(project.folder)])
+        assert found.exit_code == 2 and '--port' in found.output
+
+
 def test_places_are_limited(project, record):
     from mlcycle.access import Guard, access_for
     started, go = [], asyncio.Event()
