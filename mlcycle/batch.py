@@ -223,12 +223,21 @@ def score_file(project: Project, source: str | Path, # CSV, Parquet, JSON lines,
     if not source.exists(): raise DataError(f'There is no {source.name!r}. Name a file, a folder of Parquet files, or a Delta table.')
     if out.resolve().is_relative_to(source.resolve()):
         raise SettingsError(f'{out.name!r} would replace what is scored, or be read as a part of it. Name another place.')
+    _may_write(out)
     spread = spread if spread.cluster else spread.model_copy(update={'cluster': project.settings.store.cluster})
     before = _stamp(source)
     with _job(project, source, (known_path(project, version), spread)) as (job, asked):
         table, done, reused = _all_parts(job, asked, spread)
         if _stamp(source) != before: raise DataError(f'{source.name} changed while it was scored. Nothing was logged; score it again.')
         return _finish(project, job.model_copy(update={'table': table}), (out, done, reused))
+
+def _may_write(out: Path) -> None:
+    "Find out before anything is scored, and not when it is in the log."
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryDirectory(dir=out.parent).cleanup()
+    except OSError as error:
+        raise SettingsError(f'{out.name!r} cannot be written: its folder takes nothing ({error.strerror}). Name another place.') from None
 
 def _stamp(source: Path) -> list:
     files = sorted(source.rglob('*')) if source.is_dir() else [source]

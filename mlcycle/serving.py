@@ -283,9 +283,11 @@ DOOR = {status: {'description': PROBLEMS[status]['description'], 'content': AS_J
 
 # %% ../nbs/05a_serving.ipynb #ef956407
 def _add_state(app: FastAPI, service, counters: Counters) -> None:
+    @app.head('/health', include_in_schema=False)
     @app.get('/health', summary='The process is alive; needs no token')
     async def health() -> JSONResponse: return JSONResponse({'status': 'ok'})
 
+    @app.head('/ready', include_in_schema=False)
     @app.get('/ready', summary='A model may answer now', responses=DOOR)
     def ready(request: Request) -> JSONResponse:
         try: return JSONResponse({'status': 'ready', 'version': service.look().main.version})

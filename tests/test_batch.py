@@ -96,6 +96,8 @@ def test_what_is_scored_is_never_replaced(ready, tmp_path, monkeypatch):
     was, before = Path('in.csv').read_bytes(), len(predictions(ready))
     for source, out in (('in.csv', 'in.csv'), ('in.csv', tmp_path/'in.csv'), ('link.csv', 'in.csv'), ('rows', 'rows/out.parquet'), ('rows/in.parquet', 'rows/../rows/in.parquet')):
         with pytest.raises(SettingsError, match='Name another place'): score_file(ready, source, out)
+    Path('file').write_text('no folder')
+    with pytest.raises(SettingsError, match='cannot be written.*Name another place'): score_file(ready, 'in.csv', 'file/out.csv')
     assert Path('in.csv').read_bytes() == was and [*table.iterdir()] == [table/'in.parquet'] and len(predictions(ready)) == before
 
 
