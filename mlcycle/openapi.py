@@ -11,9 +11,45 @@ from .inputs import json_schema
 from .particulars import WISHES
 
 # %% auto #0
-__all__ = ['DECISIONS', 'document', 'asked_beside', 'answer_schema', 'label_example', 'label_schema', 'docs_page', 'label_names']
+__all__ = ['DECISIONS', 'label_names', 'label_schema', 'label_example', 'answer_schema', 'asked_beside', 'document', 'docs_page']
 
-# %% ../nbs/00icd_openapi.ipynb #b83d24f4
+# %% ../nbs/00icd_openapi.ipynb #fd855132
+def label_names(service) -> list[str]:
+    "The columns by which an outcome can name its prediction."
+    return ['prediction_id', *(c.name for c in service.schema() if c.role == 'id' and service.keeps(c.name))]
+
+def label_schema(service) -> dict:
+    "The schema of one outcome: what names its prediction, and the outcomes that the task knows."
+    names = {name: {'type': 'string', 'minLength': 1} for name in label_names(service)}
+    classes = service.loaded.info.plan.get('classes', []) if service.loaded else []
+    numbers = [json.loads(c) for c in classes if c.isascii() and c.isdigit() and str(int(c)) == c]
+    said = {'enum': [*classes, *numbers]} if classes else {'type': 'number'}
+    return {'type': 'object', 'required': ['label'], 'anyOf': [{'required': [n]} for n in names], 'additionalProperties': False,
+            'properties': {**names, 'label': said, 'at': {'type': 'string', 'anyOf': [{'format': 'date'}, {'format': 'date-time'}]}}}
+
+def label_example(schema: dict) -> dict: # of one outcome
+    "An outcome as it may be sent."
+    return {'prediction_id': '0123456789abcdef0123456789abcdef', 'label': schema['properties']['label'].get('enum', [1.5])[0], 'at': '2024-05-31'}
+
+# %% ../nbs/00icd_openapi.ipynb #f0c63795
+DECISIONS = {'binary': {'enum': [0, 1]}, 'multiclass': {'type': 'string'}, 'regression': {'type': 'number'}}
+
+def answer_schema(service) -> dict:
+    "The schema of an answer: of every record an id, who answered, a score and a decision."
+    text, number = {'type': 'string'}, {'type': 'number'}
+    decision = DECISIONS[service.loaded.task] if service.loaded else {}
+    told = {'prediction_id': text, 'version': text, 'score': number, 'decision': decision, 'scores': {'type': 'object', 'additionalProperties': number},
+            'explanation': {'type': 'object'}, 'interval': {'type': 'object'}}
+    one = {'type': 'object', 'required': ['prediction_id', 'version', 'score', 'decision'], 'properties': told}
+    return {'type': 'object', 'required': ['version', 'predictions'], 'properties': {'version': text, 'predictions': {'type': 'array', 'items': one}}}
+
+def asked_beside(service) -> list[dict]: # parameters of `/predict`
+    "What this model can give beside an answer, and the key where requests are remembered."
+    far, amount = isinstance(service, BundleService), service.loaded is not None and service.loaded.task == 'regression'
+    given = {'explain': not far, 'interval': amount}
+    return [w for w in WISHES if given[w['name']]]+[KEY]*(not far)
+
+# %% ../nbs/00icd_openapi.ipynb #93dbe783
 def document(app, # of FastAPI
              service) -> dict:
     "The OpenAPI document, with the schema of the records that this model takes."
@@ -31,36 +67,7 @@ def document(app, # of FastAPI
     out['security'], out['paths']['/health']['get']['security'] = [{'token': []}], []
     return out
 
-def asked_beside(service) -> list[dict]: # parameters of `/predict`
-    "What this model can give beside an answer, and the key where requests are remembered."
-    far, amount = isinstance(service, BundleService), service.loaded is not None and service.loaded.task == 'regression'
-    given = {'explain': not far, 'interval': amount}
-    return [w for w in WISHES if given[w['name']]]+[KEY]*(not far)
-
-DECISIONS = {'binary': {'enum': [0, 1]}, 'multiclass': {'type': 'string'}, 'regression': {'type': 'number'}}
-
-def answer_schema(service) -> dict:
-    "The schema of an answer: of every record an id, who answered, a score and a decision."
-    text, number = {'type': 'string'}, {'type': 'number'}
-    decision = DECISIONS[service.loaded.task] if service.loaded else {}
-    told = {'prediction_id': text, 'version': text, 'score': number, 'decision': decision, 'scores': {'type': 'object', 'additionalProperties': number},
-            'explanation': {'type': 'object'}, 'interval': {'type': 'object'}}
-    one = {'type': 'object', 'required': ['prediction_id', 'version', 'score', 'decision'], 'properties': told}
-    return {'type': 'object', 'required': ['version', 'predictions'], 'properties': {'version': text, 'predictions': {'type': 'array', 'items': one}}}
-
-def label_example(schema: dict) -> dict: # of one outcome
-    "An outcome as it may be sent."
-    return {'prediction_id': '0123456789abcdef0123456789abcdef', 'label': schema['properties']['label'].get('enum', [1.5])[0], 'at': '2024-05-31'}
-
-def label_schema(service) -> dict:
-    "The schema of one outcome: what names its prediction, and the outcomes that the task knows."
-    names = {name: {'type': 'string', 'minLength': 1} for name in label_names(service)}
-    classes = service.loaded.info.plan.get('classes', []) if service.loaded else []
-    numbers = [json.loads(c) for c in classes if c.isascii() and c.isdigit() and str(int(c)) == c]
-    said = {'enum': [*classes, *numbers]} if classes else {'type': 'number'}
-    return {'type': 'object', 'required': ['label'], 'anyOf': [{'required': [n]} for n in names], 'additionalProperties': False,
-            'properties': {**names, 'label': said, 'at': {'type': 'string', 'anyOf': [{'format': 'date'}, {'format': 'date-time'}]}}}
-
+# %% ../nbs/00icd_openapi.ipynb #db1b320d
 def docs_page(document: dict) -> str: # HTML that loads nothing
     "The operations of an OpenAPI document on one plain page."
     safe = lambda value: html.escape(value if isinstance(value, str) else json.dumps(value, indent=1), quote=True)
@@ -72,7 +79,3 @@ def docs_page(document: dict) -> str: # HTML that loads nothing
                          + ''.join(f'<p>{title}</p><pre>{safe(body[part])}</pre>' for part, title in (('example', 'For example:'), ('schema', 'Schema:')) if part in body))
     style = 'body{font:16px/1.5 sans-serif;max-width:50rem;margin:2rem auto;padding:0 1rem}pre{background:#f4f4f4;padding:1rem;overflow:auto}'
     return f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{safe(document["info"]["title"])}</title><style>{style}</style>{"".join(parts)}</html>'
-
-def label_names(service) -> list[str]:
-    "The columns by which an outcome can name its prediction."
-    return ['prediction_id', *(c.name for c in service.schema() if c.role == 'id' and service.keeps(c.name))]
