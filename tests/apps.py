@@ -1,8 +1,9 @@
 "An app behind its door, as a person starts it, for the tests of the apps."
-import os, signal, socket, subprocess, sys, time, urllib.request
+import os, signal, subprocess, sys, time, urllib.request
 from contextlib import contextmanager
 from pathlib import Path
 import pytest
+from ports import free_port
 
 TOKEN = 'a-token-of-the-tests-0123456789'
 ARGUMENTS = ('--no-sandbox --disable-gpu --disable-quic --disable-background-networking --disable-component-update --disable-sync').split()
@@ -14,12 +15,6 @@ FOCUSED = """() => { let view = window, at = document.activeElement
   if (!at || at.tagName === 'BODY') return ['', false]
   const style = view.getComputedStyle(at), label = at.labels && at.labels.length ? at.labels[0].innerText : at.innerText
   return [label.trim(), style.outlineStyle === 'solid' && parseFloat(style.outlineWidth) >= 2] }"""
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(('127.0.0.1', 0))
-        return s.getsockname()[1]
 
 
 def start(folder, name: str, *options: str, port: int | None=None) -> tuple[subprocess.Popen, int]:

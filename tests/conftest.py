@@ -2,6 +2,7 @@
 import os, shutil, subprocess
 from pathlib import Path
 import pytest
+from ports import free_port
 
 SHARED = Path(__file__).resolve().parents[2]/'shared'
 
@@ -18,13 +19,17 @@ def postgres(tmp_path_factory):
     "A PostgreSQL of our own on a loopback port, where its programs are installed."
     found = sorted(Path('/usr/lib/postgresql').glob('*/bin/initdb')) or [Path(p) for p in [shutil.which('initdb')] if p]
     if not found: pytest.skip('PostgreSQL is not installed')
-    tools, folder, port = found[-1].parent, Path('/tmp')/f'mlcycle-postgres-{os.getpid()}', 54000+os.getpid() % 1000
+    tools, folder = found[-1].parent, Path('/tmp')/f'mlcycle-postgres-{os.getpid()}'
     folder.mkdir()
     as_user = []
     if os.getuid() == 0: shutil.chown(folder, 'postgres'); as_user = ['runuser', '-u', 'postgres', '--']
     run = lambda *command: subprocess.run([*as_user, *command], check=True, stdout=subprocess.DEVNULL, cwd='/tmp')
     run(tools/'initdb', '-D', folder/'data', '-A', 'trust', '-U', 'mlcycle')
-    run(tools/'pg_ctl', '-D', folder/'data', '-w', '-l', folder/'log', '-o', f'-p {port} -k {folder} -c listen_addresses=127.0.0.1', 'start')
+    for port in [free_port() for _ in range(3)]:
+        try: run(tools/'pg_ctl', '-D', folder/'data', '-w', '-l', folder/'log', '-o', f'-p {port} -k {folder} -c listen_addresses=127.0.0.1', 'start')
+        except subprocess.CalledProcessError: continue                                   # somebody was faster
+        break
+    else: pytest.fail(f'PostgreSQL does not start: {(folder/"log").read_text()[-2000:]}')
     yield f'postgresql://mlcycle@127.0.0.1:{port}/postgres'
     run(tools/'pg_ctl', '-D', folder/'data', '-m', 'immediate', 'stop')
     shutil.rmtree(folder, ignore_errors=True)

@@ -1,17 +1,12 @@
 "JupyterLab and Chromium for the tests that click: a server on loopback, a page of 1,366 px, and what a person does there."
-import os, re, signal, socket, subprocess, sys, time, urllib.request
+import os, re, signal, subprocess, sys, time, urllib.request
 from contextlib import contextmanager
 from pathlib import Path
+from ports import free_port
 
 ARGUMENTS = ('--no-sandbox --disable-gpu --disable-quic --disable-background-networking --disable-component-update '
              '--disable-sync').split()
 THREADS = {'OMP_NUM_THREADS': '1', 'OMP_WAIT_POLICY': 'PASSIVE'}   # sums over several threads differ in the last digit
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(('127.0.0.1', 0))
-        return s.getsockname()[1]
 
 
 @contextmanager

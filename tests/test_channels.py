@@ -9,6 +9,7 @@ from mlcycle.channels import deliver, notices, signature, tell, told
 from mlcycle.core import Project, SettingsError
 from mlcycle.desk import Desk
 from mlcycle.log import logs_folder
+from ports import free_port
 
 SECRET, EVENING = 'a secret of sixteen characters', datetime(2026, 3, 1, 20, tzinfo=timezone.utc)
 TOML = '''
@@ -109,7 +110,7 @@ def test_a_failing_target_is_tried_again_and_delivered_once(tmp_path, hook):    
 
 
 def test_a_target_that_is_down_for_an_hour_hears_of_everything_at_once(tmp_path):
-    with socket.socket() as s: s.bind(('127.0.0.1', 0)); port = s.getsockname()[1]
+    port = free_port()
     project = project_with(tmp_path, webhook(port), 'name = "notes"\nkind = "file"\npath = "alarms.jsonl"')
     raise_alarm(project)
     for minute in range(0, 60, 10): deliver(project, now=EVENING+timedelta(minutes=minute))
@@ -198,8 +199,7 @@ class Mailbox:
 
 def smtp_server(handler, **options):
     from aiosmtpd.controller import Controller
-    controller = Controller(handler, hostname='localhost', port=0, **options)
-    with socket.socket() as s: s.bind(('127.0.0.1', 0)); controller.port = s.getsockname()[1]
+    controller = Controller(handler, hostname='localhost', port=free_port(), **options)
     controller.start()
     return controller
 

@@ -11,7 +11,8 @@ from mlcycle.scoring import predictions
 from mlcycle.serving import create_app
 from mlcycle.traffic import set_traffic
 from served import crown, new_project, register, strange_rows
-from test_serving import TOKEN, free_port, start
+from ports import free_port
+from test_serving import TOKEN, start
 from test_workers import record_of
 
 

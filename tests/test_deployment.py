@@ -1,5 +1,5 @@
 """Deployment: every file by a public validator, the gates, hashes, names of strangers, and a clean environment that gives the golden answers."""
-import json, os, re, shutil, socket, subprocess, sys, time, urllib.error, urllib.request
+import json, os, re, shutil, subprocess, sys, time, urllib.error, urllib.request
 from pathlib import Path
 import numpy as np
 import pandas as pd
@@ -12,6 +12,7 @@ from mlcycle.manifests import image_name, service_name
 from mlcycle.scoring import predictions
 from mlcycle.bundle import BundleService, check_bundle, check_golden
 from mlcycle.service import collect
+from ports import free_port
 from served import FORMULA, HTML, crown, new_project, register, retire, sign, strange_rows
 
 TOKEN = 'a-token-for-tests-0123456789'
@@ -327,8 +328,7 @@ def test_a_clean_environment_built_from_the_bundle_alone_gives_the_golden_answer
     assert 'mlcycle' not in subprocess.run([python, '-m', 'pip', 'list'], env=env, capture_output=True, text=True).stdout
     done = subprocess.run([python, str(away/'server.py'), 'check'], cwd=tmp_path, env=env, capture_output=True, text=True)
     assert done.stdout.strip() == '20 golden outputs reproduced', done.stderr
-    with socket.socket() as s:
-        s.bind(('127.0.0.1', 0)); port = s.getsockname()[1]
+    port = free_port()
     env |= {'MLCYCLE_TOKEN': TOKEN, 'MLCYCLE_PORT': str(port), 'MLCYCLE_LOG': str(tmp_path/'log.jsonl')}
     server = subprocess.Popen([python, str(away/'server.py')], cwd=tmp_path, env=env, stderr=subprocess.PIPE, text=True)
     try:

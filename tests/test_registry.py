@@ -17,6 +17,7 @@ from mlcycle.plans import encode_target, infer_plan
 from mlcycle.ledger import champion, roles, versions
 from mlcycle.modelfiles import TRUSTED_TYPES, dumps, loads
 from mlcycle.registry import Model, ModelVersion, promote, rollback
+from ports import free_port
 
 TOML = '''gates = []
 project = {{name = "{name}", author = "Ada"}}
@@ -458,12 +459,6 @@ def test_a_crash_between_ledger_and_alias_is_put_right_on_opening(project, monke
 
 
 # A tracking server
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(('127.0.0.1', 0))
-        return s.getsockname()[1]
-
 
 @pytest.fixture(scope='module')
 def server(blank, tmp_path_factory):

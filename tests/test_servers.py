@@ -12,7 +12,8 @@ from mlcycle.scoring import labelled, predictions
 from mlcycle.spool import waiting
 from mlcycle.traffic import arms, set_traffic
 from served import crown, new_project, register, strange_rows
-from test_serving import TOKEN, free_port, start
+from ports import free_port
+from test_serving import TOKEN, start
 from test_workers import HEADERS, record_of
 
 IDS = [f'person {i}' for i in range(30)]

@@ -20,6 +20,7 @@ from mlcycle.scoring import label as label_rows, labelled, predictions, score
 from mlcycle.service import collect
 from mlcycle.serving import create_app
 from mlcycle.spool import Writer, waiting
+from ports import free_port
 from served import FORMULA, HTML, LONG, crown, new_project, register, retire, strange_rows
 
 TOKEN = 'a-token-for-tests-0123456789'
@@ -343,12 +344,6 @@ def start(project: Project, *, port: int, workers: int=1) -> subprocess.Popen:
         except httpx.TransportError: time.sleep(.1)
     run.kill()
     raise AssertionError('the server did not start')
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(('127.0.0.1', 0))
-        return s.getsockname()[1]
 
 
 def ask_until_it_dies(port: int, record: dict, seconds: float) -> list[str]:

@@ -10,7 +10,8 @@ from nbformat.v4 import new_code_cell, new_notebook
 from mlcycle.core import FACTS, Project
 from mlcycle.pipeline import STEPS
 from mlcycle.summary import figures
-from apps import ARGUMENTS, chromium, free_port, needs_chromium
+from apps import ARGUMENTS, chromium, needs_chromium
+from ports import free_port
 
 MLCYCLE = Path(sys.executable).parent/'mlcycle'
 STAGES = list(STEPS)

@@ -5,7 +5,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from apps import TOKEN, free_port, start, stop
+from apps import TOKEN, start, stop
+from ports import free_port
 from mlcycle.gateway import Seats
 from test_monitoring import project_at
 

@@ -15,7 +15,8 @@ from mlcycle.service import ProjectService
 from mlcycle.spool import waiting
 from mlcycle.traffic import arms, set_traffic
 from served import crown, new_project, register, sign, strange_rows
-from test_serving import TOKEN, free_port, start
+from ports import free_port
+from test_serving import TOKEN, start
 
 HEADERS = {'Authorization': f'Bearer {TOKEN}'}
 
