@@ -7,7 +7,7 @@ from __future__ import annotations
 import pandas as pd
 from .acts import BY, WHO, Act, Deed, Field, acting
 from .canary import Canary, begin, look, may_begin, running, stop
-from .core import Blocked, CanarySection, InputsSection, LogSection, MissingEvidence, Project, SettingsError, escaped, html_table, label
+from .core import Blocked, CanarySection, InputsSection, LogSection, MissingEvidence, MlcycleError, Project, SettingsError, escaped, html_table, label
 from .deployment import Bundle
 from .desk import RED, Desk, Folded, View
 from .drawings import Level, bars_svg, intervals_svg
@@ -179,9 +179,10 @@ def traffic_page(project: Project, version: str, share: str) -> str: # trusted H
     "The split as it is and as it would be."
     now = current_traffic(project)
     if now is None: raise Blocked('No version answers, so there is nothing to divide. Next: mlcycle promote MODEL_VERSION')
-    wanted = wanted_shares(project, shares_with(project, version, share))
+    try: then = f'<p>Then</p>{traffic_svg(wanted_shares(project, shares_with(project, version, share)))}'
+    except MlcycleError as error: then = f'<p class="bad">{escaped(error, 1000)}</p>'   # everything can go back to the champion all the same
     why = f' since {now.since[:16].replace("T", " ")}: {now.because}' if now.because else ''
-    return f'<p>Now{escaped(why, 400)}</p>{traffic_svg(now.shares)}<p>Then</p>{traffic_svg(wanted)}<p class="note">Ids stay where they are as far as that is possible; the split is a new epoch.</p>'
+    return f'<p>Now{escaped(why, 400)}</p>{traffic_svg(now.shares)}{then}<p class="note">Ids stay where they are as far as that is possible; the split is a new epoch.</p>'
 
 def shares_with(project: Project, version: str, share: str) -> dict[str, float]: # version → share, without the champion's
     "The split with another share for one version."
@@ -195,7 +196,7 @@ def traffic_act() -> Act:
     home = lambda project, by, because, **_: set_traffic(project, {}, because=because, by=by)
     return Act('', traffic_page, fields=(OTHER, Field('share', '0.05', note='of the ids, above 0 and below 1; 0 takes it away'), *WHO), deeds=(
         Deed('Set the split', give, lambda v: f"set_traffic(project, {{{v['version']!r}: {v['share']}}}, because={v['because']!r}, by={v['by']!r})",
-             'mlcycle traffic {version}={share} --as {by} --because {because}'),
+             'mlcycle traffic {version}={share} --as {by} --because {because}', refuse=lambda project, version, share, **_: wanted_shares(project, shares_with(project, version, share))),
         Deed('All to the champion', home, 'set_traffic(project, {{}}, because={because}, by={by})', 'mlcycle canary --stop --as {by} --because {because}')))
 
 def rollback_page(project: Project) -> str: # trusted HTML

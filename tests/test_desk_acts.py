@@ -1,10 +1,12 @@
 "The desks where a person decides: on one small project with a real registry, by the widgets' own values, against the ledger."
 import os, re
 from html.parser import HTMLParser
+from importlib import import_module
 import numpy as np, pandas as pd, pytest
 from mlcycle.core import Project
 from mlcycle.deployment_desk import deployment_desk, shadow_html
 from mlcycle.desk import unfolded
+from mlcycle.forms import Form
 from mlcycle.governance_desk import governance_desk
 from mlcycle.monitoring_desk import monitoring_desk
 from mlcycle.retirement_desk import retirement_desk
@@ -128,6 +130,15 @@ def test_a_life_is_decided_by_buttons_and_every_decision_is_evidence(lender):
     decided = [(e.kind, e.body['by']) for e in lender.ledger.entries(('approval', 'override', 'promotion', 'request', 'retirement'))]
     assert decided == [('approval', 'Grace'), ('approval', 'Hedy'), ('promotion', 'Hedy'), ('promotion', 'Grace'), ('request', 'Hedy'), ('request', 'Hedy'), ('approval', 'Grace'), ('approval', 'Hedy'),
                        ('override', 'Grace'), ('promotion', 'Hedy'), ('promotion', 'Grace'), ('retirement', 'Hedy')]
+
+
+@pytest.mark.parametrize('stage', ['problem', 'data', 'development', 'validation', *DESKS])
+def test_a_form_that_nobody_has_touched_finds_no_mistake_and_writes_nothing(lender, stage):
+    "What is not set stays so, a whole number too."
+    desk = getattr(import_module(f'mlcycle.{stage}_desk'), f'{stage}_desk')(lender)
+    forms = [p for p in unfolded(desk.parts) if isinstance(p, Form)]
+    for form in forms: form.widget(desk)
+    assert forms and [(f.title, *f.changed()) for f in forms] == [(f.title, {}, {}) for f in forms]
 
 
 class Controls(HTMLParser):
