@@ -89,7 +89,7 @@ def within(seconds: float, # of the whole
         try: outcome.append(send(cut) or '')
         except (Undeliverable, SettingsError) as error: outcome.append(str(error))
         except TimeoutError: outcome.append(late)   # the transport's own limit is the same
-        except Exception as error: outcome.append(f'{type(error).__name__}: {error}')   # every transport raises its own
+        except Exception as error: outcome.append(late if time.monotonic() >= cut.ends else f'{type(error).__name__}: {error}')   # every transport raises its own, also for a limit
     worker = threading.Thread(target=attempt, daemon=True)
     worker.start()
     worker.join(seconds)
