@@ -1,5 +1,7 @@
 """A small project with a version that may answer, for the tests of scoring, serving and deployment."""
+import asyncio
 from pathlib import Path
+import httpx
 import numpy as np
 import pandas as pd
 from mlcycle.core import Project, jsonable
@@ -73,3 +75,14 @@ def retire(project: Project, version: str, successor: str | None=None) -> None:
     "Leave what retirement leaves."
     body = {'version': version, 'successor': successor, 'because': 'a test'}
     project.ledger.append(stage='retirement', kind='retirement', subject=version, body=body, actor='Ada')
+
+
+def taken_in(app, path: str, token: str, *, part: int, parts: int) -> tuple[int, int]: # status, parts of the body that were asked for
+    "Send a body whose length is not announced, a part whenever the application asks for more."
+    asked, headers = [], {'Authorization': f'Bearer {token}', 'Content-Type': 'application/json'}
+    async def body():
+        for n in range(parts): asked.append(n); yield b' '*part
+    async def send() -> int:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url='http://localhost', headers=headers) as client:
+            return (await client.post(path, content=body())).status_code
+    return asyncio.run(send()), len(asked)

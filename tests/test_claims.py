@@ -1,5 +1,4 @@
 """Idempotency-Key: one answer and one row for one request, however often it is sent, over processes and kill -9."""
-import time
 from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
@@ -12,6 +11,7 @@ from mlcycle.serving import create_app
 from mlcycle.traffic import set_traffic
 from served import crown, new_project, register, strange_rows
 from ports import free_port
+from waiting import PATIENCE, until
 from test_serving import TOKEN, start
 from test_workers import record_of
 
@@ -80,7 +80,7 @@ def test_keys_hold_over_processes_and_kill_9(project):
     run, again = start(project, port=port), client_of(project)
     bodies, said = {f'w-{i}': body_of(project, 2, first=1000+i) for i in range(400)}, {}
     def send(key: str) -> None:
-        with httpx.Client(base_url=f'http://127.0.0.1:{port}', headers={'Authorization': f'Bearer {TOKEN}'}, timeout=30) as client:
+        with httpx.Client(base_url=f'http://127.0.0.1:{port}', headers={'Authorization': f'Bearer {TOKEN}'}, timeout=PATIENCE) as client:
             for _ in range(2):
                 try: answer = ask(client, bodies[key], key)
                 except httpx.TransportError: return
@@ -88,13 +88,12 @@ def test_keys_hold_over_processes_and_kill_9(project):
                 assert answer.status_code == 200 and said.setdefault(key, answer.content) == answer.content
     with ThreadPoolExecutor(4) as callers:
         work = [callers.submit(send, key) for key in bodies]
-        while len(said) < 40:
-            assert run.poll() is None
-            time.sleep(.05)
+        until(lambda: len(said) >= 40)
+        assert run.poll() is None
         for key in [*said][:5]: assert ask(again, bodies[key], key).content == said[key]     # this process, beside the one that answered
         run.kill()
         for w in work: w.result()
-    run.wait(30)
+    run.wait(PATIENCE)
     run.stderr.close()
     for key, body in [*bodies.items()][:len(said)+20]:
         answer = ask(again, body, key)

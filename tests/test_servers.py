@@ -1,5 +1,5 @@
 """Three servers that share a database and a folder of tables, and nothing else: one log, one history, one split, one rollback."""
-import os, shutil, signal, threading, time
+import os, shutil, signal, threading
 from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
@@ -15,6 +15,7 @@ from served import crown, new_project, register, strange_rows
 from ports import free_port
 from test_serving import TOKEN, start
 from test_workers import HEADERS, record_of
+from waiting import PATIENCE, until
 
 IDS = [f'person {i}' for i in range(30)]
 
@@ -37,22 +38,14 @@ def servers(machines):
     yield list(zip(running, ports))
     for run in running:
         if run.poll() is None: run.kill()
-        run.wait(30)
+        run.wait(PATIENCE)
         run.stderr.close()
 
 
 def ask(port: int, record: dict, ids: list[str]) -> dict[str, tuple[str, str]]: # id → version, prediction id
     body = {'records': [record | {'id': i} for i in ids]}
-    told = httpx.post(f'http://127.0.0.1:{port}/predict', json=body, headers=HEADERS, timeout=60).raise_for_status().json()['predictions']
+    told = httpx.post(f'http://127.0.0.1:{port}/predict', json=body, headers=HEADERS, timeout=PATIENCE).raise_for_status().json()['predictions']
     return {i: (t['version'], t['prediction_id']) for i, t in zip(ids, told, strict=True)}
-
-
-def until(what, seconds: float=60):
-    "Wait until something holds, as long as a very busy machine may need."
-    for _ in range(int(seconds*3)):
-        if what(): return
-        time.sleep(.3)
-    raise AssertionError('it never came to hold')
 
 
 def test_one_log_one_history_one_split_and_one_rollback(machines, servers):
@@ -70,10 +63,10 @@ def test_one_log_one_history_one_split_and_one_rollback(machines, servers):
     until(lambda: everywhere() == [dict.fromkeys(IDS, '1')]*3)
     one = next(p for p, (_, version) in said.items() if version == '1')
     for port in ports:                                                # an outcome may be told to any of them
-        httpx.post(f'http://127.0.0.1:{port}/label', json={'labels': [{'prediction_id': one, 'label': 'yes'}]}, headers=HEADERS, timeout=60).raise_for_status()
+        httpx.post(f'http://127.0.0.1:{port}/label', json={'labels': [{'prediction_id': one, 'label': 'yes'}]}, headers=HEADERS, timeout=PATIENCE).raise_for_status()
     os.kill(servers[0][0].pid, signal.SIGKILL)
     for run, _ in servers[1:]: run.terminate()
-    for run, _ in servers: run.wait(60)
+    for run, _ in servers: run.wait(PATIENCE)
     lost = waiting(machines[0], 'predictions')                        # of the one that was killed: still on its own disk
     assert len(predictions(machines[1])) == len(said)-lost and len(predictions(machines[0])) == len(said)
     logs = [predictions(m).sort_values('prediction_id', ignore_index=True) for m in machines]
@@ -90,7 +83,7 @@ def test_of_two_machines_that_decide_at_one_moment_one_wins(machines, monkeypatc
     both, real = threading.Barrier(2), type(machines[0].registry).load
     def load(self, version):
         model = real(self, version)
-        both.wait(60)
+        both.wait(PATIENCE)
         return model
     monkeypatch.setattr(type(machines[0].registry), 'load', load)
     def decide(machine: Project, role: str) -> str:

@@ -21,7 +21,8 @@ from mlcycle.service import collect
 from mlcycle.serving import create_app
 from mlcycle.spool import Writer, waiting
 from ports import free_port
-from served import FORMULA, HTML, LONG, crown, new_project, register, retire, strange_rows
+from waiting import PATIENCE, until
+from served import FORMULA, HTML, LONG, crown, new_project, register, retire, strange_rows, taken_in
 
 TOKEN = 'a-token-for-tests-0123456789'
 
@@ -203,13 +204,9 @@ def test_what_is_not_json(client, body):
 
 
 def test_too_large_too_many_and_not_plain_json(client, record):
-    started = time.perf_counter()
     assert post(client, b'x'*2_000_001).status_code == 413
-    def chunks():
-        for _ in range(400): yield b' '*10_000
-    assert client.post('/predict', content=chunks(), headers={'Content-Type': 'application/json'}).status_code == 413
+    assert taken_in(client.app, '/predict', TOKEN, part=10_000, parts=400) == (413, 201)     # no more is taken in than is allowed
     assert post(client, b'{}', **{'Content-Length': '99999999999999999999'}).status_code == 413
-    assert time.perf_counter()-started < 5
     many = post(client, '['+','.join(['{}']*10_001)+']')
     assert many.status_code == 413 and 'at most 10,000' in many.json()['message']
     assert client.post('/predict', content=b'{}', headers={'Content-Type': 'text/plain'}).status_code == 415
@@ -326,10 +323,8 @@ def test_free_memory_goes_back_to_the_system_while_it_serves(project, monkeypatc
     monkeypatch.setattr(serving, 'SETTLE', .02)
     monkeypatch.setattr(serving, 'give_back', lambda: said.append(gc.get_freeze_count() > 10_000))   # and what was loaded once is at rest
     with TestClient(create_app(project, token=TOKEN), base_url='http://localhost') as client:
-        for _ in range(300):
-            if said.count(True) > 1: break
-            client.get('/health'), time.sleep(.02)
-    assert said.count(True) > 1 and gc.get_freeze_count() == 0
+        until(lambda: client.get('/health') and said.count(True) > 1)
+    assert gc.get_freeze_count() == 0
 
 
 # --- in the hands of a real server
@@ -337,25 +332,23 @@ def test_free_memory_goes_back_to_the_system_while_it_serves(project, monkeypatc
 def start(project: Project, *, port: int, workers: int=1) -> subprocess.Popen:
     code = 'import sys\nfrom mlcycle.core import Project\nfrom mlcycle.serving import serve\nserve(Project(sys.argv[1]), port=int(sys.argv[2]), workers=int(sys.argv[3]))'
     run = subprocess.Popen([sys.executable, '-c', code, str(project.folder), str(port), str(workers)], env=os.environ | {'MLCYCLE_TOKEN': TOKEN}, stderr=subprocess.PIPE, text=True)
-    for _ in range(900):
+    def answers() -> bool:
         if run.poll() is not None: raise AssertionError(run.stderr.read())
-        try:
-            if httpx.get(f'http://127.0.0.1:{port}/health').status_code == 200: return run
-        except httpx.TransportError: time.sleep(.1)
-    run.kill()
-    raise AssertionError('the server did not start')
+        try: return httpx.get(f'http://127.0.0.1:{port}/health', timeout=PATIENCE).status_code == 200
+        except httpx.TransportError: return False
+    try: until(answers)
+    except AssertionError: run.kill(); raise
+    return run
 
 
-def ask_until_it_dies(port: int, record: dict, seconds: float) -> list[str]:
-    "The prediction ids of every 200, asked for by one client after another request."
-    ids, until = [], time.monotonic()+seconds
-    with httpx.Client(base_url=f'http://127.0.0.1:{port}', headers={'Authorization': f'Bearer {TOKEN}'}, timeout=20) as client:
-        while time.monotonic() < until:
+def ask_until_it_dies(port: int, record: dict, ids: list[str]) -> None:
+    "Keep the prediction ids of every 200, asked for by one client after another request."
+    with httpx.Client(base_url=f'http://127.0.0.1:{port}', headers={'Authorization': f'Bearer {TOKEN}'}, timeout=PATIENCE) as client:
+        while True:
             try: answer = client.post('/predict', json={'records': [record, record]})
-            except httpx.TransportError: break
+            except httpx.TransportError: return
             assert answer.status_code == 200
             ids += [p['prediction_id'] for p in answer.json()['predictions']]
-    return ids
 
 
 def test_each_200_is_one_row_after_kill_9_and_after_sigterm(project, record):
@@ -364,15 +357,16 @@ def test_each_200_is_one_row_after_kill_9_and_after_sigterm(project, record):
         port = free_port()
         run = start(project, port=port)
         with ThreadPoolExecutor(4) as clients:
-            work = [clients.submit(ask_until_it_dies, port, record, 20) for _ in range(4)]
-            time.sleep(1.5)
+            had = len(said)
+            work = [clients.submit(ask_until_it_dies, port, record, said) for _ in range(4)]
+            until(lambda: len(said) >= had+100)
             os.kill(run.pid, how)
-            said += [i for w in work for i in w.result()]
-        run.wait(30)
+            for w in work: w.result()
+        run.wait(PATIENCE)
         run.stderr.close()
         if how == signal.SIGTERM: assert waiting(project, 'predictions') == 0     # the last thing it did
     there = predictions(project)['prediction_id']
-    assert there.is_unique and set(said) <= set(there) and len(said) > 10
+    assert there.is_unique and set(said) <= set(there) and len(said) >= 200
     extra = set(there)-before-set(said)
     assert len(extra) <= 16     # kept, and the answer was cut off by the kill
 
@@ -385,17 +379,20 @@ def test_the_default_server_is_on_loopback_with_a_token_shown_once(project):
     try:
         assert token in line and 'shown once' in line and (project.store/'token').stat().st_mode & 0o777 == 0o600
         port = int(re.search(r':(\d+)/', line)[1])
-        for _ in range(100):
-            try: assert httpx.get(f'http://127.0.0.1:{port}/ready', headers={'Authorization': f'Bearer {token}'}).json()['status'] == 'ready'; break
-            except httpx.TransportError: time.sleep(.1)
+        def ready() -> bool:
+            try: return httpx.get(f'http://127.0.0.1:{port}/ready', headers={'Authorization': f'Bearer {token}'}, timeout=PATIENCE).json()['status'] == 'ready'
+            except httpx.TransportError: return False
+        until(ready)
         import psutil
         assert {c.laddr.ip for c in psutil.Process(run.pid).net_connections() if c.status == 'LISTEN'} == {'127.0.0.1'}
         slow = socket.create_connection(('127.0.0.1', port))
         slow.sendall(b'POST /predict HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer '+token.encode()+b'\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{')
-        assert httpx.get(f'http://127.0.0.1:{port}/health').status_code == 200     # a slow sender holds nobody else up
+        assert httpx.get(f'http://127.0.0.1:{port}/health', timeout=PATIENCE).status_code == 200     # a slow sender holds nobody else up
+        slow.settimeout(.01)
+        with pytest.raises(TimeoutError): slow.recv(1)                                               # and is still being waited for
         slow.close()
     finally:
-        run.terminate(); run.wait(30); run.stderr.close()
+        run.terminate(); run.wait(PATIENCE); run.stderr.close()
 
 
 def test_a_port_that_is_taken_is_a_wrong_call_and_nothing_is_said_to_be_served(project):
@@ -422,8 +419,8 @@ def test_places_are_limited(project, record):
     async def all_at_once() -> list[int]:
         async with httpx.AsyncClient(transport=httpx.ASGITransport(Guard(slow, access_for(TOKEN, at_once=4))), base_url='http://localhost', headers={'Authorization': f'Bearer {TOKEN}'}) as client:
             waiting_ones = [asyncio.create_task(client.get('/x')) for _ in range(10)]
-            while len(started) < 4: await asyncio.sleep(.01)
-            await asyncio.sleep(.1); go.set()
+            while len(started)+sum(t.done() for t in waiting_ones) < 10: await asyncio.sleep(.01)     # four are let in, six turned away
+            go.set()
             return [(a.status_code, a.headers.get('retry-after')) for a in await asyncio.gather(*waiting_ones)]
     answers = asyncio.run(all_at_once())
     assert answers.count((200, None)) == 4 and answers.count((503, '1')) == 6
@@ -505,7 +502,7 @@ def test_what_training_never_saw_is_treated_as_declared_counted_and_marked(tmp_p
     build_bundle(project, out=tmp_path/'bundle')
     for client in (make(project), make(tmp_path/'bundle')):
         refused = post(client, {'records': [person, new]})
-        assert refused.status_code == 422 and refused.json()['errors'] == [{'record': 1, 'column': FORMULA, 'message': 'is a level that training never saw; allowed: =1+1, a, b'}]
+        assert refused.status_code == 422 and refused.json()['errors'] == [{'record': 1, 'column': FORMULA, 'message': 'is a level that training never saw'}]
         without = {k: v for k, v in gap.items() if k not in (HTML, 'version')}
         one, same, other = post(client, {'records': [without, person | {HTML: None, 'version': 'y'}, person | {'prediction_id': 'new'}]}).json()['predictions']
         assert one['score'] == same['score']
@@ -540,11 +537,12 @@ def test_the_server_follows_the_ledger_and_a_retired_version_says_who_comes_next
     project.ledger.append(stage='governance', kind='card', subject='', body={}, actor='Ada')     # something new to look at
     assert post(client, {'records': [record]}).json()['version'] == version and client.get('/model').json()['version'] == version
     retire(project, '1', successor=version)
-    gone = post(old, {'records': [record]})
+    day, gone = time.strftime('%Y-%m-%d', time.gmtime()), post(old, {'records': [record]})
     assert gone.status_code == 410 and gone.json()['retired'] == {'version': '1', 'at': gone.json()['retired']['at'], 'successor': version, 'because': 'a test'}
     old.app.state.service.settle()
     from mlcycle.retirement import dependents
-    assert ('refused', f'1 requests since it was retired, from 1 address, the last on {time.strftime("%Y-%m-%d", time.gmtime())}') in dependents(project, '1')
+    days = {day, time.strftime('%Y-%m-%d', time.gmtime())}     # two at midnight
+    assert {('refused', f'1 requests since it was retired, from 1 address, the last on {d}') for d in days} & {*dependents(project, '1')}
     assert old.get('/ready').status_code == 503 and old.get('/model').status_code == 410 and old.get('/health').status_code == 200 and old.get('/docs').status_code == 200
     assert TestClient(create_app(project, token=TOKEN, version='1'), base_url='http://localhost', headers={'Authorization': f'Bearer {TOKEN}'}).post('/predict', json={'records': [record]}).status_code == 410
     assert post(client, {'records': [record]}).status_code == 200
@@ -565,8 +563,8 @@ def dated(tmp_path_factory):
     crown(project, register(project, rows, LogisticRegression()))
     port, record = free_port(), to_records(rows.head(1), input_schema(infer_plan(rows, project.settings), project.settings, sample=rows))[0]
     run = start(project, port=port)
-    with httpx.Client(base_url=f'http://127.0.0.1:{port}', headers={'Authorization': f'Bearer {TOKEN}', 'Content-Type': 'application/json'}, timeout=60) as client: yield client, record
-    run.terminate(), run.wait(30), run.stderr.close()
+    with httpx.Client(base_url=f'http://127.0.0.1:{port}', headers={'Authorization': f'Bearer {TOKEN}', 'Content-Type': 'application/json'}, timeout=PATIENCE) as client: yield client, record
+    run.terminate(), run.wait(PATIENCE), run.stderr.close()
 
 
 OUTSIDE = ['0001-01-01T00:00+05:00', '9999-12-31T23:59-05:00', '-0001-01-01', '0000-01-01', '10000-01-01', '2024-02-30', '2024-13-01', '2024-05-31T25:00', '2024-05-31T08:00:61Z',

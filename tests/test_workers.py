@@ -1,5 +1,5 @@
 """Several processes on one address, under real load: promotion and rollback, the split, a worker's death, the drain."""
-import json, os, re, signal, sys, threading, time
+import json, os, re, signal, socket, subprocess, sys, threading, time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 import httpx
@@ -17,6 +17,7 @@ from mlcycle.traffic import arms, set_traffic
 from served import crown, new_project, register, sign, strange_rows
 from ports import free_port
 from test_serving import TOKEN, start
+from waiting import PATIENCE, until
 
 HEADERS = {'Authorization': f'Bearer {TOKEN}'}
 
@@ -35,7 +36,7 @@ def server(project):
     run = start(project, port=port, workers=2)
     yield run, port
     if run.poll() is None: run.kill()
-    run.wait(30)
+    run.wait(PATIENCE)
     run.stderr.close()
 
 
@@ -48,7 +49,7 @@ class Load:
     def call(self, i: int) -> None:
         n = 0
         while not self.over.is_set():
-            with httpx.Client(base_url=f'http://127.0.0.1:{self.port}', headers=HEADERS, timeout=20) as client:
+            with httpx.Client(base_url=f'http://127.0.0.1:{self.port}', headers=HEADERS, timeout=PATIENCE) as client:
                 for _ in range(5):
                     if self.over.is_set(): break
                     n += 1
@@ -74,28 +75,27 @@ def record_of(project: Project) -> dict:
 
 
 def workers_of(run) -> list[psutil.Process]:
-    alive = [p for p in psutil.Process(run.pid).children() if p.status() != psutil.STATUS_ZOMBIE]
-    return [p for p in alive if 'resource_tracker' not in ' '.join(p.cmdline())]
+    def works(p: psutil.Process) -> bool:
+        try: return p.status() != psutil.STATUS_ZOMBIE and 'resource_tracker' not in ' '.join(p.cmdline())
+        except psutil.NoSuchProcess: return False     # it ended meanwhile
+    return [p for p in psutil.Process(run.pid).children() if works(p)]
 
 
-def told(load: Load, version: str, since: float, n: int=30) -> None:
+def told(load: Load, version: str, since: float=0, n: int=30) -> None:
     "Wait until some that asked after a moment were told a version."
-    for _ in range(1200):
-        if sum(sent > since and v == version for sent, *_, v in load.came) >= n: return
-        time.sleep(.1)
-    raise AssertionError(f'version {version} did not answer {n} times')
+    until(lambda: sum(sent > since and v == version for sent, *_, v in [*load.came]) >= n)
 
 
-def longest_after(load: Load, version: str, since: float, until: float) -> float:
+def longest_after(load: Load, version: str, since: float, before: float) -> float:
     "How long after a moment somebody still asked who was then told a version."
-    return max((sent-since for sent, *_, v in load.came if since < sent < until and v == version), default=0)
+    return max((sent-since for sent, *_, v in load.came if since < sent < before and v == version), default=0)
 
 
 def test_promotion_rollback_and_split_under_load_drop_nothing(project, server):
     run, port = server
     assert len(workers_of(run)) == 2
     with Load(port, record_of(project)) as load:
-        time.sleep(1)
+        told(load, '1')
         crown(project, '2')
         promoted = time.monotonic()
         time.sleep(2.5)
@@ -108,8 +108,8 @@ def test_promotion_rollback_and_split_under_load_drop_nothing(project, server):
         done = time.monotonic()
         sign(project, '2')
         split = set_traffic(project, {'2': .3}, because='a test')
-        time.sleep(2)
-    assert not load.failed and {status for _, _, status, *_ in load.came} == {200} and len(load.came) > 100
+        for version in '12': told(load, version, time.monotonic())
+    assert not load.failed and {status for _, _, status, *_ in load.came} == {200} and len(load.came) >= 150
     slowest = max(came-sent for sent, came, *_ in load.came)     # the look at the ledger is a part of somebody's answer
     assert longest_after(load, '1', promoted, asked) < ProjectService.every+2*slowest
     assert longest_after(load, '2', back, done) < ProjectService.every+2*slowest
@@ -124,12 +124,12 @@ def test_figures_are_those_of_all_workers(project, server):
     run, port = server
     record = record_of(project)
     def counted() -> list[float]:
-        texts = [httpx.get(f'http://127.0.0.1:{port}/metrics', headers=HEADERS).text for _ in range(6)]
+        texts = [httpx.get(f'http://127.0.0.1:{port}/metrics', headers=HEADERS, timeout=PATIENCE).text for _ in range(6)]
         return [sum(float(n) for n in re.findall(r'^mlcycle_predictions_total\{.*\} (\S+)$', text, re.M)) for text in texts]
-    for _ in range(20): assert httpx.post(f'http://127.0.0.1:{port}/predict', json={'records': [record]*6}, headers=HEADERS).status_code == 200
+    for _ in range(20): assert httpx.post(f'http://127.0.0.1:{port}/predict', json={'records': [record]*6}, headers=HEADERS, timeout=PATIENCE).status_code == 200
     before = counted()
     assert len(set(before)) == 1 and before[0] >= 120     # whoever is asked
-    for _ in range(20): assert httpx.post(f'http://127.0.0.1:{port}/predict', json={'records': [record]}, headers=HEADERS).status_code == 200
+    for _ in range(20): assert httpx.post(f'http://127.0.0.1:{port}/predict', json={'records': [record]}, headers=HEADERS, timeout=PATIENCE).status_code == 200
     assert set(counted()) == {before[0]+20}
 
 
@@ -137,7 +137,7 @@ def test_threads_share_few_pools_of_memory(project, server):
     "A pool that the C library keeps for some threads is 64 MB of addresses, at a multiple of 64 MB, of which a part can be written."
     run, port = server
     body = json.dumps({'records': [record_of(project) | {'id': 'x'*150}]*1500})
-    def ask(_) -> int: return httpx.post(f'http://127.0.0.1:{port}/predict', content=body, headers=HEADERS | {'Content-Type': 'application/json'}, timeout=60).status_code
+    def ask(_) -> int: return httpx.post(f'http://127.0.0.1:{port}/predict', content=body, headers=HEADERS | {'Content-Type': 'application/json'}, timeout=PATIENCE).status_code
     with ThreadPoolExecutor(12) as callers: assert {*callers.map(ask, range(24))} == {200}
     def pools(pid: int) -> int:
         lines = re.findall(r'(?m)^([0-9a-f]+)-[0-9a-f]+ rw-p 00000000 00:00 0 *\n([0-9a-f]+)-([0-9a-f]+) ---p 00000000 00:00 0', Path(f'/proc/{pid}/maps').read_text())
@@ -149,14 +149,12 @@ def test_a_worker_dies_and_another_takes_its_place(project, server):
     run, port = server
     victim = workers_of(run)[0]
     with Load(port, record_of(project)) as load:
-        time.sleep(.5)
+        until(lambda: load.came)
         os.kill(victim.pid, signal.SIGKILL)
-        killed, came = time.monotonic(), len(load.came)+3
-        for _ in range(300):
-            if len(alive := workers_of(run)) == 2 and victim.pid not in {p.pid for p in alive} and len(load.came) > came: break
-            time.sleep(.1)
-        else: raise AssertionError('no new worker')
-    assert {status for _, _, status, *_ in load.came} == {200} and all(sent < killed+1 for sent, _ in load.failed)     # only what was in its hands
+        until(lambda: victim not in workers_of(run))
+        gone, came = time.monotonic(), len(load.came)+3
+        until(lambda: len(workers_of(run)) == 2 and len(load.came) > came)
+    assert {status for _, _, status, *_ in load.came} == {200} and all(sent < gone for sent, _ in load.failed)     # only what was in its hands
     there = predictions(project)['prediction_id']
     assert there.is_unique and {i for *_, i, _ in load.came} <= set(there)
 
@@ -165,9 +163,9 @@ def test_sigterm_lets_each_finish(project, server):
     run, port = server
     processes, before = [psutil.Process(run.pid), *workers_of(run)], len(predictions(project))+waiting(project, 'predictions')
     with Load(port, record_of(project)) as load:
-        time.sleep(1)
+        until(lambda: len(load.came) > 20)
         run.terminate()
-        assert run.wait(30) == 0
+        assert run.wait(PATIENCE) == 0
         load.over.set()
     assert {status for _, _, status, *_ in load.came} == {200}
     assert [why for _, why in load.failed if 'ConnectError' not in why] == []     # whoever was let in got an answer; the others were refused
@@ -188,15 +186,17 @@ async def app(scope, receive, send):
 workers.run_alone(app, port=int(sys.argv[1]), log_level='error', timeout_keep_alive=20, server_header=False)'''
 
 
+def connected(port: int) -> socket.socket | None:
+    try: return socket.create_connection(('127.0.0.1', port), timeout=PATIENCE)
+    except OSError: return None
+
+
 def test_who_never_finishes_asking_is_not_waited_for():
     "Nothing, half a head, a second head that drips: closed; a request that is long at work is answered, and may be followed by another."
-    import socket, subprocess, sys
     port = free_port()
     run = subprocess.Popen([sys.executable, '-c', SLOW, str(port)])
     def line(*said: bytes) -> socket.socket:
-        for _ in range(300):
-            try: one = socket.create_connection(('127.0.0.1', port), timeout=30); break
-            except OSError: time.sleep(.1)
+        one = until(lambda: connected(port))
         for part in said: one.sendall(part)
         return one
     ask = lambda path: f'GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n'.encode()
@@ -212,20 +212,16 @@ def test_who_never_finishes_asking_is_not_waited_for():
                 assert part
             long.sendall(ask('/'))
             assert b'200 OK' in long.recv(1000)
-    finally: run.terminate(); run.wait(30)
+    finally: run.terminate(); run.wait(PATIENCE)
 
 
 def test_a_head_of_a_request_has_an_end():
     "A header without end, headers without end: refused after some ten thousand bytes; a long body behind a short head is not."
-    import socket, subprocess, sys
     port = free_port()
     run = subprocess.Popen([sys.executable, '-c', SLOW, str(port)])
     def told(head: bytes, part: bytes, most: int) -> tuple[int, bytes]: # bytes that were taken, answer
-        for _ in range(300):
-            try: line = socket.create_connection(('127.0.0.1', port), timeout=30); break
-            except OSError: time.sleep(.1)
         sent = 0
-        with line:
+        with until(lambda: connected(port)) as line:
             try:
                 line.sendall(head)
                 while sent < most: line.sendall(part); sent += len(part); time.sleep(.001)
@@ -237,4 +233,4 @@ def test_a_head_of_a_request_has_an_end():
             assert taken < 20_000_000 and b'200' not in answer
         taken, answer = told(b'POST /long HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000\r\n\r\n', b'a'*10_000, 1_000_000)
         assert taken == 1_000_000 and b'200 OK' in answer
-    finally: run.terminate(); run.wait(30)
+    finally: run.terminate(); run.wait(PATIENCE)
