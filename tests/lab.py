@@ -3,6 +3,7 @@ import os, re, signal, subprocess, sys, time, urllib.request
 from contextlib import contextmanager
 from pathlib import Path
 from ports import free_port
+from waiting import PATIENCE
 
 ARGUMENTS = ('--no-sandbox --disable-gpu --disable-quic --disable-background-networking --disable-component-update '
              '--disable-sync').split()
@@ -21,9 +22,9 @@ def lab_server(folder: Path, home: Path):
         server = subprocess.Popen([Path(sys.executable).parent/'mlcycle', '--project', folder, 'lab', '--port', str(port), '--no-browser'], cwd=folder,
                                   env=env, stdout=log, stderr=log, start_new_session=True)
     try:
-        until = time.monotonic()+60
+        until = time.monotonic()+PATIENCE
         while time.monotonic() < until:
-            try: urllib.request.urlopen(f'http://127.0.0.1:{port}/api?token={token}', timeout=2); break
+            try: urllib.request.urlopen(f'http://127.0.0.1:{port}/api?token={token}', timeout=10); break
             except OSError: time.sleep(.2)
         else: raise AssertionError((home/'server.log').read_text())
         yield f'http://127.0.0.1:{port}', token
@@ -41,6 +42,7 @@ class Seat:
 
     def sit(self, page) -> None:
         self.page = page
+        page.set_default_timeout(PATIENCE*1000)
         page.on('request', lambda r: self.strangers.append(r.url) if not re.match(r'(http|ws)://127\.0\.0\.1|data:|blob:|about:', r.url) else None)
 
     def come_back(self) -> None:
@@ -52,9 +54,9 @@ class Seat:
     def open(self, notebook: str) -> None:
         "Open one notebook with a fresh view of it, and run it all."
         self.page.goto(f'{self.address}/lab/tree/{notebook}?reset&token={self.token}')
-        self.page.locator('.jp-NotebookPanel:not(.lm-mod-hidden) .jp-Notebook').wait_for(timeout=60_000)
-        self.sheet.locator('.jp-Toolbar-kernelName', has_text='Python 3').wait_for(timeout=60_000)
-        self.page.locator('#jp-main-statusbar').get_by_text('| Idle').first.wait_for(timeout=60_000)
+        self.page.locator('.jp-NotebookPanel:not(.lm-mod-hidden) .jp-Notebook').wait_for()
+        self.sheet.locator('.jp-Toolbar-kernelName', has_text='Python 3').wait_for()
+        self.page.locator('#jp-main-statusbar').get_by_text('| Idle').first.wait_for()
 
     def run_all(self) -> None:
         self.page.locator('.jp-NotebookPanel:not(.lm-mod-hidden) .jp-Notebook').click(position={'x': 5, 'y': 5})
@@ -66,7 +68,7 @@ class Seat:
 
     def press(self, name: str) -> None: self.sheet.locator('button', has_text=re.compile(f'{re.escape(name)}$')).first.click()
 
-    def see(self, text: str | re.Pattern, seconds: float=30) -> None: self.sheet.get_by_text(text, exact=False).first.wait_for(timeout=seconds*1000)
+    def see(self, text: str | re.Pattern, seconds: float=PATIENCE) -> None: self.sheet.get_by_text(text, exact=False).first.wait_for(timeout=seconds*1000)
 
     def part(self, heading: str):
         "A part of a desk by its heading."
@@ -83,7 +85,7 @@ class Seat:
         "Fill in an act's fields, press its button, and wait until it says what happened."
         for name, text in typed.items(): self.type(name.capitalize(), text, part)
         self.part(part).locator('button', has_text=re.compile(f'^{re.escape(deed)}$')).first.click()
-        self.part(part).get_by_text('Done.').first.wait_for(timeout=60_000)
+        self.part(part).get_by_text('Done.').first.wait_for()
 
     def tag(self, name: str, text: str) -> None:
         box = self.row(name).locator('.jupyter-widget-taginput')
@@ -97,7 +99,7 @@ class Seat:
         before = dial.inner_text()
         handle.focus()
         for _ in range(times): handle.press(key)
-        for _ in range(100):
+        for _ in range(10*PATIENCE):
             if dial.inner_text() != before: return
             self.page.wait_for_timeout(100)
         raise AssertionError(f'{part} does not follow {key}')
@@ -106,7 +108,7 @@ class Seat:
         "Press ▶ from the first cell until the desk stands there; its own buttons do the rest."
         self.sheet.locator('.jp-Cell').first.click(position={'x': 60, 'y': 10})
         for _ in range(4): self.page.keyboard.press('Shift+Enter')   # title, parameters, imports, desk
-        self.sheet.locator('.mlcycle-desk-part').first.wait_for(timeout=60_000)
+        self.sheet.locator('.mlcycle-desk-part').first.wait_for()
 
     def write(self, part: str) -> None:
         "Press a form's own button."

@@ -1,5 +1,5 @@
 """Deployment: every file by a public validator, the gates, hashes, names of strangers, and a clean environment that gives the golden answers."""
-import json, os, re, shutil, subprocess, sys, time, urllib.error, urllib.request
+import json, os, re, shutil, subprocess, sys, urllib.error, urllib.request
 from pathlib import Path
 import numpy as np
 import pandas as pd
@@ -13,6 +13,7 @@ from mlcycle.scoring import predictions
 from mlcycle.bundle import BundleService, check_bundle, check_golden
 from mlcycle.service import collect
 from ports import free_port
+from waiting import PATIENCE, until
 from served import FORMULA, HTML, crown, new_project, register, retire, sign, strange_rows
 
 TOKEN = 'a-token-for-tests-0123456789'
@@ -176,9 +177,7 @@ def test_the_image_builds_and_runs_shut_and_answers(bundle):
     container = run_engine('run', '--detach', '--read-only', '--tmpfs', '/tmp', '--cap-drop', 'ALL', '--env', f'MLCYCLE_TOKEN={TOKEN}', '--publish', '127.0.0.1::8000', 'mlcycle-test')
     try:
         port = int(run_engine('port', container, '8000').rpartition(':')[2])
-        for _ in range(300):
-            try: ask(port, '/ready'); break
-            except OSError: time.sleep(.1)
+        until(lambda: ready(port))
         golden = json.loads((bundle[1]/'golden.json').read_text())
         answers = ask(port, '/predict', {'records': golden['inputs']})['predictions']
         assert [a['decision'] for a in answers] == [g['decision'] for g in golden['outputs']]
@@ -315,7 +314,12 @@ def test_image_names(project, image):
 def ask(port: int, path: str, body: dict | None=None) -> dict:
     request = urllib.request.Request(f'http://127.0.0.1:{port}{path}', data=None if body is None else json.dumps(body).encode(),
                                      headers={'Authorization': f'Bearer {TOKEN}', 'Content-Type': 'application/json'})
-    return json.loads(urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=30).read())
+    return json.loads(urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=PATIENCE).read())
+
+
+def ready(port: int) -> bool:
+    try: return bool(ask(port, '/ready'))
+    except OSError: return False
 
 
 def test_a_clean_environment_built_from_the_bundle_alone_gives_the_golden_answers_and_serves(project, bundle, tmp_path):
@@ -332,10 +336,10 @@ def test_a_clean_environment_built_from_the_bundle_alone_gives_the_golden_answer
     env |= {'MLCYCLE_TOKEN': TOKEN, 'MLCYCLE_PORT': str(port), 'MLCYCLE_LOG': str(tmp_path/'log.jsonl')}
     server = subprocess.Popen([python, str(away/'server.py')], cwd=tmp_path, env=env, stderr=subprocess.PIPE, text=True)
     try:
-        for _ in range(300):
+        def started() -> bool:
             assert server.poll() is None, server.stderr.read()
-            try: ask(port, '/ready'); break
-            except urllib.error.URLError: time.sleep(.1)
+            return ready(port)
+        until(started)
         golden = json.loads((away/'golden.json').read_text())
         answers = ask(port, '/predict', {'records': golden['inputs']})['predictions']
         assert max(abs(a['score']-g['score']) for a, g in zip(answers, golden['outputs'], strict=True)) <= 1e-9
@@ -347,7 +351,7 @@ def test_a_clean_environment_built_from_the_bundle_alone_gives_the_golden_answer
         with pytest.raises(urllib.error.HTTPError) as gone: ask(port, '/predict', {'records': golden['inputs']})
         assert gone.value.code == 410 and json.loads(gone.value.read())['retired']['successor'] == '2'
         assert subprocess.run([python, str(away/'server.py'), 'probe'], env=env, capture_output=True).returncode == 1
-    finally: server.terminate(); server.wait(30); server.stderr.close()
+    finally: server.terminate(); server.wait(PATIENCE); server.stderr.close()
     before = len(predictions(project))
     assert collect(project, tmp_path/'log.jsonl') == 20 and collect(project, tmp_path/'log.jsonl') == 0     # its log comes home, once
     assert len(predictions(project)) == before+20 and not (away/'mlcycle'/'__pycache__').exists()

@@ -1,5 +1,5 @@
 "Desks under rough handling: two people at once, names that are long, right-to-left or pictures, a project that moved, no kernel."
-import json, re, resource, shutil, signal, subprocess, sys, time
+import json, re, resource, shutil, signal, subprocess, sys
 from pathlib import Path
 import numpy as np, pandas as pd, pytest
 from mlcycle.core import Project, escaped
@@ -11,6 +11,7 @@ from mlcycle.desk import Desk
 from mlcycle.home import Beginning, home_desk
 from mlcycle.problem_desk import problem_desk
 from mlcycle.progress import progress_of
+from waiting import PATIENCE, until
 
 NAMES = ['x'*10_000, 'שלום', '😀 "quoted"', 'a.b\nc', '<script>alert(1)</script>']
 
@@ -61,7 +62,7 @@ def test_two_people_writing_at_once_lose_nothing(project):
             'p = Project(sys.argv[1], actor=sys.argv[2])\n'
             'for i in range(1, 21): write(p, {sys.argv[3]: i})')
     both = [subprocess.Popen([sys.executable, '-c', code, project.folder, *who]) for who in (('Ada', 'development.trials'), ('Bob', 'monitoring.min_rows'))]
-    assert [p.wait(60) for p in both] == [0, 0]
+    assert [p.wait(PATIENCE) for p in both] == [0, 0]
     now = Project(project.folder).settings
     assert (now.development.trials, now.monitoring.min_rows) == (20, 20)
 
@@ -145,16 +146,8 @@ def step_of(project: Project, work: str) -> None:
     (project.folder/'notebooks/02_data.ipynb').write_text(json.dumps(dict(cells=cells, metadata={'kernelspec': {'name': 'python3', 'display_name': 'python3'}}, nbformat=4, nbformat_minor=5)))
 
 
-def until(true, seconds: float=60) -> None:
-    "Wait for something that another process or thread brings about."
-    end = time.monotonic()+seconds
-    while not true():
-        assert time.monotonic() < end, 'waited in vain'
-        time.sleep(.1)
-
-
 SLOW = ('from mlcycle.core import Project\nfrom mlcycle.progress import advance, long_work\nimport time\ndone = 0\n'
-        'try:\n    with long_work(Project(project), "data"):\n        while done < 600: done += 1; advance(done, 600); time.sleep(.1)\n'
+        'try:\n    with long_work(Project(project), "data"):\n        while done < 600: done += 1; advance(done, 600); time.sleep(1)\n'
         'except KeyboardInterrupt: pass\nassert done < 600')
 
 
@@ -175,7 +168,7 @@ def test_a_page_that_is_opened_again_finds_the_work_and_stops_it(project):
     until(lambda: not again.busy)
     assert standing(project, 'data').state == 'done' and not again.go.disabled
     assert [e.body['state'] for e in project.ledger.entries('run', 'data')] == ['started', 'done']
-    first.process.wait(20)
+    first.process.wait(PATIENCE)
 
 
 def test_a_full_disk_starts_nothing_and_says_so(project):
@@ -191,9 +184,9 @@ def test_a_full_disk_starts_nothing_and_says_so(project):
 def test_work_goes_on_when_the_kernel_that_began_it_is_killed(project):
     step_of(project, 'import time; time.sleep(1)')
     code = ('import sys, time; from mlcycle.core import Project; from mlcycle.jobs import start\n'
-            'start(Project(sys.argv[1]), "data", {}); print("begun", flush=True); time.sleep(60)')
+            'start(Project(sys.argv[1]), "data", {}); print("begun", flush=True); time.sleep(3600)')
     kernel = subprocess.Popen([sys.executable, '-c', code, project.folder], stdout=subprocess.PIPE, text=True)
     assert kernel.stdout.readline() == 'begun\n'
     kernel.send_signal(signal.SIGKILL)
-    kernel.wait(10)
+    kernel.wait(PATIENCE)
     until(lambda: standing(project, 'data').state == 'done')

@@ -31,7 +31,7 @@ def by_keyboard(seat, case) -> dict:
     page = seat.page
     seat.open(f'{case.name}/notebooks/desks.ipynb')
     seat.run_all()
-    page.locator('.mlcycle-live h3', has_text='Retirement').wait_for(timeout=90_000)
+    page.locator('.mlcycle-live h3', has_text='Retirement').wait_for()
     page.wait_for_function("() => [...document.querySelectorAll('.mlcycle-live')].at(-1).querySelectorAll('button').length > 2")
     desks = page.locator('.mlcycle-live')
     unnamed = [line for i in range(desks.count()) for line in UNNAMED.findall(desks.nth(i).aria_snapshot())]
@@ -45,7 +45,7 @@ def by_keyboard(seat, case) -> dict:
     inner, folds = page.locator('.mlcycle-live .mlcycle-fold + .widget-vbox').first, []
     for key in ('Enter', 'Space'):
         fold.press(key)
-        page.wait_for_timeout(300)
+        inner.wait_for(state='visible' if key == 'Enter' else 'hidden')   # Enter opens it, Space folds it again
         folds.append(inner.is_visible())
     seat.row('Owner', 'Card').locator('input').first.focus()
     page.keyboard.type('Grace')

@@ -6,7 +6,8 @@ from mlcycle.core import Project
 from mlcycle.execution import run_notebook
 from mlcycle.kernels import ROOM, Limits, PlainKernels, WarmKernels
 from mlcycle.pipeline import run, status
-from test_pipeline import STEPS, TOML, make, marked_processes, project, rewrite, until
+from test_pipeline import STEPS, TOML, make, project, rewrite
+from waiting import PATIENCE, until
 
 KERNELS = {'warm': WarmKernels, 'papermill': PlainKernels}
 
@@ -29,7 +30,7 @@ def test_each_step_has_a_namespace_a_memory_limit_and_a_seed_of_its_own(project,
         'first': ['import os, random, numpy as np\nmine, pid = 7, os.getpid()\nos.environ["LEFT"] = "x"\nos.chdir("/")\nnp.set_printoptions(precision=1)', 'print(np.random.random(), "drawn")'],
         'greedy': ['big = bytearray(4_000_000_000)'],
         'second': ['import os, numpy as np\nprint("mine" in globals(), os.environ.get("LEFT"), os.path.basename(os.getcwd()), np.get_printoptions()["precision"])',
-                   'print(np.random.random(), "drawn")']}, seconds=60, memory_mb=1500)
+                   'print(np.random.random(), "drawn")']}, seconds=PATIENCE, memory_mb=1500)
     assert [d.state for d, _ in told.values()] == ['done', 'failed', 'done']
     assert 'MemoryError' in told['greedy'][0].why and 'run.memory_mb is 1500' in told['greedy'][0].why
     assert f'False None {project.folder.name} 8' in told['second'][1]
@@ -37,7 +38,7 @@ def test_each_step_has_a_namespace_a_memory_limit_and_a_seed_of_its_own(project,
 
 
 RUNNER = 'import sys; from mlcycle.core import Project; from mlcycle.pipeline import run; run(Project(sys.argv[1]), ["data"])'
-SPREAD = 'import os, subprocess, time\nsubprocess.Popen(["sleep", "917"], start_new_session=True)\nopen("pid", "w").write(str(os.getpid()))'
+SPREAD = 'import os, subprocess, time\nsubprocess.Popen(["sleep", "3917"], start_new_session=True)\nopen("pid", "w").write(str(os.getpid()))'
 
 
 @pytest.fixture
@@ -54,14 +55,14 @@ def rooms() -> set[Path]: return set(Path(tempfile.gettempdir()).glob(f'{ROOM}*'
 
 def test_kill_minus_nine_of_the_runner_leaves_no_process_and_the_next_run_no_folder(project, temporary):
     "Also a child that went into a session of its own; what lay in the system's temporary folder goes when the next run begins."
-    rewrite(project, 'data', SPREAD, 'time.sleep(100)')
+    rewrite(project, 'data', SPREAD, 'time.sleep(3600)')
     process = subprocess.Popen([sys.executable, '-c', RUNNER, str(project.folder)])
     until(lambda: (project.folder/'pid').exists() and (project.folder/'pid').read_text())
     kin = psutil.Process(process.pid).children(recursive=True)
     left = rooms()
-    assert any('917' in ' '.join(p.cmdline()) for p in kin)
+    assert any('3917' in ' '.join(p.cmdline()) for p in kin)
     process.send_signal(signal.SIGKILL); process.wait()
-    assert psutil.wait_procs(kin, timeout=15)[1] == [] and left
+    assert psutil.wait_procs(kin, timeout=PATIENCE)[1] == [] and left
     rewrite(project, 'data', 'print(n)')
     assert run(project, ['data']).steps[0].state == 'done' and not left & rooms()
 
@@ -91,16 +92,16 @@ MLCYCLE = Path(sys.executable).parent/'mlcycle'
 @pytest.mark.parametrize('kind, moment', [('warm', 'in a cell'), ('papermill', 'in a cell'), ('warm', 'before the first kernel')])
 def test_control_c_says_one_paragraph_and_leaves_no_process(project, kind, moment):
     "As a terminal sends it, to the whole group: nothing of papermill's is said, the step is open to be run again, all processes are gone."
-    rewrite(project, 'data', 'import os\nopen("pid", "w").write(str(os.getpid()))', 'import time; time.sleep(100)')
+    rewrite(project, 'data', 'import os\nopen("pid", "w").write(str(os.getpid()))', 'import time; time.sleep(3600)')
     process = subprocess.Popen([MLCYCLE, 'run', 'data', '--kernels', kind, '--project', str(project.folder)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
                                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))   # a gate in the background ignores it, and hands that on
     if moment == 'in a cell': until(lambda: (project.folder/'pid').exists() and (project.folder/'pid').read_text())
     else: until(lambda: psutil.Process(process.pid).children())
     kin = psutil.Process(process.pid).children(recursive=True)
     os.killpg(process.pid, signal.SIGINT)
-    out, said = process.communicate(timeout=60)
+    out, said = process.communicate(timeout=PATIENCE)
     assert process.returncode == 1 and said == 'mlcycle: stopped. What was done is kept; give the same command again to go on from there.\n', (out, said)
-    assert kin and psutil.wait_procs(kin, timeout=15)[1] == []
+    assert kin and psutil.wait_procs(kin, timeout=PATIENCE)[1] == []
     rewrite(project, 'data', 'print(n)')
     assert run(project, ['data']).steps[0].state == 'done'
 

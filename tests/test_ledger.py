@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 from mlcycle.core import Blocked, IntegrityError, Project, SettingsError
 from mlcycle.ledger import Ledger, kept_heads, table_name
+from waiting import PATIENCE
 
 TOML = '''[project]
 name = "test"
@@ -174,10 +175,10 @@ def _decide_on(folder: Path, ready, won, rounds: int) -> None:
     "A process that decides in each round on what the round before left, at the moment all others do."
     ledger = Project(folder).ledger
     for last in range(rounds):
-        ready.wait(60)
+        ready.wait(PATIENCE)
         try: won.put((last, ledger.append(stage='problem', kind='problem', body={}, actor=f'process {os.getpid()}', seen={'problem': last}).seq))
         except Blocked: won.put((last, None))
-        ready.wait(60)
+        ready.wait(PATIENCE)
 
 
 def test_on_postgres_one_of_those_who_decide_at_one_moment_wins(project, postgres):
@@ -186,8 +187,8 @@ def test_on_postgres_one_of_those_who_decide_at_one_moment_wins(project, postgre
     ready, said = context.Barrier(4), context.Queue()
     deciders = [context.Process(target=_decide_on, args=(project.folder, ready, said, rounds)) for _ in range(4)]
     for d in deciders: d.start()
-    told = [said.get(timeout=60) for _ in range(4*rounds)]
-    for d in deciders: d.join(60)
+    told = [said.get(timeout=PATIENCE) for _ in range(4*rounds)]
+    for d in deciders: d.join(PATIENCE)
     assert sorted(t for t in told if t[1]) == [(last, last+1) for last in range(rounds)]   # one in each round, and three were refused
     ledger = Project(project.folder).ledger
     assert ledger.verify(kept_heads(project)).ok and ledger.head()[0] == rounds

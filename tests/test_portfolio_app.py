@@ -45,21 +45,20 @@ def test_what_needs_a_person_comes_first_and_names_are_escaped(folder):
 
 
 @needs_chromium
-@pytest.mark.timeout(240)
 def test_in_chromium(folder):
     with served(folder, 'portfolio') as port, chromium() as browser:
         looking = Looking(browser, port).open()
         live = looking.live()
-        assert '1 not well, 2 cannot tell' in live.inner_text('body') and live.evaluate('window.harmed') is None
+        looking.told(live, '1 not well, 2 cannot tell', selectors=3)
+        assert live.evaluate('window.harmed') is None
         assert looking.walk() == ['Sort by', 'Health', 'Owner', 'monitoring']
         live.get_by_label('Sort by').select_option('name')
         live.get_by_label('Health').select_option('not well')
-        live.wait_for_function("document.querySelectorAll('.portfolio tbody tr').length === 1", timeout=60_000)
+        live.wait_for_function("document.querySelectorAll('.portfolio tbody tr').length === 1")
         looking.page.set_viewport_size({'width': 390, 'height': 844})
-        looking.page.wait_for_timeout(300)
-        assert live.evaluate('document.documentElement.scrollWidth') <= 390
+        live.wait_for_function('document.documentElement.scrollWidth <= 390')   # the frame hears of it later than the page
         looking.tab_to('monitoring')
         looking.page.keyboard.press('Enter')
-        looking.page.wait_for_url('**/shown/**', timeout=30_000)
+        looking.page.wait_for_url('**/shown/**')
         assert 'Not well' in looking.page.inner_text('body')
         assert not looking.strangers() and not looking.errors

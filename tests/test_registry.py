@@ -1,5 +1,5 @@
 """The registry: what is stored and loaded, what is refused, who holds which role, and what a crash, a move or another process leaves."""
-import io, json, os, pickle, random, shutil, socket, sqlite3, subprocess, sys, threading, time, warnings, zipfile
+import io, json, os, pickle, random, shutil, socket, sqlite3, subprocess, sys, threading, warnings, zipfile
 from pathlib import Path
 import joblib, numpy as np, pandas as pd, pytest
 from sklearn.calibration import CalibratedClassifierCV
@@ -18,6 +18,7 @@ from mlcycle.ledger import champion, roles, versions
 from mlcycle.modelfiles import TRUSTED_TYPES, dumps, loads
 from mlcycle.registry import Model, ModelVersion, promote, rollback
 from ports import free_port
+from waiting import PATIENCE, until
 
 TOML = '''gates = []
 project = {{name = "{name}", author = "Ada"}}
@@ -468,14 +469,13 @@ def server(blank, tmp_path_factory):
                '--artifacts-destination', str(folder/'artifacts')]
     process = subprocess.Popen(command, env={**os.environ, 'MLFLOW_DISABLE_TELEMETRY': 'true', 'DO_NOT_TRACK': '1'}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
     try:
-        for _ in range(240):
-            with socket.socket() as s:
-                if s.connect_ex(('127.0.0.1', port)) == 0: break
-            time.sleep(.25)
+        def answers() -> bool:
+            with socket.socket() as s: return s.connect_ex(('127.0.0.1', port)) == 0
+        until(answers)
         yield f'http://127.0.0.1:{port}', folder
     finally:
         os.killpg(process.pid, 15)
-        process.wait(20)
+        process.wait(PATIENCE)
 
 
 def test_a_tracking_server_by_setting(server, tmp_path):
@@ -524,7 +524,7 @@ def test_of_two_who_decide_at_one_moment_one_wins_and_the_other_is_told(project,
     both, real, told, won = threading.Barrier(2), type(project.registry).content, [], []
     def content(self, version):
         found = real(self, version)
-        both.wait(30)
+        both.wait(PATIENCE)
         return found
     monkeypatch.setattr(type(project.registry), 'content', content)
     def decide(name: str, how: str):
@@ -533,7 +533,7 @@ def test_of_two_who_decide_at_one_moment_one_wins_and_the_other_is_told(project,
         except Blocked as error: told.append((name, str(error)))
     deciders = [threading.Thread(target=decide, args=a) for a in (('Bo', 'promote'), ('Cy', second))]
     for t in deciders: t.start()
-    for t in deciders: t.join(60)
+    for t in deciders: t.join(PATIENCE)
     (loser, said), = told
     assert {*won} | {loser} == {'Bo', 'Cy'} and f'Meanwhile {won[0]} recorded another promotion' in said and 'mlcycle history' in said
     assert len(project.ledger.entries('promotion')) == 3 and project.ledger.verify().ok

@@ -1,5 +1,5 @@
 "Each slot once: with two schedulers, over clock changes, after sleep, beside a run that lasts, after a crash."
-import json, os, signal, subprocess, sys, time
+import json, os, signal, subprocess, sys
 from datetime import datetime, timedelta, timezone
 from zoneinfo import ZoneInfo
 import pytest
@@ -7,7 +7,7 @@ from click.testing import CliRunner
 from mlcycle.alarms import acknowledge_alarm, current_alarms
 from mlcycle.cli import main
 from mlcycle.core import Blocked, Project, SettingsError
-from mlcycle.log import log_event, read_log
+from mlcycle.log import last_event, log_event, read_log
 from mlcycle.schedule import begin, claim, finish, run_due, slots, upcoming
 from mlcycle.silence import silence
 
@@ -142,7 +142,7 @@ def test_a_run_that_was_killed_does_not_block_the_next(tmp_path):
     project = project_with(tmp_path, HOURLY)
     begin(project, utc(2026, 4, 1, 0, 30))
     code = ('import sys, time\nfrom datetime import datetime, timezone\nfrom mlcycle.core import Project\nfrom mlcycle.schedule import claim\n'
-            'print(claim(Project(sys.argv[1]), "monitoring", datetime(2026, 4, 1, 1, 1, tzinfo=timezone.utc)).state, flush=True)\ntime.sleep(60)')
+            'print(claim(Project(sys.argv[1]), "monitoring", datetime(2026, 4, 1, 1, 1, tzinfo=timezone.utc)).state, flush=True)\ntime.sleep(3600)')
     runner = subprocess.Popen([sys.executable, '-c', code, tmp_path], stdout=subprocess.PIPE, text=True)
     assert runner.stdout.readline() == 'running\n' and run_due(project, now=utc(2026, 4, 1, 1, 2), run=done) == []
     runner.send_signal(signal.SIGKILL); runner.wait()
@@ -202,7 +202,7 @@ def test_when_nobody_looks_somebody_says_so(tmp_path):                          
     project = project_with(tmp_path, 'monitoring = "0 * * * *"\nretraining = "30 * * * *"', more='[alarms]\nchannels = [{name = "notes", kind = "file", path = "a.jsonl"}]')
     project.ledger.append(stage='deployment', kind='promotion', subject='1', actor='Ada', body={'version': '1', 'role': 'champion'})
     log_event(project, 'monitoring', 'looked')
-    now = datetime.now(timezone.utc).replace(minute=45)
+    now = datetime.fromisoformat(last_event(project, 'monitoring', 'looked')['at']).replace(minute=45)             # of the same hour, whenever that was
     begin(project, now)
     def only_retraining(project, step): return ('done', '') if step == 'retraining' else ('failed', 'its process was killed')
     run_due(project, now=now+timedelta(hours=1), run=only_retraining)

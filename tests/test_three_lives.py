@@ -12,6 +12,7 @@ from mlcycle.pipeline import STEPS
 from mlcycle.summary import figures
 from apps import ARGUMENTS, chromium, needs_chromium
 from ports import free_port
+from waiting import PATIENCE
 
 MLCYCLE = Path(sys.executable).parent/'mlcycle'
 STAGES = list(STEPS)
@@ -35,7 +36,7 @@ def begun(tmp_path_factory) -> Path:
     home = root/'p'
     call('new', home, '--data', root/'data.csv', '--target', 'left', '--protected', 'region')
     toml = home/'mlcycle.toml'
-    toml.write_text(re.sub('trials = 30\nseconds = 60', 'trials = 2\nseconds = 30', toml.read_text()).replace('# signatures = 2', 'signatures = 0'))
+    toml.write_text(re.sub('trials = 30\nseconds = 60', 'trials = 2\nseconds = 600', toml.read_text()).replace('# signatures = 2', 'signatures = 0'))
     call('run', 'problem', 'data', 'development', 'validation', '--project', home)
     call('promote', '1', '--project', home)
     call('score', root/'new.csv', '--out', root/'scores.csv', '--project', home)
@@ -79,7 +80,7 @@ def lived(home: Path, tmp_path: Path, *, mark: dict={}, **environment) -> dict[s
     "The nine notebooks in one real kernel, one after another, each in an empty namespace; messages carry a mark."
     parts = {s: [c for c in nbformat.read(home/'notebooks'/STEPS[s].notebook, 4).cells if c.cell_type == 'code'] for s in STAGES}
     whole = new_notebook(cells=[c for s in STAGES for c in [*parts[s], new_code_cell('%reset -f')]])
-    client = NotebookClient(whole, timeout=300, kernel_name='python3', resources={'metadata': {'path': str(home)}})
+    client = NotebookClient(whole, timeout=900, kernel_name='python3', resources={'metadata': {'path': str(home)}})
     env = {k: v for k, v in os.environ.items() if not k.startswith('MLCYCLE_') and k != 'PYTEST_CURRENT_TEST'} | environment
     with client.setup_kernel(env=env):
         client.kc.session.metadata = mark
@@ -159,15 +160,15 @@ def voila(home: Path):
                                '--MappingKernelManager.kernel_manager_class=mlcycle.app_kernels.AppKernel', '--strip_sources=True'],
                               cwd=home, env=os.environ | {'MLCYCLE_READ_ONLY': '1', 'MLCYCLE_APP': 'portfolio'}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try: yield port
-    finally: server.terminate(); server.wait(20)
+    finally: server.terminate(); server.wait(PATIENCE)
 
 
 def opened(page, url: str) -> None:
     "Go there, also while the server is still starting."
     from playwright.sync_api import Error
-    until = time.monotonic()+90
+    until = time.monotonic()+PATIENCE
     while True:
-        try: return page.goto(url, timeout=120_000)
+        try: return page.goto(url, timeout=PATIENCE*1000)
         except Error as error:
             if 'ERR_CONNECTION_REFUSED' not in str(error) or time.monotonic() > until: raise
             time.sleep(.3)
@@ -183,7 +184,7 @@ def test_a_reader_sees_all_nine_stages_in_voila(night):
         page = browser.new_page(viewport={'width': 1366, 'height': 768})
         for stage, report in newest(home, '.ipynb').items():
             opened(page, f'http://127.0.0.1:{port}/voila/render/{STEPS[stage].notebook}')
-            page.wait_for_function("document.querySelector('.jp-OutputArea-output') && !document.querySelector('#loading')?.offsetParent", timeout=120_000)
+            page.wait_for_function("document.querySelector('.jp-OutputArea-output') && !document.querySelector('#loading')?.offsetParent", timeout=PATIENCE*1000)
             text = page.locator('body').inner_text()
             for headline, said in results(nbformat.read(report, 4).cells):
                 assert headline.startswith('Replay') or not Counter(words(said))-Counter(words(text)), (stage, headline)   # a replay is made where one may write
@@ -208,7 +209,7 @@ def test_nbconvert_executes_a_step_and_jupyter_scheduler_runs_one_with_parameter
     scheduler.staging_path, scheduler.task_runner = str(tmp_path/'staging'), None
     job = scheduler.create_job(CreateJob(name='card', input_uri='notebooks/08_governance.ipynb', runtime_environment_name=os.path.basename(sys.executable),
                                          output_formats=['ipynb', 'html'], parameters={'project': repr(str(home)), 'view': repr('plain')}))   # it writes them into the notebook as they are
-    until = time.monotonic()+120
+    until = time.monotonic()+PATIENCE
     while (state := scheduler.get_job(job, False)).status not in ('COMPLETED', 'FAILED'):   # 'STOPPED' is also what a job is before it begins
         assert time.monotonic() < until, state.status
         time.sleep(.3)

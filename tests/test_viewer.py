@@ -1,5 +1,6 @@
 "The door of the apps: who comes in, what can be reached, what is left when it is ended hard."
-import os, re, signal, socket, subprocess, sys, time, urllib.error, urllib.request
+import os, re, signal, socket, subprocess, sys, urllib.error, urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -8,6 +9,7 @@ import pytest
 from apps import TOKEN, start, stop
 from ports import free_port
 from mlcycle.gateway import Seats
+from waiting import PATIENCE, until
 from test_monitoring import project_at
 
 CANARY = 'canary-4711'
@@ -34,7 +36,7 @@ def ask(port: int, path: str, *, method: str='GET', **headers: str) -> tuple[int
     request = urllib.request.Request(f'http://127.0.0.1:{port}{path}', method=method, headers={k.replace('_', '-'): v for k, v in headers.items()},
                                      data=b'' if method == 'POST' else None)
     try:
-        with urllib.request.build_opener(Stay).open(request, timeout=100) as answer: return answer.status, answer.read().decode('utf-8', 'replace')
+        with urllib.request.build_opener(Stay).open(request, timeout=PATIENCE) as answer: return answer.status, answer.read().decode('utf-8', 'replace')
     except urllib.error.HTTPError as answer: return answer.code, answer.read().decode('utf-8', 'replace')
 
 
@@ -49,7 +51,7 @@ def test_nothing_without_a_token(door, path):                                   
 
 def test_the_link_lets_in_once_and_the_cookie_afterwards(door):
     request = urllib.request.Request(f'http://127.0.0.1:{door}/?token={TOKEN}')
-    with urllib.request.build_opener(urllib.request.HTTPCookieProcessor()).open(request, timeout=60) as answer:
+    with urllib.request.build_opener(urllib.request.HTTPCookieProcessor()).open(request, timeout=PATIENCE) as answer:
         assert answer.status == 200 and 'token' not in answer.url and 'mlc-live' in answer.read().decode()
         assert "default-src 'none'" in answer.headers['Content-Security-Policy'] and answer.headers['X-Content-Type-Options'] == 'nosniff'
 
@@ -89,7 +91,7 @@ def test_no_kernel_runs_what_a_viewer_sends(door):                              
             content = {'code': f'open("/tmp/{CANARY}", "w")', 'silent': False, 'cursor_pos': 3, 'detail_level': 0, 'hist_access_type': 'tail', 'n': 5}
             await connection.write_message(json.dumps({'header': header, 'parent_header': {}, 'metadata': {}, 'content': content, 'channel': 'shell'}))
         heard = []
-        while not any('kernel_info_reply' in m for m in heard): heard.append(str(await asyncio.wait_for(connection.read_message(), 30)))
+        while not any('kernel_info_reply' in m for m in heard): heard.append(str(await asyncio.wait_for(connection.read_message(), PATIENCE)))
         connection.close()
         return heard
     heard = asyncio.run(talk())
@@ -99,7 +101,7 @@ def test_no_kernel_runs_what_a_viewer_sends(door):                              
 
 
 def test_past_the_cap_a_viewer_is_told_and_the_page_is_still_there(door):                                              # W07
-    held = [inside(door, '/live/') for _ in range(2)]
+    with ThreadPoolExecutor(2) as at_once: held = [*at_once.map(lambda _: inside(door, '/live/'), range(2))]   # who shows no sign of life for long gives way
     assert [status for status, _ in held] == [200, 200]
     status, body = inside(door, '/live/')
     assert status == 503 and 'All 2 live places are taken' in body and 'mlcycle-refusal' in body
@@ -108,7 +110,6 @@ def test_past_the_cap_a_viewer_is_told_and_the_page_is_still_there(door):       
     assert inside(door, '/live/')[0] == 200
 
 
-@pytest.mark.timeout(180)
 def test_what_is_ended_hard_leaves_nothing_and_comes_back(folder):                                                     # W11
     server, port = start(folder, 'monitoring')
     try:
@@ -117,16 +118,14 @@ def test_what_is_ended_hard_leaves_nothing_and_comes_back(folder):              
         family = child.children(recursive=True)
         assert len(family) >= 2   # what kernels come from, and a kernel
         child.kill()
-        gone, alive = psutil.wait_procs(family, timeout=10)
+        gone, alive = psutil.wait_procs(family, timeout=PATIENCE)
         assert not alive and inside(port, '/')[0] == 200   # the page as it was drawn last is there all the while
-        until = time.monotonic()+90
-        while (status := inside(port, '/live/')[0]) != 200 and time.monotonic() < until: time.sleep(1)
-        assert status == 200
+        until(lambda: inside(port, '/live/')[0] == 200)
         family = psutil.Process(server.pid).children(recursive=True)
     finally:
         server.kill()
-        server.wait(10)
-    gone, alive = psutil.wait_procs(family, timeout=10)
+        server.wait(PATIENCE)
+    gone, alive = psutil.wait_procs(family, timeout=PATIENCE)
     assert len(family) >= 3 and not alive
     server, port = start(folder, 'monitoring', port=port)
     stop(server)
@@ -135,7 +134,7 @@ def test_what_is_ended_hard_leaves_nothing_and_comes_back(folder):              
 def test_it_does_not_listen_to_others_without_a_token(folder):
     environment = {k: v for k, v in os.environ.items() if k != 'MLCYCLE_TOKEN'}
     done = subprocess.run([sys.executable, '-c', 'from mlcycle.cli import main; main()', 'app', '--project', str(folder), '--host', '0.0.0.0', '--port', str(free_port())],
-                          env=environment, capture_output=True, text=True, timeout=60)
+                          env=environment, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 1 and 'MLCYCLE_TOKEN' in done.stderr
 
 
@@ -143,7 +142,7 @@ def test_a_taken_port_is_said(folder):
     with socket.socket() as s:
         s.bind(('127.0.0.1', 0))
         s.listen()
-        done = subprocess.run([sys.executable, '-c', 'from mlcycle.cli import main; main()', 'app', '--project', str(folder), '--port', str(s.getsockname()[1])], capture_output=True, text=True, timeout=60)
+        done = subprocess.run([sys.executable, '-c', 'from mlcycle.cli import main; main()', 'app', '--project', str(folder), '--port', str(s.getsockname()[1])], capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 2 and '--port' in done.stderr and 'Traceback' not in done.stderr
 
 

@@ -43,7 +43,7 @@ def lay_out(case: Case, folder: Path, *, rows: int=0) -> Path:
 def begin(seat: lab.Seat, case: Case) -> None:
     "Make the project by the form of an empty folder, and open its home."
     seat.run_all()
-    seat.see('A new project', 60)
+    seat.see('A new project')
     seat.type('Name', case.name)
     seat.choose('Target', case.outline['Target'])
     if 'Positive' in case.outline: seat.choose('Positive', case.outline['Positive'])
@@ -51,10 +51,10 @@ def begin(seat: lab.Seat, case: Case) -> None:
     for column in case.left_out: seat.tag('Drop', column)
     seat.shot(f'{case.name}-00-beginning')
     seat.press('Make the project')
-    seat.see('Open the home of', 60)
+    seat.see('Open the home of')
     seat.open(f'{case.name}/notebooks/00_home.ipynb')
     seat.run_all()
-    seat.see('Run problem: it has never run.', 60)
+    seat.see('Run problem: it has never run.')
     seat.shot(f'{case.name}-01-home')
 
 
@@ -62,13 +62,13 @@ def step(seat: lab.Seat, case: Case, stage: str) -> None:
     "Open a stage's notebook and run its first cells, as far as the desk."
     seat.open(f'{case.name}/notebooks/{STEPS[stage].notebook}')
     seat.run_to_desk()
-    seat.sheet.locator('.mlcycle-desk-part h3', has_text=stage.capitalize()).first.wait_for(timeout=60_000)
+    seat.sheet.locator('.mlcycle-desk-part h3', has_text=stage.capitalize()).first.wait_for()
 
 
 def work(seat: lab.Seat, stage: str, button: str) -> None:
     "Press the button that does a stage's work, and wait until it is done."
     seat.press(button)
-    seat.see(f'{stage} is done since', 400)
+    seat.see(f'{stage} is done since', 900)
 
 
 def seal(seat: lab.Seat, case: Case) -> None:
@@ -108,11 +108,11 @@ def search(seat: lab.Seat, case: Case) -> None:
     seat.type('Trials', str(case.trials))
     seat.write('What may be tried')
     seat.press('Search within the budget')
-    seat.see(re.compile(r'[1-9]\d* of at most|development is done since'), 120)   # of few rows it may be done before one looks
+    seat.see(re.compile(r'[1-9]\d* of at most|development is done since'))   # of few rows it may be done before one looks
     seat.shot(f'{case.name}-04-searching')
     seat.come_back()
     step(seat, case, 'development')
-    seat.see('development is done since', 300)
+    seat.see('development is done since', 900)
     seat.shot_of('Leaderboard', f'{case.name}-05-leaderboard')
     if 'Positive' in case.outline:
         seat.turn('Threshold', 'ArrowLeft', 8)
@@ -122,7 +122,7 @@ def search(seat: lab.Seat, case: Case) -> None:
 def validate(seat: lab.Seat, case: Case) -> None:
     "Agree to open the sealed rows, and open them."
     step(seat, case, 'validation')
-    seat.see('It was opened never for this version', 20)
+    seat.see('It was opened never for this version')
     seat.agree('I open the sealed test set')
     work(seat, 'validation', 'Open the sealed test set')
     seat.shot_of('Verdicts', f'{case.name}-06-validation')
@@ -132,7 +132,7 @@ def look_again(seat: lab.Seat, case: Case) -> None:
     "Run all of a step that is done: what is recorded is shown, and nothing is done twice."
     seat.open(f'{case.name}/notebooks/02_data.ipynb')
     seat.run_all()
-    seat.see('nothing has changed since it was last done', 120)
+    seat.see('nothing has changed since it was last done')
 
 
 DECIDE = 'Decide about a version'
@@ -175,7 +175,7 @@ def fill_card(seat: lab.Seat, case: Case) -> None:
 def plan_end(seat: lab.Seat, case: Case) -> None:
     "Read the plan of the retirement step by step; nothing is deleted."
     step(seat, case, 'retirement')
-    seat.see('What is archived first', 60)
+    seat.see('What is archived first')
     work(seat, 'retirement', 'Plan it again')
     seat.shot_of('The plan, step by step', f'{case.name}-12-retirement')
 
@@ -205,7 +205,7 @@ def night_apart(case: Case, folder: Path, fresh: Path) -> list[str]:
     shutil.copytree(folder/case.name, fresh/case.name, ignore=shutil.ignore_patterns('store', 'reports'))
     shutil.copy(folder/f'{case.name}.csv', fresh)
     subprocess.run([sys.executable, '-c', 'from mlcycle.cli import main; main()', '--project', fresh/case.name, 'run', 'problem', 'data', 'development', 'validation'],
-                   check=True, capture_output=True, timeout=600, env={**os.environ, **lab.THREADS})
+                   check=True, capture_output=True, timeout=1200, env={**os.environ, **lab.THREADS})
     apart, own = [], {'budget', 'model_hash'}   # seconds spent, and the bytes of a file with its date
     for result in (Leaderboard, Validation):
         by_day, by_night = (Project(place/case.name, read_only=True).latest(result).body() for place in (folder, fresh))
