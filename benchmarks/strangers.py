@@ -6,13 +6,14 @@ A server of its own answers for a model that takes every kind of column: numbers
 and without missing values, an id, a time, a protected attribute. Each operation gets a third of its cases by the document, a third against
 it, and a third that no document tells: other methods, drawn addresses, headers and bodies. Keys and ids of predictions are such that the
 cases get past the first refusal: half of the keys are new, half of the outcomes are of predictions that were made. The share of answers
-200 is printed beside what came. Every tenth case is sent again without the token.
+200 is printed beside what came, and every refusal of a request that fits the document is told in groups: how many, what the server
+said, and the shortest body it said it about. Every tenth case is sent again without the token.
 
 Hypothesis only draws here: nothing is targeted or kept in a database, and what is found is told, not shortened, so that the cases cost
 what drawing and sending them costs. Schemathesis' own phases `examples` and `coverage` are run once beside it. Exit status 1 where
 anything was found. It needs the packages that the tests need.
 """
-import argparse, collections, http.client, json, multiprocessing, random, signal, subprocess, sys, tempfile, time
+import argparse, collections, http.client, json, multiprocessing, random, re, signal, subprocess, sys, tempfile, time
 from functools import partial
 from pathlib import Path
 import numpy as np
@@ -46,12 +47,42 @@ def prepared(folder: Path) -> tuple: # project, a body that it answers
     return project, json.dumps({'records': to_records(rows.head(1), open_service(project).schema())})
 
 
+class Refusals(dict):
+    "Refusals of requests that fit the document: (operation, status, what was said) → how many, and the shortest that was sent."
+    def see(self, where: str, answer, sent) -> None:
+        "Count one."
+        told = answer.json()
+        said = '; '.join(dict.fromkeys(f'{e["column"]}: {e["message"]}' for e in told.get('errors') or ())) or told['message']
+        body, key = sent.body.decode() if isinstance(sent.body, bytes) else sent.body or '', sent.headers.get('Idempotency-Key')
+        self._add((where, answer.status_code, PLACE.sub('…', said)[:300]), 1, f'{sent.path_url} {f"key {key!r} " if key else ""}{body}'[:500])
+
+    def _add(self, group: tuple, n: int, sent: str) -> None:
+        before, shortest = self.get(group, (0, sent))
+        self[group] = before+n, min(shortest, sent, key=len)
+
+    def join(self, other: 'Refusals') -> None:
+        "Those of another caller beside these."
+        for group, (n, sent) in other.items(): self._add(group, n, sent)
+
+    def __str__(self) -> str:
+        groups = sorted(self.items(), key=lambda pair: (pair[0][0], -pair[1][0]))
+        return '\n'.join(f'{n:>6} × {where} {status}: {said}\n         {sent}' for (where, status, said), (n, sent) in groups) or 'none'
+
+PLACE = re.compile(r"(?<![\w.])'[^']*'|(?<![\w.])\d+(?![\w.])|\b[0-9a-f]{32}\b")   # what differs from one refusal to the next of its kind
+
+
 class Talk:
     "One caller: sends cases, and writes down what is not as it should be."
     def __init__(self, port: int, seed: int):
         import requests
         self.port, self.session, self.draw, self.n = port, requests.Session(), random.Random(seed), 0
-        self.statuses, self.findings, self.known = collections.Counter(), collections.Counter(), collections.deque(maxlen=1000)
+        self.statuses, self.findings, self.refused, self.known = collections.Counter(), collections.Counter(), Refusals(), collections.deque(maxlen=1000)
+
+    def take(self) -> tuple: # statuses, findings, refusals
+        "What came since this was last asked."
+        came = self.statuses, self.findings, self.refused
+        self.statuses, self.findings, self.refused = collections.Counter(), collections.Counter(), Refusals()
+        return came
 
     def ask(self, case, way: str) -> None:
         "A case of Schemathesis: called, checked; one in ten without a token."
@@ -64,6 +95,7 @@ class Talk:
         try: case.validate_response(answer, headers=HEADERS, checks=checks)
         except BaseException as error: self.findings[where, way, str(error)[:2000]] += 1
         self._told(where, way, answer.status_code, answer.content)
+        if way == 'by the document' and 400 <= answer.status_code < 500: self.refused.see(where, answer, answer.request)
         if case.path == '/predict' and answer.status_code == 200: self.known += [p['prediction_id'] for p in answer.json()['predictions']]
         if self.n % 10 == 0 and case.path != '/health':
             status = case.call(headers=HEADERS | {'Authorization': 'Bearer wrong-wrong-wrong'}, session=self.session, timeout=30).status_code
@@ -119,8 +151,7 @@ def talk(port: int, cases: int, seed: int, said) -> None:
         for told, (do, strategy) in work:
             drawn = sum(draw(s, d, turn, salt) for d, s in told)
             draw(strategy, do, 3*turn-drawn, salt)   # what the document leaves nothing to draw for
-        said.put((caller.statuses, caller.findings))
-        caller.statuses, caller.findings = collections.Counter(), collections.Counter()
+        said.put(caller.take())
     said.put(None)
 
 
@@ -147,10 +178,10 @@ def phases(port: int, folder: Path) -> int: # exit status
     return subprocess.run(command, cwd=folder).returncode   # it leaves a cache where it runs
 
 
-async def around(folder: Path, cases: int, processes: int, seed: int) -> tuple: # statuses, findings, status of the phases
+async def around(folder: Path, cases: int, processes: int, seed: int) -> tuple: # statuses, findings, refusals, status of the phases
     "Start, talk, stop."
     import asyncio
-    (project, body), statuses, findings = prepared(folder/'project'), collections.Counter(), collections.Counter()
+    (project, body), statuses, findings, refused = prepared(folder/'project'), collections.Counter(), collections.Counter(), Refusals()
     server, said = Serving(folder, project.folder, 1), multiprocessing.Queue()
     await server.start(body)
     try:
@@ -159,6 +190,7 @@ async def around(folder: Path, cases: int, processes: int, seed: int) -> tuple: 
         for _ in callers:
             while (part := await asyncio.to_thread(said.get)) is not None:
                 statuses, findings = statuses+part[0], findings+part[1]
+                refused.join(part[2])
                 print(f'{sum(statuses.values()):,} cases, {sum(findings.values())} findings', table(statuses, findings).to_string(index=False), sep='\n', flush=True)
         for c in callers: c.join()
         status = await asyncio.to_thread(phases, server.port, folder)
@@ -166,7 +198,7 @@ async def around(folder: Path, cases: int, processes: int, seed: int) -> tuple: 
     finally: await server.end(signal.SIGTERM)
     if 'Traceback' in (log := server.log.read_text()): findings['server', 'log', log[log.index('Traceback'):][:3000]] += log.count('Traceback')
     print(f'memory of the server, MB: {memory[0]:.0f} before, {memory[1]:.0f} after')
-    return statuses, findings, status
+    return statuses, findings, refused, status
 
 
 def table(statuses: collections.Counter, findings: collections.Counter) -> pd.DataFrame:
@@ -188,9 +220,10 @@ def main() -> None:
     parser.add_argument('--folder', default='.', help='where the server writes')
     given, started = parser.parse_args(), time.time()
     with tempfile.TemporaryDirectory(dir=given.folder) as place:
-        statuses, findings, status = asyncio.run(around(Path(place).resolve(), given.cases, given.processes, given.seed))
+        statuses, findings, refused, status = asyncio.run(around(Path(place).resolve(), given.cases, given.processes, given.seed))
     print(table(statuses, findings).to_string(index=False))
     print(f'{sum(statuses.values()):,} cases in {time.time()-started:.0f} s; {sum(findings.values())} findings')
+    print(f'\nrefused, though by the document:\n{refused}')
     for (where, way, what), n in findings.most_common(): print(f'\n{n} × {where}, {way}:\n{what}')
     sys.exit(bool(findings or status))
 

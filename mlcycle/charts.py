@@ -84,9 +84,9 @@ def _performance(axes, windows: list[Window], metric: str) -> None:
                      and w.change.status == 'ok'), None)
     if not known: axes.text(.5, .5, 'too few outcomes are known to measure it', transform=axes.transAxes,
                             ha='center', va='center', color=GREY)
-    if promised is not None: axes.axhline(promised, color=GREEN, lw=1.5, ls='--', label=f'{known[-1][0].compared_with}: {promised:.3f}')
+    if promised is not None: axes.axhline(promised, color=GREEN, lw=1.5, ls='--', label=f'{known[-1][0].compared_with}: {promised:.3f}' if abs(promised) < 100 else f'{known[-1][0].compared_with}: {promised:,.1f}')
     if axes.get_legend_handles_labels()[0]: axes.legend(loc='upper center', bbox_to_anchor=(.5, -.02), frameon=False, fontsize=8, ncols=3)
-    _headed(axes, f'{metric} where the outcome is known, with its interval (■ fallen)', f'{metric} with its interval (■ fallen)')
+    _headed(axes, f'{metric} where the outcome is known, with its interval (■ worse)', f'{metric} with its interval (■ worse)')
 
 def _headed(axes, title: str, brief: str) -> None:
     "A row's title, or a brief one where the figure is as narrow as a phone."

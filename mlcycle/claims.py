@@ -16,7 +16,7 @@ from .inputs import BadRequest
 __all__ = ['KEY', 'DAY', 'MADE', 'read_key', 'Claim', 'Claims', 'SharedClaims', 'lock_number', 'open_claims', 'once']
 
 # %% ../nbs/00ibga_claims.ipynb #70fac31d
-KEY = {'name': 'Idempotency-Key', 'in': 'header', 'required': False, 'schema': {'type': 'string', 'pattern': '^[!-~]([ -~]{0,253}[!-~])?$'},
+KEY = {'name': 'Idempotency-Key', 'in': 'header', 'required': False, 'schema': {'type': 'string', 'pattern': '^(?!""$)[!-~]([ -~]{0,253}[!-~])?$'},
        'description': 'drawn anew for every request; the same key with the same body within a day gives the same answer, and is logged once'}
 
 def read_key(headers: dict[str, list[str]]) -> str | None: # None: none was sent

@@ -120,12 +120,16 @@ def status(project: Project, as_json: bool) -> None:
     "The nine stages: done, stale, missing, blocked by which gate, or failed."
     from mlcycle.pipeline import status as standing
     from mlcycle.silence import silence
+    from mlcycle.summary import DECISIONS
     found = standing(project)
     found['silence'] = silence(project)   # why nobody watches the model; empty while somebody does
     roles = f"{found['project']}: champion {found['champion'] or '–'}, challenger {found['challenger'] or '–'}"
     gates = [f"gate {g['name']}: {g['answer']}, {g['why']}. {g['command']}" for g in found['gates']
              if g['answer'] != 'pass']
-    say(found, as_json, '\n'.join([roles, table(found['stages'], ['stage', 'state', 'at', 'why']), *gates,
+    found['newer'] = DECISIONS['deployment'](project) if found['champion'] else []   # what a version after the champion waits for
+    found['alarms'] = len(DECISIONS['monitoring'](project))   # raised, and answered by nobody
+    rings = [f"alarms: {found['alarms']} raised, answered by nobody. mlcycle alarm list"] if found['alarms'] else []
+    say(found, as_json, '\n'.join([roles, table(found['stages'], ['stage', 'state', 'at', 'why']), *gates, *found['newer'], *rings,
                                      *([f"silence: {found['silence']}"] if found['silence'] else [])]))
 
 @main.command()

@@ -35,11 +35,11 @@ def helps(record: type[Record]) -> dict[str, str]: # field → what stands behin
     fields = [n for n in ast.parse(source).body[0].body if isinstance(n, ast.AnnAssign)]
     return {n.target.id: comments.get(n.end_lineno, '') for n in fields}
 
-def help_of(key: str) -> str:
+def help_of(key: str) -> str: # plain text
     "What a setting is for."
     *parents, name = key.split('.')
     record = annotation_of('.'.join(parents)) if parents else Settings
-    return helps(record).get(name, '') if isinstance(record, type) and issubclass(record, Record) else ''
+    return helps(record).get(name, '').replace('`', '') if isinstance(record, type) and issubclass(record, Record) else ''
 
 # %% ../nbs/12dc_controls.ipynb #4246e614
 def _short(value: object, longest: int=60) -> str:
@@ -110,6 +110,7 @@ def scalar(typed: str) -> object:
 # %% ../nbs/12dc_controls.ipynb #9ad7e6f1
 def control(kind: object, value: object, *, options: object=None, name: str='') -> Control:
     "The control for a declared type; with options, a choice among them."
+    kind = _plain(kind)
     parts = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
     literals = tuple(a for p in parts if get_origin(p) is Literal for a in get_args(p))
     basic = tuple(p for p in parts if isinstance(p, type))

@@ -17,9 +17,9 @@ from .split import SplitAdvice
 from .treatments import decide_again, treatment_of
 
 # %% auto #0
-__all__ = ['SINGLE', 'LISTED', 'ROLES', 'TYPES', 'SPLIT', 'role_of', 'role_changes', 'set_role', 'set_type', 'report_of', 'shape',
-           'effect', 'accept', 'column_lines', 'treatment_lines', 'suspect_lines', 'sources_html', 'split_html',
-           'data_desk']
+__all__ = ['SINGLE', 'LISTED', 'ROLES', 'TYPES', 'IN_ORDER', 'SPLIT', 'role_of', 'role_changes', 'set_role', 'set_type',
+           'report_of', 'shape', 'effect', 'accept', 'column_lines', 'treatment_lines', 'suspect_lines', 'sources_html',
+           'split_html', 'data_desk']
 
 # %% ../nbs/12i_data_desk.ipynb #3b6b641b
 SINGLE = {'id': 'data.id', 'time': 'data.time', 'group': 'data.group', 'label time': 'data.label_time', 'target': 'problem.target'}
@@ -166,15 +166,17 @@ def sources_html(project: Project) -> str:
     joins = html_table(report.joins, caption='Joins: rows before and after, unmatched, lost, multiplied') if len(report.joins) else '<p class="note">One source: nothing is joined.</p>'
     return f'<p>{escaped(report.headline)}</p><ul>{read}</ul>{joins}'
 
+IN_ORDER = ('train', 'test', 'live', 'left out')   # oldest first where there is time
+
 def split_html(project: Project) -> str:
     "How the rows are told apart: over time where there is time, as shares otherwise, with the reason."
     advice = project.require(SplitAdvice)
     said = ''.join(f'<li>{escaped(r, 400)}</li>' for r in advice.reasons)
-    return f'<p><b>{escaped(advice.headline)}</b></p>{bars_svg({f"{k} {v:,}": v for k, v in advice.rows.items()})}{_over_time(project, advice)}{html_table(advice.parts)}<ul>{said}</ul>'
+    return f'<p><b>{escaped(advice.headline)}</b></p>{bars_svg({f"{k} {v:,}": v for k, v in sorted(advice.rows.items(), key=lambda part: IN_ORDER.index(part[0]))})}{_over_time(project, advice)}{html_table(advice.parts)}<ul>{said}</ul>'
 
 def _over_time(project: Project, advice: SplitAdvice) -> str:
     if not advice.cut: return ''
-    moments = ', '.join(f'{escaped(k)} from {escaped(v[:19])}' for k, v in advice.cut.items())
+    moments = ', '.join(f'{escaped(k)} from {escaped(v[:19])}' for k, v in sorted(advice.cut.items(), key=lambda part: IN_ORDER.index(part[0])))
     _, profile = report_of(project)
     column = profile.columns.get(advice.column) if profile else None
     return f'<p>{moments}</p>'+(f'<p class="note">training rows over time {shape(column)}</p>' if column is not None and column.counts else '')

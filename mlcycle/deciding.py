@@ -24,8 +24,9 @@ def approve(project: Project, version: str, by: str, because: str) -> None:
     from mlcycle.governance import approve as sign
     from mlcycle.gates import required_signatures, signatures
     sign(project, version, by=by, because=because)
-    click.echo(f'{by} signed version {version}: {len(signatures(project, version))} of {required_signatures(project)} signatures. '
-               f'Then: mlcycle promote {version} --to champion')
+    there, needed = len(signatures(project, version)), required_signatures(project)
+    then = f'mlcycle promote {version} --to champion' if there >= needed else f'mlcycle approve {version} --as ANOTHER --because TEXT'
+    click.echo(f'{by} signed version {version}: {there} of {needed} signatures. Then: {then}')
 
 @click.command('override')
 @click.argument('gate', metavar='GATE')
@@ -193,7 +194,12 @@ def retire(project: Project, version: str, successor: str, by: str | None, becau
     "End a version's life: archive, switch off, clean up. A dry run unless --yes."
     from mlcycle.retirement import retire as end
     done = end(project, version, successor=successor or None, because=because, by=by, confirm=yes)
-    click.echo(done.headline if yes else f'{done.headline}\nThis was a dry run. To do it: add --yes')
+    click.echo(done.headline if yes else '\n'.join([done.headline, *_told(done), 'This was a dry run. To do it: add --yes']))
+
+def _told(plan) -> list[str]: # lines of a RetirementPlan
+    frames = [(plan.dependents, 'depends on it'), (plan.deleted, 'would be deleted')]
+    shown = [f'{what}:\n{table(rows.to_dict("records"), list(rows))}' for rows, what in frames if len(rows)]
+    return [*shown, *(f'would be written: {path}' for path in plan.archived), *(f'stays: {what}' for what in plan.kept)]
 
 DECIDING = (approve, override_gate, promote, rollback, replay, shadow, canary, traffic, history, audit, card,
             fill_gap, retire)

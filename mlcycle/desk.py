@@ -32,8 +32,9 @@ STYLE = '''<style>
 .mlcycle-desk h4, .mlcycle-desk-part h4 {font-size: 14px; margin: 14px 0 4px}
 .mlcycle-desk table, .mlcycle-desk-part table {border-collapse: collapse; margin: 4px 0; display: block; max-width: 100%; overflow-x: auto}
 .mlcycle-desk td, .mlcycle-desk th, .mlcycle-desk-part td, .mlcycle-desk-part th {padding: 2px 8px; vertical-align: top;
-  border-bottom: 1px solid var(--jp-border-color2, #ccc); overflow-wrap: anywhere; min-width: 5.5em; max-width: 480px; font-size: 12px}
-.mlcycle-desk th, .mlcycle-desk-part th {text-align: left; font-weight: 600}
+  border-bottom: 1px solid var(--jp-border-color2, #ccc); overflow-wrap: break-word; min-width: 7em; max-width: 480px; font-size: 12px}
+.mlcycle-desk th, .mlcycle-desk-part th {font-weight: 600}
+.mlcycle-desk table :is(td, th):not([style]), .mlcycle-desk-part table :is(td, th):not([style]) {text-align: left}
 .mlcycle-desk .scroll, .mlcycle-desk-part .scroll {max-height: 420px; overflow: auto}
 .mlcycle-desk .note, .mlcycle-desk-part .note {color: var(--jp-ui-font-color2, #555)}
 .mlcycle-desk .bad, .mlcycle-desk-part .bad {color: var(--jp-error-color0, #b3261e); font-weight: 600}
@@ -41,6 +42,7 @@ STYLE = '''<style>
 .mlcycle-desk pre, .mlcycle-desk-part pre {background: var(--jp-layout-color2, #f2f2f2); color: var(--jp-ui-font-color1, inherit);
   padding: 6px 8px; margin: 4px 0; white-space: pre-wrap; overflow-wrap: anywhere; font-size: 12px; max-height: 240px; overflow: auto}
 .mlcycle-agreed label, .mlcycle-agreed label span {white-space: normal; overflow: visible}
+.mlcycle-live .widget-html-content {min-width: 0}
 .mlcycle-live :focus-visible {outline: none; box-shadow: 0 0 0 2px var(--jp-layout-color1, #fff), 0 0 0 4px var(--jp-brand-color1, #0072B2) !important}
 .mlcycle-live .mlcycle-named > .widget-label, .mlcycle-live .mlcycle-named > .widget-label-basic > span {position: absolute; width: 1px; height: 1px;
   overflow: hidden; clip-path: inset(50%)}

@@ -56,7 +56,7 @@ def curve_svg(points: list[dict], # x, value, low, high, dashed; in order
     lines = _path(f, solid, '')+_path(f, solid[-1:]+dashed, '5 4')
     dots = ''.join(_dot(f.x(p['x']), f.y(p['value']), f'{p["x"]:,.6g} {x}: {_figure_text(p)}') for p in solid)
     drawn = f'<polygon points="{band}" fill="{BLUE}" opacity="0.18"/>{lines}{dots}{_levels(f, levels)}{_axes(f, known, x, y)}'
-    return f'<svg viewBox="0 0 {f.width} {f.height}" width="{f.width}" style="max-width:100%" role="img" aria-label="{escaped(y)} over {escaped(x)}">{drawn}</svg>'
+    return f'<svg viewBox="-12 0 {f.width+12} {f.height}" width="{f.width+12}" style="max-width:100%" role="img" aria-label="{escaped(y)} over {escaped(x)}">{drawn}</svg>'
 
 def _figure_text(f: dict) -> str: # beside an interval, and at a point
     return f'{shown(float(f["value"]))} [{shown(float(f["low"]))}, {shown(float(f["high"]))}] {f.get("note", "")[:40]}'.rstrip()
@@ -101,7 +101,7 @@ def said_svg(bins: list[dict], # said, came, low, high
     dots = ''.join(_bin(f, b) for b in known)
     diagonal = f'<line x1="{f.x(f.left):.1f}" y1="{f.y(f.low):.1f}" x2="{f.x(f.right):.1f}" y2="{f.y(f.high):.1f}" stroke="{GREY}" stroke-dasharray="5 4"/>'
     axes = _axes(f, [{'x': f.left}, {'x': f.right}], 'said; rings: the interval misses the diagonal', 'came')
-    return f'<svg viewBox="0 0 {f.width} {f.height}" width="{f.width}" style="max-width:100%" role="img" aria-label="said and came">{diagonal}{dots}{axes}</svg>'
+    return f'<svg viewBox="-12 0 {f.width+12} {f.height}" width="{f.width+12}" style="max-width:100%" role="img" aria-label="said and came">{diagonal}{dots}{axes}</svg>'
 
 def _bin(f: Frame, b: dict) -> str:
     x, missed = f.x(b['said']), not b['low'] <= b['said'] <= b['high']

@@ -69,7 +69,7 @@ def _fall(window: Window, metric: str, expected: Estimate | None, *, alpha: floa
     "Whether the main metric is worse than where it was measured last."
     change = window.change
     if change is None or change.status != 'ok' or expected is None: return Finding(cause='performance', answer='unknown')
-    here = f'{metric} {expected.value:.3f} → {window.performance[metric].text}'
+    here = f'{metric} {expected.figure} → {window.performance[metric].text}'
     why = f'{here}, expected from the {window.compared_with}'
     return Finding(cause='performance', why=why, **_worse(change, metric, expected, alpha=alpha))
 
@@ -80,7 +80,7 @@ def _estimated_fall(window: Window, metric: str, expected: Estimate | None, *, a
     if made is None or made.status != 'ok' or expected is None: return Finding(cause='estimate', answer='unknown')
     change = square_and_add([made, expected], [1, -1])
     if change.status != 'ok': return Finding(cause='estimate', answer='unknown')
-    why = f'{metric} {expected.value:.3f} → {made.text} estimated before outcomes are known'
+    why = f'{metric} {expected.figure} → {made.text} estimated before outcomes are known'
     return Finding(cause='estimate', why=why, **_worse(change, metric, expected, alpha=alpha))
 
 # %% ../nbs/06de_findings.ipynb #34d34251

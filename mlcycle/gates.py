@@ -100,7 +100,7 @@ def _check_field(project: Project, gate: Gate, version: str) -> GateResult:
     bounds = [f'{words} {bound}'
               for words, bound in (('at least', gate.at_least), ('at most', gate.at_most))
               if bound is not None]
-    wanted = f'{gate.equals}' if gate.equals is not None else ' and '.join(bounds) or 'there'
+    wanted = shown(gate.equals) if gate.equals is not None else ' and '.join(bounds) or 'there'
     return answer('pass' if holds else 'fail',
                   f'{gate.evidence} {gate.field or "entry"} is {shown(value)}, wanted: {wanted}', [entry.seq])
 

@@ -91,14 +91,14 @@ def documents_html(project: Project) -> str:
 def history_html(project: Project) -> str:
     "Who held which role from when to when, and who decided it."
     import pandas as pd
-    rows = history(project)
+    rows = [r | {k: r[k] and r[k][:16].replace('T', ' ') for k in ('from', 'to')} for r in history(project)]
     if not rows: return '<p class="note">No version was ever promoted. Next: mlcycle promote MODEL_VERSION</p>'
     return html_table(pd.DataFrame(rows, columns=['version', 'role', 'from', 'to', 'by', 'because', 'entry'], dtype=object))
 
 def audit_html(project: Project) -> str:
     "Whether every entry follows from the one before and fits the heads that were kept."
     found = audit(project)
-    verdict = f'<b class="good">unbroken</b>, {found.entries:,} entries' if found.ok else f'<b class="bad">broken at entry {found.broken}</b>'
+    verdict = '<b class="good">unbroken</b>' if found.ok else f'<b class="bad">broken at entry {found.broken}</b>'
     return f'<p>The ledger is {verdict}: {escaped(found.why, 300)}</p><p class="note">Head to keep elsewhere: {found.entries}:{escaped(found.head)} (mlcycle audit --head)</p>'
 
 # %% ../nbs/12o_governance_desk.ipynb #cb38123c

@@ -84,7 +84,7 @@ def _unsure(windows: list[Window], metric: str) -> list[str]:
     "Why nothing can be said."
     full = [w for w in windows if w.complete and w.rows]
     if not windows: return ['no predictions have been logged']
-    if not full: return ['the first window is still filling']
+    if not full: return [f'the first window is still filling, until {windows[-1].end[:10]}']
     newest, figure = full[-1], full[-1].performance.get(metric)
     why = [f'{metric}: {figure.reason}' if figure and figure.reason else f'{metric} could not be measured']
     why += [said] if (said := estimate_text(newest, metric)) else []

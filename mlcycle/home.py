@@ -100,7 +100,7 @@ def alarms_html(project: Project) -> str:
     newest = {e.subject: e.body for e in project.ledger.entries('alarm')}
     open_ones = [b for b in newest.values() if b.get('state') != 'resolved']
     if not open_ones: return '<p class="note">No open alarm.</p>'
-    lines = ''.join(f"<li>{escaped(b.get('state'))}: {escaped(b.get('cause'))} {escaped(b.get('column') or '')} since {escaped(str(b.get('since'))[:10])}. {escaped(b.get('why'), 300)}</li>" for b in open_ones)
+    lines = ''.join(f"<li>{escaped(b.get('state'))}: {escaped(b.get('kind') or 'alarm')} {escaped(b.get('column') or '')} since {escaped(str(b.get('since'))[:10])}. {escaped(b.get('why'), 300)}</li>" for b in open_ones)
     return f'<ul>{lines}</ul>'
 
 # %% ../nbs/12g_home.ipynb #6e9b6cb5

@@ -19,9 +19,10 @@ try: import orjson
 except ImportError: orjson = None   # it comes with mlcycle[serve]; without it requests are read more slowly, and no differently
 
 # %% auto #0
-__all__ = ['JSON_TYPES', 'EXACT', 'FEW', 'KINDS', 'ANY', 'InputColumn', 'input_schema', 'json_schema', 'BadRequest', 'Wrong',
-           'strict_json', 'read_records', 'valid_records', 'fitting', 'frame_of', 'Records', 'columns_of', 'read_list',
-           'not_valid', 'mistake', 'is_date', 'column_values', 'dump', 'RecordReader', 'to_records', 'example_record']
+__all__ = ['DAY_OR_TIME', 'JSON_TYPES', 'EXACT', 'FEW', 'KINDS', 'ANY', 'InputColumn', 'input_schema', 'json_schema',
+           'BadRequest', 'Wrong', 'strict_json', 'read_records', 'valid_records', 'fitting', 'frame_of', 'Records',
+           'columns_of', 'read_list', 'not_valid', 'mistake', 'is_date', 'column_values', 'dump', 'RecordReader',
+           'to_records', 'example_record']
 
 # %% ../nbs/00ib_inputs.ipynb #625a4bde
 class InputColumn(Record):
@@ -34,6 +35,7 @@ class InputColumn(Record):
     role: str = 'feature' # 'feature', 'id', 'time', 'group', 'protected'
     low: float | None = None # smaller numbers are refused, by a rule of the settings
     high: float | None = None # larger numbers are refused
+    levels: list[str | int | float] | None = None # others are refused, by a rule of the settings; None: any
 
 def input_schema(plan: FeaturePlan, # of the model
                  settings: Settings, # which columns tell rows and groups apart
@@ -61,12 +63,21 @@ def json_schema(columns: list[InputColumn]) -> dict: # of one record
     "The schema of one record for an OpenAPI document."
     def one(c: InputColumn) -> dict:
         kind = {'type': [c.accepts, 'null'] if c.nullable or not c.required else c.accepts}
-        ends = {k: v for k, v in (('minimum', c.low), ('maximum', c.high)) if v is not None}
-        if c.accepts != 'string': return kind | (_WHOLE | ends if c.accepts == 'number' else {})
-        if c.type == 'date': return kind | {'anyOf': [{'format': 'date'}, {'format': 'date-time'}, {'type': 'null'}]}
+        if c.levels is not None: return kind | {'enum': [*c.levels, *[None]*isinstance(kind['type'], list)]}
+        if c.accepts == 'number': return kind | _WHOLE | _ends(c)
+        if c.accepts == 'boolean': return kind
+        if c.type == 'date': return kind | DAY_OR_TIME | {'anyOf': [*DAY_OR_TIME['anyOf'], {'type': 'null'}]}
         return kind | ({'pattern': _SAID} if c.type == 'boolean' else {})
     return {'type': 'object', 'additionalProperties': False, 'properties': {c.name: one(c) for c in columns},
             'required': [c.name for c in columns if c.required]}
+
+def _ends(c: InputColumn) -> dict:
+    "How small and how large a number may be: a code is exact, an amount may be larger where it has a point or an exponent."
+    exact = {} if c.type == 'number' else {'minimum': -2**53, 'maximum': 2**53}
+    return exact | {k: v for k, v in (('minimum', c.low), ('maximum', c.high)) if v is not None}
+
+DAY_OR_TIME = {'pattern': r'^(?!0000|0001-01-01T.*[+]|9999-12-31T.*-[0-9]{2}:[0-9]{2}$)[0-9]{4}-[0-9]{2}-[0-9]{2}(T[0-9]{2}:[0-9]{2}:[0-5][0-9]([.][0-9]+)?(Z|[+-][0-9]{2}:[0-9]{2}))?$',
+               'anyOf': [{'format': 'date'}, {'format': 'date-time'}]}   # no year 0, no leap second, within the calendar in UTC too
 
 _WHOLE = {'description': 'whole numbers to 2^53 either way'}
 _SAID = f'^({"|".join("".join(f"[{ch}{ch.upper()}]" if ch.isalpha() else ch for ch in word) for word in (*TRUE, *FALSE))})$'   # in any case

@@ -114,7 +114,7 @@ class Job:
         wide = ipywidgets.Layout(width='auto')
         self.go = ipywidgets.Button(description=self.button, icon='play', button_style='primary', layout=wide)
         self.end = ipywidgets.Button(description='Stop', icon='stop', layout=wide, disabled=True)
-        self.box, self.agreed = html_box(''), ipywidgets.Checkbox(False, indent=False, layout=ipywidgets.Layout(width='98%'))
+        self.box, self.agreed = html_box(''), ipywidgets.Checkbox(False, indent=False, layout=ipywidgets.Layout(width='98%', height='auto'))
         self.agreed.add_class('mlcycle-agreed')
         self.agreed.observe(lambda _: self._free(), 'value')
         self.go.on_click(lambda _: self.begin(desk))

@@ -7,7 +7,7 @@ from __future__ import annotations
 import html, json
 from .bundle import BundleService
 from .claims import KEY
-from .inputs import json_schema
+from .inputs import DAY_OR_TIME, json_schema
 from .particulars import WISHES
 
 # %% auto #0
@@ -25,7 +25,7 @@ def label_schema(service) -> dict:
     numbers = [json.loads(c) for c in classes if c.isascii() and c.isdigit() and str(int(c)) == c]
     said = {'enum': [*classes, *numbers]} if classes else {'type': 'number'}
     return {'type': 'object', 'required': ['label'], 'anyOf': [{'required': [n]} for n in names], 'additionalProperties': False,
-            'properties': {**names, 'label': said, 'at': {'type': 'string', 'anyOf': [{'format': 'date'}, {'format': 'date-time'}]}}}
+            'properties': {**names, 'label': said, 'at': {'type': 'string', **DAY_OR_TIME}}}
 
 def label_example(schema: dict) -> dict: # of one outcome
     "An outcome as it may be sent."

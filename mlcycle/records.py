@@ -107,13 +107,21 @@ class Estimate(Record):
         "An estimate that could not be made, with the reason."
         return cls(metric=metric, status=status, reason=reason, n=n)
 
+    def _written(self, value: float) -> str:
+        "Three decimals, one where it is large, and as many as tell something where all three figures are tiny."
+        if 1e-9 < max(abs(self.value), abs(self.low), abs(self.high)) < .001: return f'{value:.3g}'
+        return f'{value:.3f}' if abs(value) < 100 else f'{value:,.1f}'
+
+    @property
+    def figure(self) -> str: # '0.812'
+        "The value alone as `text` writes it, or the reason."
+        return self._written(self.value) if self.status == 'ok' else f'{self.status}: {self.reason}'
+
     @property
     def text(self) -> str: # '0.812 [0.790, 0.834] (n = 1,203)'
         "The figure with its interval and count, or the reason."
-        if self.status != 'ok': return f'{self.status}: {self.reason}'
-        value, low, high = (f'{v:.3f}' if abs(v) < 100 else f'{v:,.1f}'
-                            for v in (self.value, self.low, self.high))
-        return f'{value} [{low}, {high}] (n = {self.n:,})'
+        if self.status != 'ok': return self.figure
+        return f'{self.figure} [{self._written(self.low)}, {self._written(self.high)}] (n = {self.n:,})'
 
     def _repr_html_(self) -> str: return f'<p><b>{escaped(self.metric)}</b> {escaped(self.text)}</p>'
 

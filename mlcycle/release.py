@@ -42,10 +42,13 @@ class AgainstChampion(Result):
     def headline(self) -> str:
         return f'{self.changed:,} of {self.rows:,} rows would get another decision from version {self.version} than from version {self.champion}'
 
-    def _repr_html_(self) -> str:
+    def figures_html(self) -> str: # trusted HTML
+        "Every figure with its interval, and the tables below."
         figures = {'churn': self.churn, 'score shift': self.score_shift, **{f'{k}, better by': e for k, e in self.quality.items()}}
         tables = [html_table(t, caption=name) for name, t in (('Decisions', self.changes), ('By group', self.groups), ('Latency', self.latency)) if len(t)]
-        return f'<h4>{escaped(self.headline)}</h4>'+estimates_table(figures)+''.join(tables)
+        return estimates_table(figures)+''.join(tables)
+
+    def _repr_html_(self) -> str: return f'<h4>{escaped(self.headline)}</h4>{self.figures_html()}'
 
 class Replay(AgainstChampion):
     "The log through a version that is not live."

@@ -16,7 +16,7 @@ from .core import (Blocked, Criterion, DataError, Estimate, MissingEvidence, Pro
 from .plans import FeaturePlan, encode_target
 from .gates import registered
 from .ledger import ROLES, retired, roles, versions
-from .metrics import Scored, Terms, by_group, difference, disparity, main_metric, measure, scored, terms_of
+from .metrics import METRICS, Scored, Terms, by_group, difference, disparity, main_metric, measure, scored, terms_of
 from .recent import TAKE_ON, ChallengerRows, Recent, challenger_rows, recent, shortage, unseen
 from .registry import Model, ModelVersion
 from .keeping import stored_name
@@ -82,7 +82,10 @@ class Decision(Result):
     despite: str = '' # who takes on what stands against it, and why
 
     @property
-    def headline(self) -> str: return f'{self.action.capitalize()}: {"; ".join(self.reasons)}'
+    def headline(self) -> str: # what stands against it first: of many reasons a summary shows the beginning
+        *due, last = self.reasons
+        if self.action == 'retrain' or not due: return f'{self.action.capitalize()}: {"; ".join(self.reasons)}'
+        return f'Nothing yet, {last}. Due by: {"; ".join(due)}'
 
 def _age(project: Project, version: str, now: datetime) -> tuple[float, str]: # days; the reason if too many
     entry, limit = registered(project, version), project.settings.retraining.max_age_days
@@ -278,12 +281,18 @@ def _facts(project: Project, challenger: Model, champion: Model) -> dict:
 def _span(at: pd.Series) -> dict:
     return dict(since=at.min().isoformat(), until=at.max().isoformat()) if len(at) else {}
 
+def _of_figure(gain: Estimate, metric: str) -> str: # '-99.235 [-108.647, -88.147]' where the challenger's rmse is so much smaller
+    "How far the challenger's figure lies from the champion's: a gain turned round where smaller is better."
+    value, ends = gain.value, (gain.low, gain.high)
+    if METRICS[metric].greater_is_better is False: value, ends = -value, (-gain.high, -gain.low)
+    return f'{value:+.3f} [{ends[0]:+.3f}, {ends[1]:+.3f}]'
+
 def _sentence(facts: dict, verdict: str, metric: str, margin: float) -> str:
     gain = facts['gain']
     if gain.status != 'ok': return gain.reason[:1].upper()+gain.reason[1:]
     more = f', and at most {margin:g} worse was allowed' if margin and verdict == 'not worse' else ''
     unsure = '; more outcomes, or a margin in retraining.non_inferiority, may decide'*(verdict == 'undetermined')
-    gap = f'{gain.value:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}]'
+    gap = _of_figure(gain, metric)
     return f'{metric} differs by {gap} on {facts["rows"]:,} {facts["source"]} rows{more}{unsure}.'
 
 def _named_pair(project: Project, challenger: str, champion: str) -> tuple[str, str]:

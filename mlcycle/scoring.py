@@ -191,11 +191,16 @@ def encode_labels(values: pd.Series, plan: FeaturePlan) -> np.ndarray: # binary:
     return texts if plan.task == 'multiclass' else np.array([int(t == plan.classes[-1]) for t in texts])
 
 # %% ../nbs/00i_scoring.ipynb #90a204df
+def _own_names(project: Project, df: pd.DataFrame) -> pd.DataFrame:
+    "Outcomes under the names that the training table has: its target for `label`, `data.label_time` for `at`."
+    own = {project.settings.problem.target: 'label', project.settings.data.label_time: 'at'}
+    return df.rename(columns={name: meant for name, meant in own.items() if name in df and meant not in df})
+
 def incoming(project: Project, df: pd.DataFrame) -> pd.DataFrame: # key, label, at, row; index from 0
     "A delivery of outcomes in the form it is stored: encoded, timed, empty rows left out."
-    by = project.settings.data.id
+    by, df = project.settings.data.id, _own_names(project, df)
     if 'label' not in df or not {'prediction_id', by, hashed_name(by)} & set(df):
-        raise DataError(f"Outcomes need the columns 'prediction_id'{f' or {by!r}' if by else ''} and 'label'; came: {', '.join(map(str, df.columns[:20]))}. Rename them.")
+        raise DataError(f"Outcomes need the columns 'prediction_id'{f' or {by!r}' if by else ''} and 'label' (or {project.settings.problem.target!r}); came: {', '.join(map(str, df.columns[:20]))}. Rename them.")
     entry = project.ledger.last('model')
     if entry is None: raise Blocked('No model was ever registered, so there is nothing to label. Next: mlcycle run development')
     text = lambda column: pd.Series(clean_text(df[column]) if column in df else None, index=range(len(df)), dtype=object)
@@ -232,7 +237,7 @@ def find_predictions(project: Project, rows: pd.DataFrame) -> pd.DataFrame: # ro
 
 # %% ../nbs/00i_scoring.ipynb #87f62b46
 def label(project: Project,
-          df: pd.DataFrame, # columns prediction_id (or the one of data.id), label [, at: when the outcome was known]
+          df: pd.DataFrame, # columns prediction_id (or the one of data.id), label (or the target) [, at (or data.label_time): when it was known]
           ) -> LabelReport:
     "Keep outcomes that came later, durably; returns how many met a prediction and how many say something new."
     from mlcycle.spool import append

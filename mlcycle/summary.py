@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Callable
 from .core import FACTS, Estimate, Project, Record, escaped, label, shown
 from .gates import check_all
-from .ledger import Entry, champion, versions
+from .ledger import Entry, champion, retired, versions
 
 # %% auto #0
 __all__ = ['NOISE', 'LONGEST', 'VERDICTS', 'PLAIN', 'SKIPPED', 'DECISIONS', 'UNCOMPARED', 'verdicts_of', 'Change', 'changes',
@@ -76,14 +76,29 @@ def _proposals(project: Project) -> list[str]:
     table, suspects = (_newest(project, 'schema').get(k) or {'columns': [], 'data': []} for k in ('treatments', 'suspects'))
     at = table['columns'].index('status') if 'status' in table['columns'] else None
     proposed = 0 if at is None else sum(row[at] == 'proposed' for row in table['data'])
-    said = [(proposed, 'proposed treatments wait: accept or refuse them in data.treatments'), (len(suspects['data']), 'columns may give the outcome away: see the suspects')]
+    said = [(proposed, 'proposed treatments wait: write them to data.accept or data.refuse'), (len(suspects['data']), 'columns may give the outcome away: see the suspects')]
     return [f'{n} {what}.' for n, what in said if n]
+
+def _leaks(project: Project) -> list[str]:
+    "Columns of the newest version that give the outcome away beyond doubt."
+    newest, suspects = _newest(project, 'model'), _newest(project, 'schema').get('suspects') or {'columns': [], 'data': []}
+    rows = [dict(zip(suspects['columns'], row)) for row in suspects['data']]
+    sure = [repr(shown(r['column'])) for r in rows if r['strength'] != 'possible' and r['column'] in newest.get('columns', [])]
+    return [f'Version {newest["version"]} has learnt from what gives the outcome away ({", ".join(sure)}): unless that is known when the '
+            f'prediction is made, no figure here will come true. Name it in data.drop, then mlcycle run.'] if sure else []
+
+def _verdicts(project: Project) -> list[str]: return _leaks(project)+_gates(project)
+
+def _promotable(project: Project, version: str) -> list[str]: # nothing where it was champion once, or has ended
+    past = version in retired(project.ledger) or any(e.body['role'] == 'champion' for e in project.ledger.entries('promotion', version))
+    return [] if past else [f'Version {version} waits and every gate is open. mlcycle promote {version} --to champion']
 
 def _gates(project: Project) -> list[str]:
     known = versions(project.ledger)
     waiting = known[-1] if known and known[-1] != champion(project.ledger) else None
-    return [f'Version {waiting}: gate {g.name} is {"closed" if g.answer == "fail" else "missing"}, {g.why}. {g.command}' for g in check_all(project, waiting)
+    closed = [f'Version {waiting}: gate {g.name} is {"closed" if g.answer == "fail" else "missing"}, {g.why}. {g.command}' for g in check_all(project, waiting)
             if g.answer != 'pass'] if waiting else []
+    return closed or (_promotable(project, waiting) if waiting else [])
 
 def _alarms(project: Project) -> list[str]:
     newest = {e.subject: e.body for e in project.ledger.entries('alarm')}
@@ -97,7 +112,7 @@ def _newest(project: Project, kind: str) -> dict:
     entry = project.ledger.last(kind)
     return entry.body if entry else {}
 
-DECISIONS: dict[str, Callable[[Project], list[str]]] = {'problem': _gaps, 'data': _proposals, 'validation': _gates, 'deployment': _gates, 'monitoring': _alarms, 'retraining': _gates, 'governance': _card_gaps}
+DECISIONS: dict[str, Callable[[Project], list[str]]] = {'problem': _gaps, 'data': _proposals, 'development': _leaks, 'validation': _verdicts, 'deployment': _gates, 'monitoring': _alarms, 'retraining': _gates, 'governance': _card_gaps}
 
 # %% ../nbs/10da_summary.ipynb #9e30d274
 class Summary(Record):
@@ -110,7 +125,7 @@ class Summary(Record):
 
     def _repr_html_(self) -> str: # at most ten lines
         said = [f'<p>{escaped(v, 300)}</p>' for v in _few(self.verdicts, 3)]
-        same = 'Nothing that was recorded differs from the run before.' if self.compared else 'Nothing earlier to compare with.'
+        same = 'Nothing new: what this run found was in the ledger already.' if self.compared else 'Nothing earlier to compare with.'
         rows = ''.join('<tr>'+''.join(f'<td style="text-align:left">{escaped(v, 160)}</td>' for v in (c.name, c.before or '–', c.now, c.note))+'</tr>' for c in self.changed[:3])
         more = f'<caption>{len(self.changed)} changes, the first 3</caption>' if len(self.changed) > 3 else ''
         table = f'<table>{more}<thead><tr style="text-align:left"><th></th><th style="text-align:left">before</th><th style="text-align:left">now</th><th></th></tr></thead><tbody>{rows}</tbody></table>' if rows and self.compared else f'<p>{same}</p>'

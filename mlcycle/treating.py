@@ -14,7 +14,7 @@ from .features import Clean
 from .inputs import FEW, BadRequest, InputColumn, columns_of, mistake, not_valid
 
 # %% auto #0
-__all__ = ['known_levels', 'clipped_columns', 'Treatment', 'with_rules']
+__all__ = ['LISTED', 'known_levels', 'clipped_columns', 'Treatment', 'with_rules']
 
 # %% ../nbs/00ibda_treating.ipynb #a3c3605e
 def known_levels(pipeline: object, # fitted
@@ -49,7 +49,7 @@ class Treatment:
         self.bounds = [(n, *ends, 'clipped') for n, ends in clipped_columns(model.estimator).items() if n in names]
         self.bounds += _ranges(columns, rules)
         self.fill = {c.name: _fill(c, rules) for c in columns if c.required and not c.nullable and rules.rule(c.name).missing != 'refuse'}
-        self.takes = [_taken(c, rules.rule(c.name), filled=c.name in self.fill) for c in columns]
+        self.takes = [_taken(c, rules.rule(c.name), filled=c.name in self.fill, levels=self._allowed(c)) for c in columns]
 
     def __call__(self, records: list[dict]) -> tuple[list[dict], list[str | None] | None]: # records, marks; None: nothing was treated
         "Valid records as the model is shown them, with a mark in JSON for each that was treated; BadRequest names what is refused."
@@ -59,11 +59,21 @@ class Treatment:
         for name, (read, known, usual, refused) in self.levels.items():
             values = columns_of(records, [name])[name]
             if isinstance(values, np.ndarray): values = values.tolist()
-            if not usual.issuperset(values): _unseen(name, [i for i, v in enumerate(values) if _is_new(read, known, v)], refused, marks)
+            if usual.issuperset(values): continue
+            new = [i for i, v in enumerate(values) if _is_new(read, known, v)]
+            if new and refused: raise _refused(name, new, known)
+            for i in new: marks.setdefault(i, {})[name] = 'other'
         for name, low, high, treatment in self.bounds:
             x = np.array(columns_of(records, [name])[name], dtype=float)
             _beyond(name, np.flatnonzero((x < low) | (x > high)).tolist(), (low, high), treatment, marks)
         return records, [json.dumps(marks[i]) if i in marks else None for i in range(len(records))] if marks else None
+
+    def _allowed(self, column: InputColumn) -> list | None: # None: any, or more than can be listed
+        "The levels of a column whose others are refused, as a caller writes them."
+        _, known, _, refused = self.levels.get(column.name, (None, (), None, False))
+        if not refused or len(known) > LISTED: return None
+        if column.accepts == 'string': return sorted(map(str, known))
+        return sorted(json.loads(str(v)) for v in known) if column.accepts == 'number' else None
 
     def _is_usual(self, record: dict) -> bool:
         "Whether there is nothing to do for one record, so that nothing is made of it to find that out."
@@ -87,9 +97,10 @@ def _ranges(columns: list[InputColumn], rules: InputsSection) -> list[tuple]: # 
         if c.accepts != 'number': raise SettingsError(f'deployment.inputs: {c.name!r} takes a {c.accepts}, so low and high do not fit it. Take them out of mlcycle.toml.')
     return [(c.name, *rule.range, 'refused' if rule.outside == 'refuse' else 'outside') for c, rule in found]
 
-def _taken(column: InputColumn, rule: TreatedColumn, *, filled: bool) -> InputColumn:
+def _taken(column: InputColumn, rule: TreatedColumn, *, filled: bool, levels: list | None) -> InputColumn:
     "A column as callers may send it."
     changes = {'required': False, 'nullable': True} if filled else {}
+    if levels: changes |= {'levels': levels}
     if rule.range and rule.outside == 'refuse': changes |= {'low': rule.low, 'high': rule.high}
     return column.model_copy(update=changes) if changes else column
 
@@ -110,10 +121,11 @@ def _beyond(name: str, at: list[int], ends: tuple[float, float], treatment: str,
         raise not_valid([{'record': i, 'column': name, 'message': f'is out of range; allowed: {said}'} for i in at], 'records')
     for i in at: marks.setdefault(i, {})[name] = treatment
 
-def _unseen(name: str, at: list[int], refused: bool, marks: dict[int, dict]) -> None:
-    if at and refused:
-        raise not_valid([{'record': i, 'column': name, 'message': 'is a level that training never saw'} for i in at], 'records')
-    for i in at: marks.setdefault(i, {})[name] = 'other'
+def _refused(name: str, at: list[int], known: frozenset) -> BadRequest:
+    allowed = ', '.join(sorted(map(str, known))[:20])+(f' and {len(known)-20:,} more' if len(known) > 20 else '')
+    return not_valid([{'record': i, 'column': name, 'message': f'is a level that training never saw; allowed: {allowed}'} for i in at], 'records')
+
+LISTED = 1000 # levels that a description lists
 
 # %% ../nbs/00ibda_treating.ipynb #8db49de3
 def with_rules(ready: Ready, rules: InputsSection) -> Ready: # the same

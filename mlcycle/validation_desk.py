@@ -64,7 +64,11 @@ def metrics_html(project: Project) -> str:
     "Every metric beside the trivial model's, and how much worse the sealed rows went than cross-validation."
     found = found_of(project)
     rows = [dict(metric=m, here=e.text, trivial=found.baselines[m].text if m in found.baselines else '') for m, e in found.metrics.items()]
-    return f'{html_table(_frame(rows))}<p>Overfitting: {escaped(found.overfit.text)}</p>'
+    return f'{html_table(_frame(rows))}{_against_before(found)}'
+
+def _against_before(found: Validation) -> str:
+    told = f'by {found.overfit.text}; below 0: better' if found.overfit.status == 'ok' else f'or better: {found.overfit.text}'
+    return f'<p>{escaped(found.metric)} is worse than in cross-validation {escaped(told)}.</p>'
 
 def _frame(rows: list[dict]):
     import pandas as pd
@@ -100,7 +104,7 @@ def importance_html(project: Project) -> str:
     "What the version uses, with intervals."
     found = found_of(project)
     figures = [dict(name=r.column, value=_number(r.importance), low=_number(r.low), high=_number(r.high)) for r in found.importance.head(12).itertuples()]
-    return f'<p class="note">{escaped(found.importance_unit)}</p>{intervals_svg(figures)}' if figures else '<p class="note">No importance was measured.</p>'
+    return f'<p class="note">How far each column moves a score on average, in {escaped(found.importance_unit)}.</p>{intervals_svg(figures)}' if figures else '<p class="note">No importance was measured.</p>'
 
 # %% ../nbs/12k_validation_desk.ipynb #e757bf95
 def group_metrics(project: Project) -> list[str]:

@@ -49,7 +49,7 @@ def serve(project: Project, host: str, port: int | None, workers: int) -> None:
 @as_json
 @with_project()
 def label(project: Project, file: str, by: str, because: str, as_json: bool) -> None:
-    "Outcomes that arrive later, joined by prediction id."
+    "Outcomes that arrive later. FILE has prediction_id or the column of data.id, and label or the target; at or data.label_time says when each was known, else: now."
     from mlcycle.scoring import label_file
     report = label_file(project, file, by=by, because=because)
     say(report.body(), as_json, report.headline)

@@ -1,10 +1,12 @@
 "The desks where a person decides: on one small project with a real registry, by the widgets' own values, against the ledger."
 import os, re
 from html.parser import HTMLParser
+from importlib import import_module
 import numpy as np, pandas as pd, pytest
 from mlcycle.core import Project
-from mlcycle.deployment_desk import deployment_desk
+from mlcycle.deployment_desk import deployment_desk, shadow_html
 from mlcycle.desk import unfolded
+from mlcycle.forms import Form
 from mlcycle.governance_desk import governance_desk
 from mlcycle.monitoring_desk import monitoring_desk
 from mlcycle.retirement_desk import retirement_desk
@@ -82,9 +84,10 @@ class Person:
 
 
 def test_a_life_is_decided_by_buttons_and_every_decision_is_evidence(lender):
-    "Signed by two others than the author, promoted, answered, compared, let in, rolled back, ended: each by name and with a reason."
+    "Signed by two others than the author, promoted, answered, compared, shadowed, let in, rolled back, ended: each by name and with a reason."
     from mlcycle.ledger import champion
-    from mlcycle.scoring import label, score
+    from mlcycle.release import ShadowReport
+    from mlcycle.scoring import answers, label, score
     here = Person(lender, 'deployment')
     assert 'ADA built version 1 and cannot approve it' in here.why_not('Approve', version='1', by='  ADA ', because='mine')
     assert 'waits at' in here.why_not('Promote to champion') and 'mlcycle approve 1' in here.why_not('Promote to champion')
@@ -95,6 +98,19 @@ def test_a_life_is_decided_by_buttons_and_every_decision_is_evidence(lender):
     made = score(lender, new)
     label(lender, pd.DataFrame({'prediction_id': made['prediction_id'], 'label': new['repaid']}))
     assert 'another decision' in here.press('Replay', version='2', by='Grace', because='who is hit?') and lender.ledger.last('replay', '2').actor == 'Grace'
+    assert 'No version stands as a shadow' in here.desk.html() and 'Version 2 is shadow' in here.press('Promote to shadow', version='2', by='Grace', because='nobody is told')
+    here.act('Compare the shadow')[0].controls['version'].value = '2'
+    assert 'seen no request as a shadow yet' in here.act('Compare the shadow')[0].shown.value
+    said = answers(lender.registry.load('2'), new)[['score', 'decision']].assign(prediction_id=made['prediction_id'], version='2', at=pd.Timestamp.now('UTC'))
+    lender.tables.write('shadow', said.head(40), mode='append')   # as a server does, of the first forty records
+    here.desk.refresh()
+    assert 'Still to fill in: By' in here.why_not('Compare the shadow', by=' ')
+    assert 'another decision from version 2 than from version 1' in here.press('Compare the shadow', by='Hedy')
+    assert '40 outcomes are known, monitoring.min_rows asks for 50' in here.act('Compare the shadow')[0].shown.value   # said as missing, not as a figure
+    lender.tables.write('shadow', said.tail(160), mode='append')
+    assert here.press('Compare the shadow', by='Hedy') and lender.ledger.last('shadow', '2').actor == 'Hedy'
+    better, seen = ShadowReport.from_body(lender.ledger.last('shadow', '2').body).quality['roc_auc'], shadow_html(lender)
+    assert (better.status, better.n) == ('ok', 200) and 'nobody is told' in seen and seen.count('>200<') == 2 and 'Grace' in seen
     assert 'may not answer yet' in here.why_not('Begin', version='2', by='Grace', because='newer')
 
     desk = Person(lender, 'retraining')
@@ -113,8 +129,17 @@ def test_a_life_is_decided_by_buttons_and_every_decision_is_evidence(lender):
     end.act('Retire this version')[1].once_more.value = '2'
     assert 'Version 2 is retired; version 1 answers instead' in end.press('Retire this version')
     decided = [(e.kind, e.body['by']) for e in lender.ledger.entries(('approval', 'override', 'promotion', 'request', 'retirement'))]
-    assert decided == [('approval', 'Grace'), ('approval', 'Hedy'), ('promotion', 'Hedy'), ('request', 'Hedy'), ('request', 'Hedy'), ('approval', 'Grace'), ('approval', 'Hedy'),
+    assert decided == [('approval', 'Grace'), ('approval', 'Hedy'), ('promotion', 'Hedy'), ('promotion', 'Grace'), ('request', 'Hedy'), ('request', 'Hedy'), ('approval', 'Grace'), ('approval', 'Hedy'),
                        ('override', 'Grace'), ('promotion', 'Hedy'), ('promotion', 'Grace'), ('retirement', 'Hedy')]
+
+
+@pytest.mark.parametrize('stage', ['problem', 'data', 'development', 'validation', *DESKS])
+def test_a_form_that_nobody_has_touched_finds_no_mistake_and_writes_nothing(lender, stage):
+    "What is not set stays so, a whole number too."
+    desk = getattr(import_module(f'mlcycle.{stage}_desk'), f'{stage}_desk')(lender)
+    forms = [p for p in unfolded(desk.parts) if isinstance(p, Form)]
+    for form in forms: form.widget(desk)
+    assert forms and [(f.title, *f.changed()) for f in forms] == [(f.title, {}, {}) for f in forms]
 
 
 class Controls(HTMLParser):

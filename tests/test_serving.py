@@ -502,7 +502,7 @@ def test_what_training_never_saw_is_treated_as_declared_counted_and_marked(tmp_p
     build_bundle(project, out=tmp_path/'bundle')
     for client in (make(project), make(tmp_path/'bundle')):
         refused = post(client, {'records': [person, new]})
-        assert refused.status_code == 422 and refused.json()['errors'] == [{'record': 1, 'column': FORMULA, 'message': 'is a level that training never saw'}]
+        assert refused.status_code == 422 and refused.json()['errors'] == [{'record': 1, 'column': FORMULA, 'message': 'is a level that training never saw; allowed: =1+1, a, b'}]
         without = {k: v for k, v in gap.items() if k not in (HTML, 'version')}
         one, same, other = post(client, {'records': [without, person | {HTML: None, 'version': 'y'}, person | {'prediction_id': 'new'}]}).json()['predictions']
         assert one['score'] == same['score']
