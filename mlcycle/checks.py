@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from scipy.special import ndtr, ndtri
 from .core import Estimate, Settings
+from .leakage import Suspect, exact_suspects
 from .metrics import (METRICS, MISSING, Scored, by_group, default_metric, difference, disparity,
                              grouped,
                              measure, said_and_came, scored, terms_of)
@@ -16,8 +17,8 @@ from .statistics import holm, square_and_add
 
 # %% auto #0
 __all__ = ['GROUP_METRICS', 'GROUPS', 'NOISE', 'SHARES', 'ROBUST_ROWS', 'UNSEEN', 'SLICES', 'Examined', 'sampled',
-           'calibration_table', 'curve', 'overfit_gap', 'group_labels', 'groups_table', 'group_gap', 'disparities',
-           'disturbances', 'disturb', 'robustness', 'losses', 'worst_slices']
+           'calibration_table', 'curve', 'overfit_gap', 'leaks', 'group_labels', 'groups_table', 'group_gap',
+           'disparities', 'disturbances', 'disturb', 'robustness', 'losses', 'worst_slices']
 
 # %% ../nbs/04b_checks.ipynb #df03ddd8
 class Examined(NamedTuple):
@@ -91,6 +92,24 @@ def overfit_gap(before: Estimate | None, # the metric in cross-validation
     if before is None: return Estimate.undefined(name, 'it was registered without this figure', test.n)
     sign = -1 if METRICS[test.metric].greater_is_better is False else 1
     return square_and_add([before, test], [sign, -sign], metric=name)
+
+# %% ../nbs/04b_checks.ipynb #4b698ddd
+def leaks(examined: Examined, train: pd.DataFrame, # the rows it learnt from; none: nothing can be said
+          ) -> tuple[list[dict], list[str]]: # lines of the verdicts; notes on what a person answered
+    "The columns of a version that are certain to know the outcome."
+    problem, refused = examined.settings.problem, examined.settings.data.refuse
+    if problem.target not in train: return [], []
+    known = train[train[problem.target].notna()]
+    read = known[[c for c in examined.model.info.columns if c in known]]
+    certain = [s for s in exact_suspects(read, known[problem.target], problem.task) if s.strength == 'certain']
+    stays = {t.column for t in refused if t.action == 'drop_column'}   # '': all of them
+    told = [f'{s.column}: {s.why}. data.refuse says that it stays.' for s in certain if stays & {s.column, ''}]
+    return [_leak(s) for s in certain if not stays & {s.column, ''}], told
+
+def _leak(suspect: Suspect) -> dict: # a line of the verdicts
+    why = f'{suspect.why}; leave it out with data.drop, or say in data.refuse that it stays'
+    return {'verdict': 'undetermined', 'kind': 'leakage', 'why': why, 'value': None, 'low': None, 'high': None, 'n': None,
+            'threshold': None, 'criterion': f'{suspect.column} does not give the outcome away'}
 
 # %% ../nbs/04b_checks.ipynb #d3e8c361
 GROUP_METRICS = {'binary': ['selection_rate', 'recall', 'false_positive_rate', 'precision', 'accuracy'],

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['STRENGTHS', 'ENOUGH', 'SAMPLE', 'SEEN', 'LARGEST', 'LATER', 'EARLIER', 'Suspect', 'has_more_than', 'determines',
-           'copies_number', 'sums', 'alone', 'pure_value', 'later', 'words', 'leakage_suspects']
+           'copies_number', 'sums', 'alone', 'pure_value', 'later', 'words', 'leakage_suspects', 'exact_suspects']
 
 # %% ../nbs/00k_leakage.ipynb #6dff020c
 import re
@@ -62,6 +62,7 @@ def determines(values: pd.Series, # a column
 
 def copies_number(values: pd.Series, y: np.ndarray) -> Suspect | None:
     "A column that is the target on another scale, or bands of it."
+    if len(y) < 2*SEEN: return None   # any two points lie on a line
     x = _numeric(values)
     if x is not None and np.isfinite(x).all() and x.std() > 0 and abs(np.corrcoef(x, y)[0, 1]) > 1-1e-9:
         return Suspect(values.name, 'copy', 'certain', 'the target itself, at most on another scale')
@@ -217,17 +218,26 @@ def leakage_suspects(df: pd.DataFrame, # rows with their outcome
     features = df[[c for c in df.columns if c != target and c not in _left_out(settings)
                    and df[c].notna().any()]]
     if df[target].nunique() < 2 or not len(features.columns): return _table([])
-    numbers = task == 'regression'
-    y = pd.to_numeric(df[target], errors='coerce').to_numpy(dtype=float) if numbers else _codes(df[target])
+    y = _outcome(df[target], task)
     if not np.isfinite(y).all(): return _table([])
-    exact = [copies_number(features[c], y) if numbers else determines(features[c], df[target])
-             for c in features]
-    found = [s for s in exact if s]+(sums(features, y) if numbers else [])
+    found = exact_suspects(features, df[target], task)
     rows = np.sort(np.random.default_rng(seed).permutation(len(df))[:SAMPLE])
     found += _scored(features.iloc[rows], y[rows], task)
     if task == 'binary': found += [s for c in features if (s := pure_value(features[c], y))]
     found += _later_dates(df, features, settings)
     return _table(found+_named(list(features), target, [s.column for s in found if s.strength == 'certain']))
+
+def exact_suspects(features: pd.DataFrame, outcome: pd.Series, # of the same rows, none missing
+                   task: str) -> list[Suspect]:
+    "Copies, bands and sums: what every row says, without a score."
+    y = _outcome(outcome, task)
+    if len(set(y)) < 2 or not np.isfinite(y).all(): return []
+    if task != 'regression': return [s for c in features if (s := determines(features[c], outcome))]
+    return [*(s for c in features if (s := copies_number(features[c], y))), *sums(features, y)]
+
+def _outcome(values: pd.Series, task: str) -> np.ndarray: # amounts, or 0..k-1
+    if task != 'regression': return _codes(values)
+    return pd.to_numeric(values, errors='coerce').to_numpy(dtype=float)
 
 def _left_out(settings: Settings | None) -> set[str]:
     data = settings and settings.data

@@ -9,14 +9,14 @@ from typing import ClassVar
 import numpy as np
 import pandas as pd
 from .checks import (Examined, calibration_table, curve, disparities, group_gap, group_labels,
-                            groups_table, overfit_gap, robustness, sampled, worst_slices)
+                            groups_table, leaks, overfit_gap, robustness, sampled, worst_slices)
 from .core import (Criterion, DataError, Estimate, Frame, Project, Result, Settings, escaped,
                           estimates_table, html_pairs, html_table, judge, label, missing_evidence, rows_are)
 from .explainability import explain, importance, leaves
-from .plans import encode_target
 from .ledger import versions
 from .metrics import METRICS
 from .pictures import plot_calibration, plot_errors, plot_estimates, plot_roc
+from .plans import encode_target
 from .registry import Model
 from .scoring import event_times, training_rows
 from .tables import Snapshot
@@ -234,7 +234,7 @@ def _training_rows(project: Project, model: Model) -> tuple[pd.DataFrame, list[s
     "The rows that a version was trained on; where they are gone, none, and a note."
     found = training_rows(project, model.info)
     if found is not None: return found, []
-    return pd.DataFrame(), ['The rows it was trained on are gone: shared rows cannot be looked for.']
+    return pd.DataFrame(), ['The rows it was trained on are gone: shared rows and leaks cannot be looked for.']
 
 def examine(project: Project, model: Model, sealed: pd.DataFrame) -> tuple[Examined, list[str]]: # with notes
     "Sealed rows that have an outcome, scored."
@@ -279,7 +279,10 @@ def _findings(project: Project, examined: Examined, train: pd.DataFrame, notes: 
     groups = groups_table(examined, train, extra=[c.metric for _, c in asked if c.group_by])
     baselines = baselines_of(project, examined, y_train)
     evidence = {'metrics': metrics, 'groups': groups, 'baselines': baselines, 'level': examined.level}
-    verdicts = pd.DataFrame([verdict_on(evidence, kind, criterion) for kind, criterion in asked])
+    leaking, answered = leaks(examined, train)
+    notes += answered
+    judged = [verdict_on(evidence, kind, criterion) for kind, criterion in asked]
+    verdicts = pd.DataFrame([*leaking, *judged])
     table, unit = _importance(examined, train, notes)
     parts = {'training rows': learnt.measured([name])[name], 'cross-validation': before,
              'sealed rows': metrics[name]}

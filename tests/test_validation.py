@@ -4,11 +4,12 @@ import pandas as pd
 import pytest
 from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 from sklearn.linear_model import LogisticRegression, Ridge
-from mlcycle.checks import Examined, calibration_table, disturb, disturbances, group_labels, groups_table, overfit_gap, worst_slices
+from mlcycle.checks import Examined, calibration_table, disturb, disturbances, group_labels, groups_table, leaks, overfit_gap, worst_slices
 from mlcycle.core import Blocked, Criterion, DataError, Estimate, MissingEvidence, Project, canonical_json, check_settings, digest, write_atomic
 from mlcycle.features import build_pipeline
 from mlcycle.plans import encode_target, infer_plan
 from mlcycle.gates import approval_digest, check_all
+from mlcycle.leakage import exact_suspects
 from mlcycle.ledger import versions
 from mlcycle.registry import ModelVersion, dumps
 from mlcycle.tables import Snapshot
@@ -307,6 +308,50 @@ def test_rows_shared_with_training_are_counted(tmp_path):
     project = project_of(tmp_path, train=df.iloc[:400], test=df.iloc[390:])
     registered(project, df.iloc[:400])
     assert any(note.startswith('10 of 210 sealed rows') for note in validate(project).notes)
+
+
+LEAKING = {'copy': ('late', BINARY, lambda df: df.late.map({'yes': 'paid', 'no': 'open'})), 'determines': ('late', BINARY, lambda df: df.late+(df.index % 3).astype(str)),
+           'scale': ('delay', 'task = "regression"\ntarget = "delay"', lambda df: df.delay*3-1)}
+
+
+REFUSED = 'refuse = [{action = "drop_column", column = "told | <b>"}]'
+
+
+@pytest.mark.parametrize('case', LEAKING)
+@pytest.mark.parametrize('answer, open_', [('', True), (REFUSED, False), ('refuse = [{action = "drop_column"}]', False),
+                                           ('refuse = [{action = "clip", column = "told | <b>"}]', True), ('refuse = [{action = "drop_column", column = "age"}]', True)])
+def test_a_column_that_knows_the_outcome_waits_for_a_persons_answer(tmp_path, case, answer, open_):
+    target, problem, told = LEAKING[case]
+    df = people().assign(**{'told | <b>': lambda df: told(df)})
+    model = type('Model', (), {'info': type('Info', (), {'columns': ['age', 'told | <b>']})})
+    lines, notes = leaks(Examined(model, project_of(tmp_path, problem, answer).settings, df, None, None), df)
+    assert [v['verdict'] for v in lines] == ['undetermined']*open_ and [n.split(':')[0] for n in notes] == ['told | <b>']*(not open_)
+
+
+def test_a_version_that_reads_the_answer_does_not_pass_until_a_person_spoke(tmp_path):
+    df = people().assign(**{'told | <b>': lambda df: df.late})
+    project = project_of(tmp_path, train=df.iloc[:800], test=df.iloc[800:])
+    registered(project, df.iloc[:800])
+    found = validate(project)
+    (gate,) = [g for g in check_all(project, '1') if g.name == 'validated']
+    assert (found.verdict, gate.answer) == ('undetermined', 'fail') and 'told | <b> does not give the outcome away (leakage' in found.why
+    assert '<b>' not in found._repr_html_() and project.latest(Validation) == found
+    text = (project.folder/'mlcycle.toml').read_text().replace('[data]\n', f'[data]\n{REFUSED}\n')
+    (project.folder/'mlcycle.toml').write_text(text)
+    project = Project(project.folder, actor='Ada')
+    found = validate(project)
+    (gate,) = [g for g in check_all(project, '1') if g.name == 'validated']
+    assert (found.verdict, gate.answer) == ('pass', 'pass') and any('data.refuse says that it stays' in n for n in found.notes)
+
+
+def test_rows_that_are_gone_say_nothing_of_leaks_and_two_rows_are_no_copy(tmp_path):
+    df = people().assign(told=lambda df: df.late)
+    project = project_of(tmp_path, train=df.iloc[:800], test=df.iloc[800:])
+    registered(project, df.iloc[:800], data='f'*64)
+    found = validate(project)
+    assert 'leakage' not in set(found.verdicts.kind) and any('leaks cannot be looked for' in n for n in found.notes)
+    two = pd.DataFrame({'a': [1.0, 2.0], 'b': [5.0, 3.0]})
+    assert exact_suspects(two[['a']], two.b, 'regression') == exact_suspects(two[['a']], two.b*0, 'regression') == []
 
 
 def test_disturbances_do_what_they_say():
