@@ -74,6 +74,10 @@ def test_no_notebook_holds_an_error_or_a_path_of_a_machine():
                 assert not re.search(r'/(tmp|home|root|work)/\w', json.dumps({k: v for k, v in output.get('data', output).items() if k != 'image/png'})), path.name
 
 
+def test_no_notebook_carries_the_state_of_widgets_that_it_does_not_show():
+    for path in (HERE/'nbs').rglob('*.ipynb'): assert 'widgets' not in json.loads(path.read_text())['metadata'], path.name
+
+
 def test_wheel_carries_steps_and_apps(tmp_path):
     subprocess.run([sys.executable, '-m', 'pip', 'wheel', '-q', '--no-deps', '--no-build-isolation', '-w', tmp_path, HERE], check=True, capture_output=True)
     names = zipfile.ZipFile(next(tmp_path.glob('*.whl'))).namelist()
