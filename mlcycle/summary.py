@@ -80,12 +80,13 @@ def _proposals(project: Project) -> list[str]:
     return [f'{n} {what}.' for n, what in said if n]
 
 def _leaks(project: Project) -> list[str]:
-    "Columns of the newest version that give the outcome away beyond doubt."
+    "Columns of the newest version that give the outcome away, certainly or as good as; not those of which a person said that they stay."
+    stays = {t.column for t in project.settings.data.refuse if t.action == 'drop_column'}
     newest, suspects = _newest(project, 'model'), _newest(project, 'schema').get('suspects') or {'columns': [], 'data': []}
     rows = [dict(zip(suspects['columns'], row)) for row in suspects['data']]
-    sure = [repr(shown(r['column'])) for r in rows if r['strength'] != 'possible' and r['column'] in newest.get('columns', [])]
+    sure = [repr(shown(r['column'])) for r in rows if r['strength'] != 'possible' and r['column'] in newest.get('columns', []) and not stays & {r['column'], ''}]
     return [f'Version {newest["version"]} has learnt from what gives the outcome away ({", ".join(sure)}): unless that is known when the '
-            f'prediction is made, no figure here will come true. Name it in data.drop, then mlcycle run.'] if sure else []
+            f'prediction is made, no figure here will come true. Name it in data.drop, then mlcycle run, or in data.refuse: it stays.'] if sure else []
 
 def _verdicts(project: Project) -> list[str]: return _leaks(project)+_gates(project)
 
