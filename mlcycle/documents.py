@@ -204,7 +204,7 @@ def _block_markdown(block: dict) -> str:
     line = lambda cells: f"| {' | '.join(map(_markdown, cells))} |"
     return '\n'.join([f"\n**{_markdown(block['title'])}**{read}\n", line(columns), f"|{'---|'*len(columns)}", *map(line, rows)])
 
-TEMPLATE = """{% macro cells(tag, line) %}<tr>{% for v in line %}<{{ tag }}>{{ v|readable }}</{{ tag }}>{% endfor %}</tr>{% endmacro %}
+TEMPLATE = """{% macro cells(tag, line) %}<tr>{% for v in line %}<{{ tag }} style="text-align:left">{{ v|readable }}</{{ tag }}>{% endfor %}</tr>{% endmacro %}
 <h1>{{ document.title|readable }}</h1><p>{{ document.preface|readable }}</p>
 {% if document.gaps %}<ul>{% for gap in document.gaps %}<li>{{ gap|readable }}</li>{% endfor %}</ul>{% endif %}
 {% for name in document.order %}<h2>{{ name|readable }}</h2>
@@ -212,7 +212,7 @@ TEMPLATE = """{% macro cells(tag, line) %}<tr>{% for v in line %}<{{ tag }}>{{ v
 {% elif b.text %}<p>{{ b.text|readable }}{% if b.source %} <small>({{ b.source }})</small>{% endif %}</p>
 {% else %}<h3>{{ b.title|readable }} <small>({{ b.source }})</small></h3><table class="{{ 'mlcycle' if b.columns else 'mlcycle pairs' }}">
 {% if b.columns %}{{ cells('th', b.columns) }}{% for row in b.rows %}{{ cells('td', row) }}{% endfor %}
-{% else %}{% for k, v in b.pairs %}<tr><th>{{ k|readable }}</th><td>{{ v|readable }}</td></tr>{% endfor %}{% endif %}
+{% else %}{% for k, v in b.pairs %}<tr><th>{{ k|readable }}</th><td style="text-align:left">{{ v|readable }}</td></tr>{% endfor %}{% endif %}
 </table>{% endif %}{% endfor %}{% endfor %}"""
 PAGE = """<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>{{ document.title|readable }}</title>
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'"><style>

@@ -44,6 +44,16 @@ class Frame(NamedTuple):
         return 60+(v-a)/((b-a) or 1)*(self.width-260)
     def y(self, value: float) -> float: return self.height-34-(value-self.low)/((self.high-self.low) or 1)*(self.height-60)
 
+def _end(x: float) -> str: return f'{x:,.6g}' if float(x).is_integer() else str(shown(float(x)))   # rows, or figures like those beside
+
+def _beside(f: Frame) -> list[str]: # low, middle, high
+    return [str(shown(float(v))) for v in (f.low, (f.low+f.high)/2, f.high)]
+
+def _room(f: Frame) -> str: # attributes of the svg
+    "A picture with so much room at its left that the longest figure beside the scale is not cut."
+    left = max(12, round(7.5*max(map(len, _beside(f))))-54)
+    return f'viewBox="-{left} 0 {f.width+left} {f.height}" width="{f.width+left}"'
+
 def curve_svg(points: list[dict], # x, value, low, high, dashed; in order
               *, levels: list[Level]=(), x: str='', y: str='') -> str:
     "A curve with its interval as a band, the part that is only carried forward dashed, and declared lines."
@@ -56,7 +66,7 @@ def curve_svg(points: list[dict], # x, value, low, high, dashed; in order
     lines = _path(f, solid, '')+_path(f, solid[-1:]+dashed, '5 4')
     dots = ''.join(_dot(f.x(p['x']), f.y(p['value']), f'{p["x"]:,.6g} {x}: {_figure_text(p)}') for p in solid)
     drawn = f'<polygon points="{band}" fill="{BLUE}" opacity="0.18"/>{lines}{dots}{_levels(f, levels)}{_axes(f, known, x, y)}'
-    return f'<svg viewBox="-12 0 {f.width+12} {f.height}" width="{f.width+12}" style="max-width:100%" role="img" aria-label="{escaped(y)} over {escaped(x)}">{drawn}</svg>'
+    return f'<svg {_room(f)} style="max-width:100%" role="img" aria-label="{escaped(y)} over {escaped(x)}">{drawn}</svg>'
 
 def _figure_text(f: dict) -> str: # beside an interval, and at a point
     return f'{shown(float(f["value"]))} [{shown(float(f["low"]))}, {shown(float(f["high"]))}] {f.get("note", "")[:40]}'.rstrip()
@@ -86,8 +96,8 @@ def _upright(f: Frame, level: Level) -> str:
             f'<text x="{x:.1f}" y="16" text-anchor="middle">{escaped(level.text, 40)}</text>')
 
 def _axes(f: Frame, points: list[dict], x: str, y: str) -> str:
-    ticks = ''.join(f'<text x="54" y="{f.y(v)+4:.1f}" text-anchor="end">{shown(float(v))}</text>' for v in (f.low, (f.low+f.high)/2, f.high))
-    ends = ''.join(f'<text x="{f.x(p["x"]):.1f}" y="{f.height-18}" text-anchor="middle">{p["x"]:,.{6 if abs(p["x"]) >= 1 else 3}g}</text>' for p in (points[0], points[-1])[:len(points)])
+    ticks = ''.join(f'<text x="54" y="{f.y(v)+4:.1f}" text-anchor="end">{text}</text>' for v, text in zip((f.low, (f.low+f.high)/2, f.high), _beside(f)))
+    ends = ''.join(f'<text x="{f.x(p["x"]):.1f}" y="{f.height-18}" text-anchor="middle">{_end(p["x"])}</text>' for p in (points[0], points[-1])[:len(points)])
     return f'{ticks}{ends}<text x="{(f.width-140)/2}" y="{f.height-4}" text-anchor="middle">{escaped(x)}</text><text x="4" y="12">{escaped(y)}</text>'
 
 # %% ../nbs/12ga_drawings.ipynb #a57d2f6e
@@ -101,7 +111,7 @@ def said_svg(bins: list[dict], # said, came, low, high
     dots = ''.join(_bin(f, b) for b in known)
     diagonal = f'<line x1="{f.x(f.left):.1f}" y1="{f.y(f.low):.1f}" x2="{f.x(f.right):.1f}" y2="{f.y(f.high):.1f}" stroke="{GREY}" stroke-dasharray="5 4"/>'
     axes = _axes(f, [{'x': f.left}, {'x': f.right}], 'said; rings: the interval misses the diagonal', 'came')
-    return f'<svg viewBox="-12 0 {f.width+12} {f.height}" width="{f.width+12}" style="max-width:100%" role="img" aria-label="said and came">{diagonal}{dots}{axes}</svg>'
+    return f'<svg {_room(f)} style="max-width:100%" role="img" aria-label="said and came">{diagonal}{dots}{axes}</svg>'
 
 def _bin(f: Frame, b: dict) -> str:
     x, missed = f.x(b['said']), not b['low'] <= b['said'] <= b['high']
