@@ -263,8 +263,7 @@ def declared_date(texts: Texts, absent, day_first: bool | None=None): # (pyarrow
             if form: values = pd.to_datetime(text, format=form, errors='coerce')
             else: values = pd.to_datetime(pd.to_numeric(text), unit=unit)
             return _dated(texts, values, rest, form or f'{unit} since 1970')
-    if not (texts.matches(SLASHED) | ~rest).all():
-        raise _no_date(texts, rest & ~texts.matches(ISO), 'not ISO 8601 (2024-05-31, 2024-05-31T08:00:00Z)')
+    if not (texts.matches(SLASHED) | ~rest).all(): raise _no_iso(texts, text, rest)
     parts = text.str.extract(r'^(\d+)([/.-])(\d+)[/.-](\d+)[T ]?(.*)$')
     if day_first is None: day_first = _day_first(parts)
     if day_first is None: raise _no_date(texts, rest, 'day and month cannot be told apart')
@@ -286,6 +285,13 @@ def _dated(texts: Texts, values, rest, note: str):
                       count=int(texts.counts[rest].sum()))
     return _built(texts, values.dt.as_unit('us').to_numpy(),
                   ~rest), _conversion(texts, 'date', ~rest, note), [finding]
+
+def _no_iso(texts: Texts, text, rest) -> DataError: # text: a Series of the distinct values
+    "What is not written as a date; where all of it is, what names no day."
+    import pandas as pd
+    unlike = rest & ~texts.matches(ISO)
+    if unlike.any(): return _no_date(texts, unlike, 'not ISO 8601 (2024-05-31, 2024-05-31T08:00:00Z)')
+    return _no_date(texts, pd.to_datetime(text, format='ISO8601', errors='coerce', utc=True).isna().to_numpy() & rest, 'not a day of the calendar')
 
 def _no_date(texts: Texts, mask, why: str) -> DataError:
     return DataError(f'Column {texts.name!r} is declared a date, but {int(texts.counts[mask].sum())} values '

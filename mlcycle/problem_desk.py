@@ -56,7 +56,12 @@ def risk_html(project: Project) -> str:
     "The class that the answers given so far lead to, and which answer leads there."
     risk = risk_class(check_answers(project.settings.problem.questionnaire))
     reasons = ''.join(f'<li>{escaped(r, 500)}</li>' for r in risk.reasons)
-    return f'<p><b>{escaped(risk.text)}</b></p><ul>{reasons}</ul><p class="note">{escaped(CAUTION)} {len(risk.unanswered)} of {len(QUESTIONS)} unanswered; these are read carefully.</p>'
+    return f'<p><b>{escaped(risk.text)}</b></p><ul>{reasons}</ul><p class="note">{escaped(CAUTION)} {len(risk.unanswered)} of {len(QUESTIONS)} unanswered; these are read carefully.</p>{_open_questions(risk.unanswered)}'
+
+def _open_questions(keys: list[str]) -> str: # HTML
+    "What is asked and which answers there are, for those who write them by hand."
+    asked = ''.join(f'<li><code>{k}</code> {escaped(QUESTIONS[k]["asks"], 500)} <i>{escaped(" | ".join(QUESTIONS[k]["answers"]), 500)}</i></li>' for k in keys)
+    return f'<p>Still open, to be written as <code>name = "answer"</code> below <code>[problem.questionnaire]</code> of mlcycle.toml:</p><ul>{asked}</ul>' if keys else ''
 
 def seal_html(project: Project) -> str:
     "What is sealed, and the gaps."
