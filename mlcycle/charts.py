@@ -13,6 +13,7 @@ import pandas as pd
 from .metrics import METRICS
 from .health import MonitoringReport, watched_version
 from .pages import svg_image
+from .showing import printable
 from .windows import Window
 
 # %% auto #0
@@ -25,7 +26,7 @@ BLUE, RED, GREEN, AMBER, GREY, PALE = '#0072B2', '#D55E00', '#009E73', '#E69F00'
 
 def short(name: object, longest: int=26) -> str:
     "A stranger's name for a label in a figure: one line, of bounded length, unprintable characters replaced."
-    text = ''.join(c if c.isprintable() else '·' for c in str(name))
+    text = printable(name)
     return text if len(text) <= longest else text[:longest-1]+'…'
 
 @contextmanager

@@ -41,6 +41,7 @@ def allowed_hosts(project: Project, facts: dict) -> list[str]:
 def with_channel(project: Project, name: str, kind: str, facts: dict) -> dict: # keys of mlcycle.toml → values
     "What would be written to have this channel, in the place of one of the same name."
     made = channel_facts(name, kind, facts)
+    if made.get('path'): project.path(made['path'])   # refuses one that leaves the project
     kept = [c.model_dump(exclude_unset=True, mode='json') for c in project.settings.alarms.channels]
     names = [c['name'] for c in kept]
     if made['name'] in names: kept[names.index(made['name'])] = made

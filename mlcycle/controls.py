@@ -8,6 +8,7 @@ import ast, inspect, io, json, tokenize, types
 from typing import Callable, Literal, NamedTuple, Union, get_args, get_origin
 from .core import Record, Settings, SettingsError, escaped, label, shown
 from .desk import html_box, named
+from .showing import printable
 
 # %% auto #0
 __all__ = ['LONG', 'Control', 'annotation_of', 'helps', 'help_of', 'choice', 'text', 'words', 'tick', 'number', 'numbers',
@@ -43,7 +44,7 @@ def help_of(key: str) -> str: # plain text
 
 # %% ../nbs/12dc_controls.ipynb #4246e614
 def _short(value: object, longest: int=60) -> str:
-    text = shown(value) if value not in ('', None) else '–'
+    text = printable(shown(value)) if value not in ('', None) else '–'
     return f'{text[:longest]}… ({len(text):,} characters)' if len(text) > longest else text
 
 def _layout(width: str):

@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import NamedTuple
 import numpy as np
 import pandas as pd
-from .core import Allowed, DataError, Frame, Record, Settings, escaped, html_table
+from .core import Allowed, DataError, Frame, Record, Settings, escaped, html_table, shown
 from .plans import ColumnPlan, FeaturePlan, decode_target
 from .values import clean_dates, clean_numbers, clean_text, objects, plain
 
@@ -325,7 +325,7 @@ def counterfactuals(model, # a registered Model
 def _told(search: _Search, change: dict) -> Counterfactual:
     rows, space = search.rows([change]), search.space
     said, first = search.model.predict(rows).iloc[0], search.row.iloc[0]
-    lines = [(n, plain(first[n]) or '(missing)', _value(v)) for n, v in change.items()]
+    lines = [(n, shown(first[n]) if isinstance(first[n], float) else plain(first[n]) or '(missing)', _value(v)) for n, v in change.items()]
     both = pd.concat([search.row[list(rows)], rows], ignore_index=True).astype(object)
     before, away = _apart(_coded(both, space.plan, space.sample), space.sample).min(axis=1)
     return Counterfactual(changes=pd.DataFrame(lines, columns=['column', 'from', 'to'], dtype=object),

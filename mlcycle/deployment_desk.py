@@ -4,6 +4,7 @@
 
 # %% ../nbs/12l_deployment_desk.ipynb #169d2c8e
 from __future__ import annotations
+import math
 import pandas as pd
 from .acts import BY, WHO, Act, Deed, Field, acting
 from .canary import Canary, begin, look, may_begin, running, stop
@@ -75,8 +76,10 @@ def _churn(name: str, value: float, ends: tuple, n: int) -> dict: return dict(na
 
 def number_of(text: str, name: str) -> float:
     "A number that was typed; an error says what it is for."
-    try: return float(str(text).strip())
-    except ValueError: raise SettingsError(f'{label(name)} is {str(text)[:40]!r}. Type a number.') from None
+    try: found = float(str(text).strip())
+    except ValueError: found = math.nan
+    if math.isfinite(found) and found >= 0: return found
+    raise SettingsError(f'{label(name)} is {str(text)[:40]!r}. Type a number, 0 or more.')
 
 def replay_act() -> Act:
     "The log through a version that is not live."
@@ -197,7 +200,7 @@ def traffic_act() -> Act:
     return Act('', traffic_page, fields=(OTHER, Field('share', '0.05', note='of the ids, above 0 and below 1; 0 takes it away'), *WHO), deeds=(
         Deed('Set the split', give, lambda v: f"set_traffic(project, {{{v['version']!r}: {v['share']}}}, because={v['because']!r}, by={v['by']!r})",
              'mlcycle traffic {version}={share} --as {by} --because {because}', refuse=lambda project, version, share, **_: wanted_shares(project, shares_with(project, version, share))),
-        Deed('All to the champion', home, 'set_traffic(project, {{}}, because={because}, by={by})', 'mlcycle canary --stop --as {by} --because {because}')))
+        Deed('All to the champion', home, 'set_traffic(project, {{}}, because={because}, by={by})', 'mlcycle traffic CHAMPION=1 --as {by} --because {because}')))
 
 def rollback_page(project: Project) -> str: # trusted HTML
     "The champion that would answer again."

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from .attributions import Attributions, readable
 from .core import DataError, MlcycleError, Project, escaped, html_table
+from .showing import printable
 from .counterfactuals import Space, search_space
 from .explainability import Explanation, dependence, explain, importance, leaves
 from .explanation_parts import changes_html, curves_html, groups_html, image, note, uses_html
@@ -273,4 +274,4 @@ def _selectors(shown: Shown) -> dict: # name → widget
 
 def plain_name(column: str) -> str:
     "A column's name for a list to choose from."
-    return ' '.join(str(column).split())[:60] or '(no name)'
+    return printable(' '.join(str(column).split()))[:60] or '(no name)'

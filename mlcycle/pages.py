@@ -103,7 +103,7 @@ STYLE = '''<style>
 .mlc table {border-collapse: collapse; font-size: .85rem; width: 100%}
 .mlc td, .mlc th {border-bottom: 1px solid var(--line); padding: .25rem .5rem; text-align: left; vertical-align: top; word-break: normal}
 .mlc td {overflow-wrap: break-word; max-width: 34rem}
-.mlc .scroll {overflow-x: auto} .mlc .wide {min-width: 680px}
+.mlc .two td {max-width: 14rem} .mlc .scroll {overflow-x: auto} .mlc .wide {min-width: 680px}
 .mlc .two {display: flex; flex-wrap: wrap; gap: .5rem 1.5rem} .mlc .two > * {flex: 1 1 min(460px, 100%); min-width: 0}
 .mlc img {max-width: 100%} .mlc .narrow {display: none}
 .mlc :focus-visible, .jupyter-widgets.jupyter-widgets :focus-visible {outline: 3px solid var(--focus, #0072b2) !important; outline-offset: 2px}

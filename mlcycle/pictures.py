@@ -7,6 +7,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 from .core import Estimate
+from .showing import printable
 from .explainability import Explanation
 
 # %% auto #0
@@ -19,7 +20,7 @@ BLUE, RED, GREY, INK = '#4c78a8', '#c44e52', '#bbbbbb', '#222222'
 
 def plain_text(value: object, longest: int=28) -> str:
     "A stranger's text for a plot: one line, cut, no formula."
-    text = '–' if value is None or value != value else ' '.join(str(value).split())
+    text = '–' if value is None or value != value else printable(' '.join(str(value).split()))
     text = text if len(text) <= longest else text[:longest-1]+'…'
     return text.replace('$', r'\$')
 

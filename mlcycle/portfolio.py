@@ -9,6 +9,7 @@ from pathlib import Path
 from .core import MlcycleError, Project, Record, SettingsError, digest, escaped
 from .ledger import champion, retired, versions
 from .pages import cards, document, framed, last_page
+from .showing import printable
 
 # %% auto #0
 __all__ = ['ORDER', 'MARKS', 'SORTS', 'COLUMNS', 'Standing', 'place_of', 'project_folders', 'project_at', 'standing',
@@ -143,7 +144,7 @@ def portfolio_app(root: Path): # an ipywidgets box
     wide = {'style': {'description_width': 'initial'}, 'layout': ipywidgets.Layout(width='auto', max_width='100%', margin='2px 14px 2px 0')}
     sort = ipywidgets.Dropdown(options=list(SORTS), description='Sort by', **wide)
     health = ipywidgets.Dropdown(options=['all', *ORDER], description='Health', **wide)
-    owner = ipywidgets.Dropdown(options=['all', *sorted({r.owner or 'not named' for r in rows})], description='Owner', **wide)
+    owner = ipywidgets.Dropdown(options=[('all', 'all'), *((printable(o)[:60], o) for o in sorted({r.owner or 'not named' for r in rows}))], description='Owner', **wide)
     shown = ipywidgets.HTML()
     def show(change=None):
         chosen = [r for r in rows if health.value in ('all', r.health) and owner.value in ('all', r.owner or 'not named')]

@@ -9,7 +9,7 @@ from datetime import timedelta
 from typing import ClassVar
 import numpy as np
 import pandas as pd
-from .core import Blocked, DataError, Estimate, Frame, MissingEvidence, Project, Result, estimates_table, html_table, escaped
+from .core import Blocked, DataError, Estimate, Frame, MissingEvidence, Project, Result, SettingsError, estimates_table, html_table, escaped
 from .metrics import Scored, default_metric, difference, grouped, scored, terms_of
 from .registry import Model, ModelVersion
 from .keeping import stored_name, unlogged
@@ -105,6 +105,7 @@ def replay(project: Project, version: str, *, # a version number or a role
            ) -> Replay: # recorded
     "The last days of the log through a version that is not live."
     project.must_write('replay')
+    if not 0 < days <= 36_500: raise SettingsError(f'days is {days:g}. Allowed: more than 0, such as 30, up to 36,500.')
     champion, info = project.registry.info(holder(project, 'champion')), project.registry.info(str(version))
     if info.version == champion.version: raise Blocked(f'Version {info.version} is the champion: it would be compared with itself.')
     rows = _answered(project, champion.version, days).tail(REPLAYED).reset_index(drop=True)

@@ -8,7 +8,7 @@ import html, math, re
 from pydantic import BaseModel
 
 # %% auto #0
-__all__ = ['shown', 'rows_are', 'escaped', 'html_pairs', 'html_table']
+__all__ = ['shown', 'rows_are', 'escaped', 'printable', 'html_pairs', 'html_table']
 
 # %% ../nbs/001_showing.ipynb #df97c4f2
 def shown(value: object) -> str: # text for a person, not yet escaped
@@ -31,8 +31,12 @@ def escaped(value: object, longest: int=300) -> str: # safe inside an HTML eleme
     "A stranger's text for a page: escaped, direction marks made visible, cut with a note."
     text = shown(value)
     if len(text) > longest: text = f'{text[:longest]}… ({len(text):,} characters)'
-    text = re.sub('[\u202a-\u202e\u2066-\u2069\x00-\x08\x0b-\x1f]', lambda m: f'\\u{ord(m[0]):04x}', text)
+    text = re.sub('[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\x00-\x08\x0b-\x1f]', lambda m: f'\\u{ord(m[0]):04x}', text)
     return html.escape(text, quote=True)
+
+def printable(value: object) -> str: # text for a list to choose from or a picture, which escape by themselves
+    "A stranger's text in which what cannot be seen, such as a mark that turns the direction round, is a dot."
+    return ''.join(c if c.isprintable() else '·' for c in str(value))
 
 def html_pairs(pairs: dict, # label → value
                ) -> str: # an HTML table of two columns
