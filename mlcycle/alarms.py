@@ -151,7 +151,7 @@ def update_alarms(project: Project, version: str, # of the model
     fresh = [step for spell in spells for step in _steps(spell, version, known, over)]
     supported = {a.id for s in spells if (a := _alarm_of(s, known)) is not None}
     gone = [a for a in known if a.state != 'resolved' and a.cause != 'silence' and a.id not in supported]
-    fresh += [_resolved(a, because='rows or outcomes that came later no longer support it') for a in gone]
+    fresh += [_resolved(a, because=over or 'rows or outcomes that came later no longer support it') for a in gone]
     if over:
         last = {a.id: a for a in [*known, *fresh]}
         fresh += [_resolved(a, because=over) for a in last.values() if a.state != 'resolved']

@@ -109,7 +109,9 @@ SIGNS = {'done': '✓', 'unchanged': '=', 'blocked': '■', 'failed': '✗'}
 
 def tell_step(outcome) -> None:
     "One line for a step that ended; what waits or failed goes to standard error."
-    if isinstance(outcome, str): return
+    if isinstance(outcome, str):   # a step begins; some take minutes
+        if sys.stderr.isatty(): click.echo(f'… {outcome} is running', err=True)
+        return
     click.echo(f'{SIGNS[outcome.state]} {outcome.stage:<12} {outcome.state:<10} {outcome.seconds:6.1f} s  {outcome.report}')
     if outcome.state in ('blocked', 'failed'): click.echo(f'mlcycle: {outcome.stage} is {outcome.state}. {outcome.why}', err=True)
 

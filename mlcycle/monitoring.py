@@ -167,6 +167,8 @@ def monitor(project: Project,
     made = dict(iter(index.groupby(index['version'].astype(str), sort=False)))
     registered = [v for v in versions(project.ledger) if v in made]
     for version in registered: _watch_version(project, version, made[version], days=days, now=at)
+    for version in set(versions(project.ledger))-set(made):     # its rows are deleted: what rang for it may not ring for ever
+        if over := _over(project, version): update_alarms(project, version, [], over=over)
     strange = sum(len(rows) for version, rows in made.items() if version not in registered)
     note = f'{strange:,} predictions are of versions that are not registered; they are left out.' if strange else ''
     ring_again(project, at.to_pydatetime())
