@@ -30,7 +30,7 @@ from .scoring import admit, formula_safe, read_rows, training_rows
 from .sources import types_as_read
 
 # %% auto #0
-__all__ = ['MANIFEST', 'WRITERS', 'Job', 'Done', 'part_files', 'score_part', 'output_kind', 'publish', 'BatchReport',
+__all__ = ['MANIFEST', 'WRITERS', 'SHARED', 'Job', 'Done', 'part_files', 'score_part', 'output_kind', 'publish', 'BatchReport',
            'known_path', 'score_file']
 
 # %% ../nbs/00ja_batch.ipynb #68aa53ad
@@ -63,6 +63,8 @@ def score_part(job: Job, part: Part) -> Done:
     from mlcycle.columns import agrees, columns_read   # with scikit-learn, which who only hands out the parts does without
     *files, done = part_files(job.work, part.number)
     if done.exists(): return Done.model_validate_json(done.read_text())
+    for place in (job.work, part.path):
+        if not Path(place).exists(): raise SettingsError(f'A worker does not see {place}. {SHARED}')
     project, scorer = _loaded(job.project, job.path)
     counts, first, own = {True: 0, False: 0}, part.first, scorer
     with _written(files[:1+job.log]) as write:
@@ -98,7 +100,7 @@ def _scored(job: Job, project: Project, piece: tuple) -> tuple[list[pa.Table], b
 @contextmanager
 def _written(files: tuple[Path, ...]) -> Iterator[Callable]:
     "Write tables piece by piece into Parquet files that appear, whole and on disk, at the end."
-    names, writers, forced = [f.with_suffix(f'.{os.getpid()}.tmp') for f in files], {}, []
+    names, writers, forced = [f.with_suffix(f'.{secrets.token_hex(4)}.tmp') for f in files], {}, []   # another worker may be at the same part
     def write(*tables):
         for name, table in zip(names, map(storable, tables)):
             if name not in writers: writers[name] = pq.ParquetWriter(name, table.schema, **layout(table))
@@ -291,12 +293,22 @@ def _all_parts(job: Job, asked: tuple[Path, Rules], spread: Spread) -> tuple[Lar
     "Look the source over and score every part."
     source, rules = asked
     large = source.is_dir() or source.stat().st_size > SMALL
-    with mapper(spread, parts=2 if large else 1) as mapped:
+    with _same_folders(spread), mapper(spread, parts=2 if large else 1) as mapped:
         table = survey(source, rules, mapped=mapped).model_copy(update={'name': job.table.name})
         _has_columns(table, job.columns)
         reused = sum(part_files(job.work, p.number)[-1].exists() for p in table.parts)
         job = job.model_copy(update={'table': table.model_copy(update={'parts': []})})
         return table, [*mapped(score_part, [job]*len(table.parts), table.parts)], reused
+
+@contextmanager
+def _same_folders(spread: Spread) -> Iterator[None]:
+    "What is here and not at a worker is said so."
+    try: yield
+    except FileNotFoundError as error:
+        if not spread.cluster: raise
+        raise SettingsError(f'A worker does not see {error.filename or error}. {SHARED}') from None
+
+SHARED = 'Workers need the same folders as this machine, at the same paths: those of the project and of what is scored.'
 
 def _has_columns(table: LargeTable, asked: list[str]) -> None:
     if gone := [c for c in asked if c not in table.columns]:

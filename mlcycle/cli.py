@@ -135,7 +135,7 @@ def status(project: Project, as_json: bool) -> None:
                                      *([f"silence: {found['silence']}"] if found['silence'] else [])]))
 
 @main.command()
-@click.option('--port', type=int, default=8888, show_default=True, help='The port on loopback.')
+@click.option('--port', type=click.IntRange(1, 65535), default=8888, show_default=True, help='The port on loopback.')
 @click.option('--browser/--no-browser', default=True, show_default=True, help='Open a browser.')
 @click.option('--project', 'folder', default=None, metavar='DIR',
               help='Folder of the project, or a folder with data for a new one.')
@@ -148,7 +148,7 @@ def lab(context: click.Context, folder: str | None, port: int, browser: bool) ->
 @main.command('app')
 @click.argument('name', type=click.Choice(['monitoring', 'explainability', 'portfolio']),
                 default='monitoring')
-@click.option('--port', type=int, default=8866, show_default=True, help='The port it listens on.')
+@click.option('--port', type=click.IntRange(1, 65535), default=8866, show_default=True, help='The port it listens on.')
 @click.option('--host', default='127.0.0.1', show_default=True,
               help='The address it listens on; another than loopback needs a token.')
 @click.option('--viewers', type=click.IntRange(1, 200), default=12, show_default=True,

@@ -4,7 +4,7 @@
 
 # %% ../nbs/00ae_hands.ipynb #fd953087
 from __future__ import annotations
-import gc, os, signal, threading
+import gc, logging, os, signal, threading, time
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -13,7 +13,8 @@ from typing import Callable, Iterator
 from .core import Blocked, Record, SettingsError
 
 # %% auto #0
-__all__ = ['SMALL', 'READY', 'Spread', 'is_large', 'begin', 'loading', 'cluster_client', 'mapper']
+__all__ = ['SMALL', 'READY', 'SAME', 'ALONE', 'AGAIN', 'Spread', 'is_large', 'begin', 'loading', 'cluster_client', 'differences',
+           'check_alike', 'on_cluster', 'results', 'mapper']
 
 # %% ../nbs/00ae_hands.ipynb #0956aa70
 SMALL = 64*2**20 # bytes up to which a text file is read whole, with all that the strict reader finds out
@@ -73,13 +74,71 @@ def cluster_client(address: str): # distributed's Client
         raise SettingsError(f'No Dask scheduler answers at {address}: {str(error)[:200]}. Start one, or give no '
                             'cluster.') from None
 
+SAME = ('python', 'mlcycle', 'scikit-learn', 'lightgbm', 'xgboost', 'xgboost-cpu') # what an answer may depend on
+
+def differences(here: dict[str, str | None], # package → version; of Python the first two numbers count
+                there: dict[str, str | None]) -> list[str]: # 'mlcycle 0.1.0 and not 0.2.0', …
+    "In what a worker differs from this process."
+    own, other = ({p: '.'.join(v.split('.')[:2]) if p == 'python' and v else v for p, v in side.items()} for side in (here, there))
+    return [f'{p} {other.get(p) or "missing"} and not {own[p]}' for p in SAME if own.get(p) and own[p] != other.get(p)]
+
+def check_alike(client, address: str) -> None:
+    "Blocked where no worker comes, SettingsError where one has another Python or other packages: it could give other answers."
+    try: client.wait_for_workers(1, timeout=ALONE)
+    except TimeoutError: raise Blocked(_no_worker(address)) from None
+    found = client.get_versions(packages=[*SAME[1:]])
+    for worker, told in found['workers'].items():
+        if other := differences(found['client']['packages'], told['packages']):
+            raise SettingsError(f'The worker {worker} has {", ".join(other)}. Install there what is here, and start it again.')
+
+@contextmanager
+def on_cluster(address: str) -> Iterator: # distributed's Client
+    "A cluster whose workers are like this process; what the cluster itself fails with is Blocked, and says what to do."
+    client = cluster_client(address)
+    from distributed import KilledWorker
+    from distributed.client import FutureCancelledError, FuturesCancelledError
+    from distributed.comm import CommClosedError
+    with _quiet(), client:
+        check_alike(client, address)
+        try: yield client
+        except KilledWorker as error:
+            raise Blocked(f'{error.allowed_failures+1} workers ended while they had the same part, often because memory ran out. {AGAIN}, with more memory for each.') from None
+        except (FutureCancelledError, FuturesCancelledError, CommClosedError):
+            raise Blocked(f'The Dask scheduler at {address} went away. Start it. {AGAIN}.') from None
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    "Dask tells of a lost scheduler by a trace of its own; here that is said in words."
+    loggers = [logging.getLogger(name) for name in ('distributed', 'distributed.client')]
+    before = [each.level for each in loggers]
+    for each in loggers: each.setLevel(logging.CRITICAL)
+    try: yield
+    finally:
+        for each, level in zip(loggers, before): each.setLevel(level)
+
+ALONE = 60 # seconds that a cluster may be without workers
+AGAIN = 'What was finished is kept: give the same command again'
+
+def _no_worker(address: str) -> str: return f'No worker has been at {address} for {ALONE} seconds. Start one: dask worker {address}. {AGAIN}.'
+
+def results(client, tasks: list) -> list: # in order
+    "What tasks of a cluster made; the first error of any, or Blocked where no worker is left to do them."
+    from distributed import wait
+    seen = time.monotonic()
+    while tasks and all(t.status in ('pending', 'finished') for t in tasks) and any(t.status == 'pending' for t in tasks):
+        try:
+            with client.as_current(): wait(tasks, timeout=2)
+        except TimeoutError: pass   # some are still being worked on
+        if client.scheduler_info()['workers']: seen = time.monotonic()
+        if time.monotonic()-seen > ALONE: raise Blocked(_no_worker(client.scheduler.address))
+    return client.gather(tasks)
+
 @contextmanager
 def mapper(spread: Spread, *, parts: int=2, # with a single one no process is started
            ) -> Iterator[Callable]:
     "A `map` whose work is done by other processes, or by the workers of a cluster."
     if spread.cluster:
-        with cluster_client(spread.cluster) as client:
-            yield lambda do, *lists: client.gather(client.map(do, *lists, pure=False))
+        with on_cluster(spread.cluster) as client: yield lambda do, *lists: results(client, client.map(do, *lists, pure=False))
     elif (workers := spread.hands(parts)) < 2: yield map
     else:
         from multiprocessing import get_context

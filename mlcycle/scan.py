@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from .core import DataError, SettingsError
-from .hands import cluster_client
+from .hands import on_cluster
 from .profile import SAMPLE, Profile, merge, profile, settled, stretches
 
 # %% auto #0
@@ -99,7 +99,7 @@ def _cut(source, found: list[Piece], columns: list[str] | None) -> Profile:
 def _on_cluster(address: str, source, found: list[Piece], like: Profile, columns: list[str] | None) -> list[Profile]:
     "The pieces read by a cluster's workers."
     from distributed import as_completed
-    with cluster_client(address) as client:
+    with on_cluster(address) as client:
         work = [client.submit(piece_profile, source, p, like, columns, pure=False, retries=3) for p in found]
         return [future.result() for future in as_completed(work, loop=client.loop)]
 

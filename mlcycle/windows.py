@@ -180,10 +180,10 @@ def window_profile(project: Project, watch: Watch, log: pd.DataFrame, bounds: tu
     return Profile(rows=found.rows, columns=found.columns | own.columns)
 
 def _by_cluster(address: str, folder: str, watch: Watch, bounds: tuple[str, str]) -> Profile:
-    from mlcycle.hands import cluster_client
+    from mlcycle.hands import on_cluster
     ends = [t.isoformat() for t in pd.date_range(*map(pd.Timestamp, bounds), periods=STRETCHES+1)]
     mine = watch._replace(basis=None, expected={})
-    with cluster_client(address) as client:
+    with on_cluster(address) as client:
         return functools.reduce(merge, client.gather([client.submit(stretch_profile, folder, mine, b, pure=False, retries=3) for b in zip(ends, ends[1:])]))
 
 # %% ../nbs/06d_windows.ipynb #154dc5fe

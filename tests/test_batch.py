@@ -1,5 +1,7 @@
 """Batch scoring: any size, any format, killed and taken up again, on processes and on a cluster; logged once, published whole."""
 import json, os, signal, subprocess, sys, time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 import numpy as np
 import pandas as pd
@@ -255,6 +257,92 @@ def test_a_cluster_gives_the_same(ready, many, tmp_path, monkeypatch):
         report = score_file(ready, tmp_path/'in', tmp_path/'out.parquet', spread=Spread(cluster=cluster.scheduler_address))
     assert report.parts == 4
     same_as_in_memory(ready, many, pd.read_parquet(tmp_path/'out.parquet'))
+
+
+SLOWED = '''
+import os, time
+from mlcycle import batch
+if not hasattr(batch, 'quick_part'):
+    batch.quick_part = batch.score_part
+    def score_part(job, part):
+        open(f'{MARKS}/{os.getpid()}-{part.number}', 'w').close()
+        time.sleep(.3)
+        return batch.quick_part(job, part)
+    score_part.__module__ = 'mlcycle.batch'
+    batch.score_part = score_part
+'''
+
+
+@contextmanager
+def dask_processes(folder: Path, workers: int): # address, the scheduler's process
+    "A Dask cluster whose parts can be killed one by one."
+    told = folder/'scheduler.json'
+    start = lambda *words: subprocess.Popen([sys.executable, '-m', 'distributed.cli.dask_'+words[0], *words[1:], '--scheduler-file', told, '--no-dashboard'], cwd=folder, stderr=subprocess.DEVNULL)
+    found = [start('scheduler', '--host', '127.0.0.1', '--port', '0')]
+    try:
+        while not told.exists(): time.sleep(.05)
+        found += [start('worker', '--nthreads', '1', '--no-nanny') for _ in range(workers)]
+        yield json.loads(told.read_text())['address'], found[0]
+    finally:
+        for process in found: process.kill(); process.wait()
+
+
+def test_a_worker_is_killed_then_the_scheduler_is_lost(ready, many, tmp_path, monkeypatch):
+    "The others take over from a worker; without a scheduler the command ends with a word, and the next takes up what was finished."
+    from distributed import Client
+    for folder in ('in', 'marks'): (tmp_path/folder).mkdir()
+    for i in range(8): many.iloc[i*500:(i+1)*500].to_parquet(tmp_path/'in'/f'{i}.parquet')
+    monkeypatch.setitem(batch.survey.__kwdefaults__, 'rows', 500)
+    begun = lambda: sorted((tmp_path/'marks').iterdir())
+    def until(n):
+        while len(begun()) < n: time.sleep(.02)
+    before = len(predictions(ready))
+    scored = lambda **spread: score_file(ready, tmp_path/'in', tmp_path/'out.parquet', spread=Spread(**spread))
+    with dask_processes(tmp_path, workers=2) as (address, scheduler), ThreadPoolExecutor(1) as pool:
+        with Client(address, set_as_default=False) as client:
+            client.wait_for_workers(2)
+            text = f'MARKS = {str(tmp_path/"marks")!r}\n{SLOWED}'
+            client.run(lambda: exec(text, {}))
+        run = pool.submit(scored, cluster=address)
+        until(3)
+        os.kill(int(begun()[-1].name.split('-')[0]), signal.SIGKILL)
+        assert run.result(120).parts == 8
+        same_as_in_memory(ready, many, pd.read_parquet(tmp_path/'out.parquet'))
+        assert len(predictions(ready)) == before+4000
+        (tmp_path/'out.parquet').unlink()
+        for mark in begun(): mark.unlink()
+        run = pool.submit(scored, cluster=address)
+        until(3)
+        scheduler.kill()
+        with pytest.raises(Blocked, match='went away. Start it. What was finished is kept: give the same command again'): run.result(120)
+    assert not (tmp_path/'out.parquet').exists() and len(predictions(ready)) == before+4000
+    report = scored(workers=1)
+    assert report.parts == 8 and report.reused >= 1 and len(predictions(ready)) == before+8000
+    assert predictions(ready)['prediction_id'].is_unique
+
+
+def test_a_worker_that_does_not_see_the_folders_says_so(ready, many, tmp_path, monkeypatch):
+    from distributed import LocalCluster
+    with pytest.raises(SettingsError, match='A worker does not see .*nowhere.*same paths'):
+        batch.score_part(batch.Job.model_construct(work=str(tmp_path/'nowhere')), batch.Part.model_construct(number=0, path=str(tmp_path)))
+    with pytest.raises(SettingsError, match='A worker does not see .*gone.parquet'):
+        batch.score_part(batch.Job.model_construct(work=str(tmp_path)), batch.Part.model_construct(number=0, path=str(tmp_path/'gone.parquet')))
+    many.head(100).to_parquet(tmp_path/'in.parquet')
+    def elsewhere(job, part): return open(tmp_path/'not there'/'in.parquet')
+    monkeypatch.setattr(batch, 'score_part', elsewhere)
+    with LocalCluster(n_workers=1, threads_per_worker=1, processes=False, dashboard_address=None) as cluster:
+        with pytest.raises(SettingsError, match='A worker does not see .*not there/in.parquet. Workers need the same folders'):
+            score_file(ready, tmp_path/'in.parquet', tmp_path/'out.csv', spread=Spread(cluster=cluster.scheduler_address))
+
+
+def test_a_cluster_without_workers_is_not_waited_for(ready, many, tmp_path, monkeypatch):
+    from distributed import LocalCluster
+    monkeypatch.setattr('mlcycle.hands.ALONE', .3)
+    many.head(100).to_parquet(tmp_path/'in.parquet')
+    with LocalCluster(n_workers=0, processes=False, dashboard_address=None) as cluster:
+        with pytest.raises(Blocked, match='No worker has been at .* Start one: dask worker'):
+            score_file(ready, tmp_path/'in.parquet', tmp_path/'out.csv', spread=Spread(cluster=cluster.scheduler_address))
+    assert not (tmp_path/'out.csv').exists()
 
 
 @pytest.mark.parametrize('large', [False, True])

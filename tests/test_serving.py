@@ -405,9 +405,10 @@ def test_a_port_that_is_taken_is_a_wrong_call_and_nothing_is_said_to_be_served(p
 def test_a_port_that_cannot_be_is_refused_before_anything_is_loaded(project):
     from click.testing import CliRunner
     from mlcycle.cli import main
-    for port in ('0', '65536', '99999', 'http'):
-        found = CliRunner().invoke(main, ['serve', '--port', port, '--project', str(project.folder)])
-        assert found.exit_code == 2 and '--port' in found.output
+    for command in ('serve', 'lab', 'app'):
+        for port in ('0', '65536', '99999', 'http'):
+            found = CliRunner().invoke(main, [command, '--port', port, '--project', str(project.folder)])
+            assert found.exit_code == 2 and '--port' in found.output
 
 
 def test_places_are_limited(project, record):
