@@ -107,9 +107,9 @@ def leaks(examined: Examined, train: pd.DataFrame, # the rows it learnt from; no
     return [_leak(s) for s in certain if not stays & {s.column, ''}], told
 
 def _leak(suspect: Suspect) -> dict: # a line of the verdicts
-    why = f'{suspect.why}; leave it out with data.drop, or say in data.refuse that it stays'
-    return {'verdict': 'undetermined', 'kind': 'leakage', 'why': why, 'value': None, 'low': None, 'high': None, 'n': None,
-            'threshold': None, 'criterion': f'{suspect.column} does not give the outcome away'}
+    figure = dict.fromkeys(('value', 'low', 'high', 'n', 'threshold'))
+    return {'verdict': 'undetermined', 'kind': 'leakage', 'criterion': f'{suspect.column} does not give the outcome away', **figure,
+            'why': f'{suspect.why}; leave it out with data.drop, or say in data.refuse that it stays'}
 
 # %% ../nbs/04b_checks.ipynb #d3e8c361
 GROUP_METRICS = {'binary': ['selection_rate', 'recall', 'false_positive_rate', 'precision', 'accuracy'],

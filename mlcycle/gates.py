@@ -101,8 +101,9 @@ def _check_field(project: Project, gate: Gate, version: str) -> GateResult:
               for words, bound in (('at least', gate.at_least), ('at most', gate.at_most))
               if bound is not None]
     wanted = shown(gate.equals) if gate.equals is not None else ' and '.join(bounds) or 'there'
+    because = f' ({str(why).rstrip(".")})' if not holds and (why := entry.body.get('why')) else ''
     return answer('pass' if holds else 'fail',
-                  f'{gate.evidence} {gate.field or "entry"} is {shown(value)}, wanted: {wanted}', [entry.seq])
+                  f'{gate.evidence} {gate.field or "entry"} is {shown(value)}, wanted: {wanted}{because}', [entry.seq])
 
 def _about_the_project(project: Project, gate: Gate) -> Entry | None:
     "Evidence about the whole project, such as the sealed problem, counts for each version."

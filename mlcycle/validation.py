@@ -307,8 +307,8 @@ def _why(verdicts: pd.DataFrame) -> str: # one sentence
     "The criteria that decide."
     for answer in ('fail', 'undetermined'):
         mine = verdicts[verdicts.verdict == answer]
-        reasons = mine[['kind', 'why']].agg(lambda r: ', '.join(filter(None, r)), axis=1)
-        said = [f'{c} ({reason})' for c, reason in zip(mine.criterion, reasons)]
+        said = [f'{v.criterion} ({v.kind})' if v.kind == 'leakage' or not v.why
+                else f'{v.criterion} ({v.kind}, {v.why})' for v in mine.itertuples()]
         if said: return f'{answer.capitalize()}: {"; ".join(said)}.'
     return f'All {len(verdicts)} criteria pass.' if len(verdicts) > 1 else 'The one criterion passes.'
 
