@@ -1,5 +1,6 @@
 """Running notebooks: what papermill lets through, what a crash leaves behind, and what is run again."""
 import json, os, signal, subprocess, sys, threading, uuid
+from datetime import datetime
 from pathlib import Path
 import nbformat, psutil, pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
@@ -27,8 +28,15 @@ def make(path: Path, *sources: str, parameters: str | None=HEAD) -> Path:
     return path
 
 
+class Noon(datetime):
+    "The clock of the steps that depend on the date: the tests' midnight is nobody's affair."
+    @classmethod
+    def now(cls, tz=None): return cls(2026, 11, 2, 12, tzinfo=tz)
+
+
 @pytest.fixture
-def project(tmp_path) -> Project:
+def project(tmp_path, monkeypatch) -> Project:
+    monkeypatch.setattr('mlcycle.fingerprints.datetime', Noon)
     (tmp_path/'mlcycle.toml').write_text(TOML)
     (tmp_path/'data.csv').write_text('x,y\n1,0\n2,1\n')
     for step in STEPS.values(): make(tmp_path/'notebooks'/step.notebook, 'print(n)')

@@ -1,5 +1,5 @@
 """Releases through a server: a shadow that nobody sees, a candidate with a share of the ids, one that is stopped."""
-import json, time
+import json
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -18,6 +18,7 @@ from mlcycle.service import ProjectService
 from mlcycle.tally import counted
 from mlcycle.traffic import arms, current_traffic
 from served import HTML, crown, new_project, register, sign, strange_rows
+from waiting import until
 
 TOKEN = 'a-token-for-tests-0123456789'
 
@@ -57,7 +58,7 @@ def test_a_shadow_changes_no_answer_and_is_compared_when_outcomes_come(project, 
     beside = send(client, project, 0, 60)
     assert [(b['version'], b['score'], b['decision']) for b in before] == [(a['version'], a['score'], a['decision']) for a in beside] and {a['version'] for a in beside} == {'1'}
     service = client.app.state.service
-    while len(service.shadow.rows) < 60: time.sleep(.01)
+    until(lambda: len(service.shadow.rows) == 60)
     service.settle()
     said = project.tables.read('shadow')
     assert set(said['prediction_id']) == {a['prediction_id'] for a in beside} and set(said['version']) == {'2'} and not set(predictions(project)['version'])-{'1'}
@@ -78,9 +79,7 @@ def test_a_shadow_that_fails_is_counted_and_never_seen(project, client):
     service = client.app.state.service
     service.shadow.ready.scorer.head = service.shadow.ready.scorer.head._replace(one=lambda row: 1/0)
     assert {a['version'] for a in send(client, project, 100, 3)} == {'1'}
-    for _ in range(200):
-        if any(what == 'failed' for *_, what in service.tally.counts): break
-        time.sleep(.01)
+    until(lambda: sum(n for (*_, what), n in [*service.tally.counts.items()] if what == 'failed') == 3)
     service.settle()
     table = counted(project, 'version', 'what')
     assert table.loc[(table['version'] == '2') & (table['what'] == 'failed'), 'count'].tolist() == [3]
