@@ -131,10 +131,11 @@ class Masks:
         "The score of one row, as `ensemble.link` gives it."
         rows = [look(value) for value, looks in zip(values, self.looks) for look in looks]
         left = np.bitwise_and.reduce(self.table.take([*rows, -1], axis=0))
-        worth, sums = self.values.take(_leftmost(left)+self.leaf).tolist(), []
+        worth, sums, end = self.values.take(_leftmost(left)+self.leaf), [], 0
         for trees, start in zip(self.ensemble.outputs, self.ensemble.starts):
-            sums.append(sum(worth[:len(trees)], start))
-            worth = worth[len(trees):]
+            part, end = worth[end:end+len(trees)], end+len(trees)
+            part[0] += start
+            sums.append(float(np.add.accumulate(part)[-1]))   # one after the other, as batches add; `sum` compensates from Python 3.12 on
         return self.ensemble.link(sums)
 
     def _sums(self, found: list[tuple], n: int) -> np.ndarray: # (outputs, n)
