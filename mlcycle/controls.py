@@ -31,7 +31,8 @@ def annotation_of(key: str) -> object: # None: not declared, as in a free dictio
 
 def helps(record: type[Record]) -> dict[str, str]: # field → what stands behind it in the source
     "The comments that explain a record's fields."
-    source = inspect.getsource(record)
+    try: source = inspect.getsource(record)
+    except OSError: return dict.fromkeys(record.model_fields, '')   # the file is not there, or was replaced by a newer one since
     comments = {t.start[0]: t.string.lstrip('# ') for t in tokenize.generate_tokens(io.StringIO(source).readline) if t.type == tokenize.COMMENT}
     fields = [n for n in ast.parse(source).body[0].body if isinstance(n, ast.AnnAssign)]
     return {n.target.id: comments.get(n.end_lineno, '') for n in fields}

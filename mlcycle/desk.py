@@ -32,7 +32,8 @@ STYLE = '''<style>
 .mlcycle-desk h4, .mlcycle-desk-part h4 {font-size: 14px; margin: 14px 0 4px}
 .mlcycle-desk table, .mlcycle-desk-part table {border-collapse: collapse; margin: 4px 0; display: block; max-width: 100%; overflow-x: auto}
 .mlcycle-desk td, .mlcycle-desk th, .mlcycle-desk-part td, .mlcycle-desk-part th {padding: 2px 8px; vertical-align: top;
-  border-bottom: 1px solid var(--jp-border-color2, #ccc); overflow-wrap: break-word; min-width: 7em; max-width: 480px; font-size: 12px}
+  border-bottom: 1px solid var(--jp-border-color2, #ccc); overflow-wrap: break-word; min-width: 3em; max-width: 300px; font-size: 12px}
+.mlcycle-desk td:last-child, .mlcycle-desk-part td:last-child {max-width: 480px}
 .mlcycle-desk th, .mlcycle-desk-part th {font-weight: 600}
 .mlcycle-desk table :is(td, th):not([style]), .mlcycle-desk-part table :is(td, th):not([style]) {text-align: left}
 .mlcycle-desk .scroll, .mlcycle-desk-part .scroll {max-height: 420px; overflow: auto}

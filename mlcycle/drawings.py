@@ -8,9 +8,10 @@ import math
 from typing import NamedTuple
 from .core import escaped, shown
 from .desk import BLUE, GREY, ORANGE, RED
+from .showing import printable
 
 # %% auto #0
-__all__ = ['sparkline', 'Level', 'Frame', 'curve_svg', 'said_svg', 'intervals_svg', 'bars_svg']
+__all__ = ['sparkline', 'Level', 'Frame', 'curve_svg', 'said_svg', 'intervals_svg', 'within', 'bars_svg']
 
 # %% ../nbs/12ga_drawings.ipynb #b3c03ca5
 def sparkline(counts: list[float], *, width: int=120, height: int=24, marked: tuple[int, ...]=()) -> str: # of bars; those that change are marked
@@ -135,9 +136,23 @@ def intervals_svg(figures: list[dict], # name, value, low, high, note; value Non
     wide = max([720, *(490+6.4*len(_figure_text(f)) for f in known)])
     return f'<svg viewBox="0 0 {wide:.0f} {bottom}" width="{wide:.0f}" style="max-width:100%" role="img" aria-label="figures with their intervals">{mark}{lines}</svg>'
 
+def within(name: str, width: float) -> str: # pixels, at 11 px
+    "A name cut in its middle to fit, so that what is said at its end, such as a level or a metric, is seen too."
+    text = printable(name)
+    if sum(map(_wide, text)) <= width: return text
+    left, right = (_up_to(part, share*(width-11)) for part, share in ((text, .55), (text[::-1], .45)))
+    return f'{left}…{right[::-1]}'
+
+def _wide(c: str) -> float: return 11 if ord(c) > 0x2e80 else 9 if c.isupper() or c in 'mw@%' else 4 if c in 'fijlrt.,:;!|\'()[] ' else 7
+
+def _up_to(text: str, width: float) -> str:
+    for i, c in enumerate(text):
+        width -= _wide(c)
+        if width < 0: return text[:i]
+    return text
+
 def _interval(f: dict, y: int, x) -> str:
-    short = f["name"] if len(f["name"]) <= 34 else f["name"][:33]+'…'
-    name = f'<g><title>{escaped(f["name"], 400)}</title><text x="200" y="{y+4}" text-anchor="end">{escaped(short)}</text></g>'
+    name = f'<g><title>{escaped(f["name"], 400)}</title><text x="200" y="{y+4}" text-anchor="end">{escaped(within(f["name"], 195))}</text></g>'
     if None in (f['value'], f['low'], f['high']): return f'{name}<text x="210" y="{y+4}">× {escaped(f.get("note", ""), 60)}</text>'
     colour = f.get('colour', BLUE)
     return (f'{name}<line x1="{x(f["low"]):.1f}" x2="{x(f["high"]):.1f}" y1="{y}" y2="{y}" stroke="{colour}" stroke-width="2.5"/>'

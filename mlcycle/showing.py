@@ -59,12 +59,16 @@ def html_table(df, *, # a DataFrame
     "A DataFrame as an escaped table, its index left out."
     rows = list(df.head(limit).itertuples(index=False, name=None))
     sides = [_side([r[i] for r in rows]) for i in range(df.shape[1])]
-    line = lambda cells, tag: '<tr>'+''.join(f'<{tag} style="text-align:{s}">{escaped(v)}</{tag}>'
+    line = lambda cells, tag: '<tr>'+''.join(f'<{tag} style="text-align:{s}{_whole(v)}">{escaped(v)}</{tag}>'
                                              for v, s in zip(cells, sides))+'</tr>'
     head, body = line(df.columns, 'th'), ''.join(line(r, 'td') for r in rows) or f'<tr><td colspan="{df.shape[1]}">none</td></tr>'
     note = f'<p>{limit} of {len(df):,} rows</p>' if len(df) > limit else ''
     title = f'<caption style="text-align:left">{escaped(caption)}</caption>' if caption else ''
     return f'<table class="mlcycle">{title}<thead>{head}</thead><tbody>{body}</tbody></table>{note}'
+
+def _whole(value: object) -> str: # more style
+    "A date is not torn at its hyphens."
+    return ';white-space:nowrap' if isinstance(value, str) and re.fullmatch(r'\d{4}-\d\d-\d\d([T ]\d\d:\d\d)?', value) else ''
 
 def _side(values: list) -> str: # of a column
     "Numbers to the right, words to the left."
