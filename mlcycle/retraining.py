@@ -14,7 +14,7 @@ from .core import (Blocked, Criterion, DataError, Estimate, MissingEvidence, Pro
                           SettingsError,
                           judge, shown)
 from .plans import FeaturePlan, encode_target
-from .gates import registered
+from .gates import check, registered
 from .ledger import ROLES, retired, roles, versions
 from .metrics import METRICS, Scored, Terms, by_group, difference, disparity, main_metric, measure, scored, terms_of
 from .recent import TAKE_ON, ChallengerRows, Recent, challenger_rows, recent, shortage, unseen
@@ -160,9 +160,13 @@ def _waiting(project: Project, version: str) -> str:
     for v in reversed(later):
         entry = project.ledger.last('comparison', v)
         served = [e for e in project.ledger.entries('promotion', v) if e.body['role'] == 'champion']
-        if entry and entry.body['champion'] == version and entry.body['promotable'] and not served:
+        if entry and entry.body['champion'] == version and entry.body['promotable'] and not served and not _failed(project, v):
             return f'version {v} already waits, and is {entry.body["verdict"]}: mlcycle promote {v} --to champion'
     return ''
+
+def _failed(project: Project, version: str) -> bool: # a signature can still come; a verdict that is no pass stays
+    gates = [g for g in project.settings.gates if g.before == 'promotion' and g.evidence == 'validation']
+    return any(check(project, g, version).answer == 'fail' for g in gates)
 
 def held_back_by(project: Project) -> str: # '' when nothing is in the way
     "What a challenger that is asked for now would wait for."
@@ -285,7 +289,8 @@ def _of_figure(gain: Estimate, metric: str) -> str: # '-99.235 [-108.647, -88.14
     "How far the challenger's figure lies from the champion's: a gain turned round where smaller is better."
     value, ends = gain.value, (gain.low, gain.high)
     if METRICS[metric].greater_is_better is False: value, ends = -value, (-gain.high, -gain.low)
-    return f'{value:+.3f} [{ends[0]:+.3f}, {ends[1]:+.3f}]'
+    written = [f'{v:+.1g}' if 0 < abs(v) < .0005 else f'{v:+.3f}' for v in (value, *ends)]   # an end of +0.000 would tell no side
+    return f'{written[0]} [{written[1]}, {written[2]}]'
 
 def _sentence(facts: dict, verdict: str, metric: str, margin: float) -> str:
     gain = facts['gain']

@@ -5,6 +5,7 @@
 # %% ../nbs/10da_summary.ipynb #5b12b9c8
 from __future__ import annotations
 import json
+from itertools import takewhile
 from pathlib import Path
 from typing import Callable
 from .core import FACTS, Estimate, Project, Record, escaped, label, shown
@@ -141,13 +142,16 @@ def summarise(project: Project, stage: str, notebook: Path, # executed
               why: str='', # when it is blocked or failed
               ) -> Summary:
     "The summary of a step that ended, from its notebook and from what it left in the ledger."
-    mine = {e.kind: e for e in project.ledger.entries(since=since) if e.stage == stage and e.kind not in UNCOMPARED}
+    left = takewhile(lambda e: not _ends(e, stage), project.ledger.entries(since=since))   # what came later is another step's, or another run's
+    mine = {e.kind: e for e in left if e.stage == stage and e.kind not in UNCOMPARED}
     found = {kind: e.body for kind, e in mine.items()}
     pairs = [(before.body, e.body) for e in mine.values() if (before := _before(project, e, since))]
     metrics = (project.settings.development.metric, *(c.metric for c in project.settings.problem.success))
     changed = list({(c.name, c.before, c.now): c for before, now in pairs for c in changes(before, now, first=metrics)}.values())
     waits = ([why] if why else [])+(DECISIONS[stage](project) if stage in DECISIONS else [])
     return Summary(stage=stage, verdicts=verdicts_of(notebook), changed=changed, compared=bool(pairs) or not found, decisions=waits)
+
+def _ends(entry: Entry, stage: str) -> bool: return entry.kind == 'run' and entry.stage == stage and entry.body.get('state') not in ('started', 'retried')
 
 UNCOMPARED = {'run', 'page', 'look', 'snapshot', 'notice', 'model'}   # kinds that say nothing of their own: a model's figures are its leaderboard's
 

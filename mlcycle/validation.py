@@ -117,7 +117,7 @@ def verdict_on(evidence: dict, # metrics, groups, baselines, level
 
 def _unsure(estimate: Estimate, threshold: float | None) -> str:
     if threshold is None: return 'the baseline could not be measured'
-    return 'the interval lies across the threshold' if estimate.status == 'ok' else estimate.reason
+    return 'the interval lies across the threshold; more test rows may decide' if estimate.status == 'ok' else estimate.reason
 
 def _asked_for(evidence: dict, criterion: Criterion) -> tuple[Estimate, list[str]]:
     "The figure that a criterion is about, and the groups that it leaves out."
