@@ -193,8 +193,13 @@ def _filled(value: object) -> object: # to compare
     return [{k: v for k, v in line.items() if v not in ('', None)} if isinstance(line, dict) else line for line in value]
 
 def _told(value: object) -> object:
-    if isinstance(value, list) and value and isinstance(value[0], dict): return '; '.join(' '.join(shown(v) for v in one.values() if v not in ('', None)) for one in value)
-    return value
+    return '; '.join(map(_told_line, value)) if isinstance(value, list) and value and isinstance(value[0], dict) else value
+
+def _told_line(one: dict) -> str: # 'rmse <= baseline'; of a gate 'validated (before promotion, evidence validation)'
+    given = {k: shown(v) for k, v in one.items() if v not in ('', None)}
+    if 'metric' in given or len(given) < 2: return ' '.join(given.values())
+    first, *rest = given
+    return f'{given[first]} ({", ".join(f"{label(k).lower()} {given[k]}" for k in rest)})'
 
 def _button(text: str, do: Callable[[], None], *, style: str='', icon: str=''):
     import ipywidgets

@@ -108,6 +108,8 @@ costs = {{false_positive = 1.0, false_negative = 1.0}}
 
 [data]
 sources = [{{name = "data", {source}}}]
+# columns of another file: {{name = "weather", path = "weather.csv"}} in sources, and below
+# joins = [{{left = "data", right = "weather", on = ["hour"]}}]
 time = {time}            # when the prediction is made
 id = {id}
 group = ""            # rows of one group stay on one side of the split
@@ -117,7 +119,7 @@ drop = {drop}             # columns that training must not see
 auto = "safe"         # safe treatments are applied unasked; "none": only accepted ones
 accept = []           # treatments proposed by mlcycle run data
 refuse = []
-split = {{strategy = "auto", test = 0.2, live = {live}}}   # live: newest share, replayed as production
+split = {{strategy = "auto", test = 0.2, live = {live}}}   # live: newest share, replayed as production; 0: none is kept back
 
 [development]
 candidates = []       # empty: all that fit the task
