@@ -127,8 +127,15 @@ def traffic(project: Project, shares: tuple, by: str | None, because: str, as_js
     pairs = dict(s.partition('=')[::2] for s in shares)
     wanted = {v: shares_of(s)[0] for v, s in pairs.items() if shares_of(s)}
     if len(wanted) < len(shares): raise SettingsError(f'{" ".join(shares)} is no split. Give such as 3=0.1.')
+    ended = _on_its_way(project) if shares else ''
     now = set_traffic(project, wanted, because=because, by=by) if shares else current_traffic(project)
-    say(now and now.body(), as_json, now.headline if now else 'No champion, so nothing answers.')
+    say(now and now.body(), as_json, f'{now.headline}{ended}' if now else 'No champion, so nothing answers.')
+
+def _on_its_way(project: Project) -> str: # '' without a canary
+    "What a split that is set by hand brings to an end: a canary goes on only while its own holds."
+    from mlcycle.canary import running
+    canary = running(project)
+    return f'. The canary of version {canary.version} has ended: nobody looks at its guardrails or raises its share' if canary else ''
 
 # %% ../nbs/12s_deciding.ipynb #472b67db
 @click.command()
