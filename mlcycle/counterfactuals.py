@@ -158,7 +158,7 @@ class Counterfactuals(Record):
         if not self.found:
             return f'No allowed change of up to {DEEPEST} columns leads to {self.wanted} (tried: {self.tried:,})'
         few = min(len(f.changes) for f in self.found)
-        return f'{self.wanted} instead of {self.decision}: {len(self.found)} ways, the shortest changes {few} column{"s"*(few != 1)}'
+        return f'{self.wanted} instead of {self.decision}: {len(self.found)} way{"s"*(len(self.found) != 1)}, the shortest changes {few} column{"s"*(few != 1)}'
 
     @property
     def table(self) -> pd.DataFrame:

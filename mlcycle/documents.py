@@ -154,7 +154,7 @@ class Document(Result):
     order: list[str] # of the sections; the ledger sorts the keys of a dict
 
     @property
-    def headline(self) -> str: return f'{self.title}: {len(self.gaps)} gaps' if self.gaps else f'{self.title}: no gaps'
+    def headline(self) -> str: return f'{self.title}: {len(self.gaps)} gap{"s"*(len(self.gaps) > 1)}' if self.gaps else f'{self.title}: no gaps'
 
     @property
     def preface(self) -> str: # shown above the gaps
@@ -217,7 +217,8 @@ TEMPLATE = """{% macro cells(tag, line) %}<tr>{% for v in line %}<{{ tag }} styl
 PAGE = """<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>{{ document.title|readable }}</title>
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'"><style>
 body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;overflow-wrap:anywhere}
-table{border-collapse:collapse}th,td{border:1px solid #bbb;padding:.2rem .5rem;text-align:left;vertical-align:top}
+table{border-collapse:collapse;display:block;overflow-x:auto;font-size:.85rem}th,td{border:1px solid #bbb;padding:.2rem .5rem;text-align:left;vertical-align:top;
+overflow-wrap:break-word;max-width:24rem}td:last-child{max-width:48rem}
 table.pairs th{min-width:9rem;max-width:20rem}.missing{border-left:.3rem solid #b30000;padding-left:.6rem}small{color:#555;font-weight:normal}</style></head>
 <body>"""+TEMPLATE+'</body></html>'
 

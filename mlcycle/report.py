@@ -10,14 +10,14 @@ from types import SimpleNamespace
 from .core import DataError, write_atomic
 
 # %% auto #0
-__all__ = ['POLICY', 'STYLE', 'PAGE', 'MESSAGES', 'page', 'import_nbformat', 'read_notebook', 'read_sources', 'to_html',
-           'get_ready', 'title_of', 'readme', 'write_readme']
+__all__ = ['POLICY', 'STYLE', 'PAGE', 'MESSAGES', 'page', 'in_sight', 'import_nbformat', 'read_notebook', 'read_sources',
+           'to_html', 'get_ready', 'title_of', 'readme', 'write_readme']
 
 # %% ../nbs/10_report.ipynb #a2e331ef
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; font-src data:"
 STYLE = '''body{font:16px/1.5 system-ui,sans-serif;max-width:1080px;margin:2rem auto;padding:0 1rem;color:#1b1f24;background:#fff}
 h1{font-size:1.7rem;margin-bottom:.2rem}h2{margin-top:2rem;border-bottom:1px solid #d0d7de}table{border-collapse:collapse;font-size:.86rem;
-margin:.7rem 0;display:block;overflow-x:auto}th,td{padding:.25rem .6rem;border-bottom:1px solid #e4e8ec;text-align:right;vertical-align:top}
+margin:.7rem 0;display:block;overflow-x:auto}th,td{padding:.25rem .6rem;border-bottom:1px solid #e4e8ec;text-align:right;vertical-align:top}td{overflow-wrap:break-word;max-width:24rem}td:last-child{max-width:48rem}
 th{background:#f6f8fa}td:first-child,th:first-child{text-align:left}caption{font-weight:600;padding:.4rem 0}img,svg{max-width:100%;height:auto}
 pre{background:#f6f8fa;padding:.6rem;overflow-x:auto;white-space:pre-wrap;overflow-wrap:anywhere}.anchor-link{display:none}
 .state{padding:.5rem .8rem;border-left:4px solid #57606a;background:#f6f8fa;margin:1rem 0}.failed{border-color:#b42318}.blocked{border-color:#9a6700}
@@ -38,7 +38,11 @@ def page(body: str, # trusted HTML
          ) -> str: # a whole page
     "A body in the shell that every report has."
     banner = f'<div class="state {html.escape(state)}"><b>{html.escape(state)}</b> {html.escape(note)}</div>' if state else ''
-    return PAGE.format(policy=POLICY, title=html.escape(title), style=STYLE, state=banner, body=body)
+    return in_sight(PAGE.format(policy=POLICY, title=html.escape(title), style=STYLE, state=banner, body=body))
+
+def in_sight(text: str) -> str:
+    "A page in which marks that turn the direction round are seen, also where a program has printed them."
+    return re.sub('[\u202a-\u202e\u2066-\u2069]', lambda m: f'\\u{ord(m[0]):04x}', text)
 
 # %% ../nbs/10_report.ipynb #1ffa54a8
 _importing = threading.Lock()

@@ -71,14 +71,15 @@ def _compared(old: Estimate | None, new: Estimate) -> str:
 # %% ../nbs/10da_summary.ipynb #9b3b5ecb
 def _gaps(project: Project) -> list[str]:
     gaps = _newest(project, 'problem').get('gaps', [])
-    return [f'{len(gaps)} gaps in the problem card, the first: {gaps[0]}. Fill them in mlcycle.toml.'] if gaps else []
+    return [f'{len(gaps)} gap{"s"*(len(gaps) > 1)} in the problem card, the first: {gaps[0]}. Fill them in mlcycle.toml.'] if gaps else []
 
 def _proposals(project: Project) -> list[str]:
     table, suspects = (_newest(project, 'schema').get(k) or {'columns': [], 'data': []} for k in ('treatments', 'suspects'))
     at = table['columns'].index('status') if 'status' in table['columns'] else None
     proposed = 0 if at is None else sum(row[at] == 'proposed' for row in table['data'])
-    said = [(proposed, 'proposed treatments wait: write them to data.accept or data.refuse'), (len(suspects['data']), 'columns may give the outcome away: see the suspects')]
-    return [f'{n} {what}.' for n, what in said if n]
+    said = [(proposed, 'proposed treatment waits: write it', 'proposed treatments wait: write them', 'to data.accept or data.refuse'),
+            (len(suspects['data']), 'column', 'columns', 'may give the outcome away: see the suspects')]
+    return [f'{n} {one if n == 1 else many} {rest}.' for n, one, many, rest in said if n]
 
 def _leaks(project: Project) -> list[str]:
     "Columns of the newest version that give the outcome away, certainly or as good as; not those of which a person said that they stay."
@@ -108,7 +109,7 @@ def _alarms(project: Project) -> list[str]:
 
 def _card_gaps(project: Project) -> list[str]:
     gaps = _newest(project, 'card').get('gaps', [])
-    return [f'{len(gaps)} gaps in the card, the first: {gaps[0]}.'] if gaps else []
+    return [f'{len(gaps)} gap{"s"*(len(gaps) > 1)} in the card, the first: {gaps[0]}.'] if gaps else []
 
 def _newest(project: Project, kind: str) -> dict:
     entry = project.ledger.last(kind)
