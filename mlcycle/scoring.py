@@ -192,7 +192,8 @@ def encode_labels(values: pd.Series, plan: FeaturePlan) -> np.ndarray: # binary:
 
 # %% ../nbs/00i_scoring.ipynb #90a204df
 def _own_names(project: Project, df: pd.DataFrame) -> pd.DataFrame:
-    "Outcomes under the names that the training table has: its target for `label`, `data.label_time` for `at`."
+    "Outcomes under the names that the training table has: its target for `label`, `data.label_time` for `at`; of scores, `at` is when they were made."
+    if {'prediction_id', 'at', 'version', 'score', 'decision'} <= set(df): df = df.drop(columns='at')
     own = {project.settings.problem.target: 'label', project.settings.data.label_time: 'at'}
     return df.rename(columns={name: meant for name, meant in own.items() if name in df and meant not in df})
 
