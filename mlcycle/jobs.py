@@ -105,7 +105,7 @@ class Job:
     "A button that runs a stage's step, its progress, and how it ended."
     def __init__(self, stage: str, button: str, *, parameters: Callable[[], dict]=dict, # of the step
                  confirm: Callable[[Project], str] | None=None, # what a person has to agree to first
-                 ): self.stage, self.button, self.parameters, self.confirm, self.process, self.busy = stage, button, parameters, confirm, None, False
+                 ): self.stage, self.button, self.parameters, self.confirm, self.process, self.busy, self.before = stage, button, parameters, confirm, None, False, None
 
     def html(self, project: Project) -> str: return part_html('', f'<p class="note">{escaped(standing(project, self.stage).text, 1000)}</p>')
 
@@ -128,6 +128,7 @@ class Job:
 
     def begin(self, desk: Desk) -> None:
         "Start, and watch from beside."
+        self.before = standing(desk.project, self.stage).at
         try: self.process = start(desk.project, self.stage, self.parameters())
         except (MlcycleError, OSError) as error: return self._say(f'<p class="bad">{escaped(in_words(error))}</p>')
         self._follow(desk)
@@ -150,6 +151,11 @@ class Job:
         "Whether the work goes on, ours or another page's."
         return self.process.poll() is None if self.process is not None else running(desk.project, self.stage) is not None
 
+    def _unchanged(self, now: Standing) -> str: # said once; '' where something was done
+        idle = self.process is not None and self.process.returncode == 0 and now.at == self.before
+        self.before = None   # what is changed later is not to be denied
+        return f'Nothing that {self.stage} reads has changed, so what is recorded holds. To do it again all the same: mlcycle run {self.stage} --force' if idle else ''
+
     def _say(self, html: str) -> None: self.box.value = inside(html)
 
     def refresh(self, desk: Desk) -> None:
@@ -158,5 +164,5 @@ class Job:
         self._free()
         now = standing(desk.project, self.stage)
         early = self.process is not None and self.process.returncode and now.state not in ('blocked', 'failed')
-        said = printed(desk.project, self.stage) if early else ''
-        self._say(f'<p class="{"bad" if now.state in ("failed", "blocked") else "note"}">{escaped(now.text, 2000)}</p>'+(f'<p class="bad">{escaped(said, 1500)}</p>' if said else ''))
+        said = printed(desk.project, self.stage) if early else self._unchanged(now)
+        self._say(f'<p class="{"bad" if now.state in ("failed", "blocked") else "note"}">{escaped(now.text, 2000)}</p>'+(f'<p class="{"bad" if early else "good"}">{escaped(said, 1500)}</p>' if said else ''))

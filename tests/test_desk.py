@@ -171,6 +171,17 @@ def test_a_page_that_is_opened_again_finds_the_work_and_stops_it(project):
     first.process.wait(PATIENCE)
 
 
+def test_a_button_that_is_pressed_where_nothing_has_changed_says_so(project):
+    step_of(project, 'pass')
+    job = Job('data', 'Read')
+    Desk(project, 'Data', [job]).widget()
+    for said in ('first run', 'Nothing that data reads has changed'):
+        assert said not in job.box.value
+        job.go.click()
+        until(lambda: said in job.box.value)
+    assert [e.body['state'] for e in project.ledger.entries('run', 'data')].count('done') == 1
+
+
 def test_a_full_disk_starts_nothing_and_says_so(project):
     step_of(project, 'pass')
     job, limit = Job('data', 'Read'), resource.getrlimit(resource.RLIMIT_FSIZE)
