@@ -15,6 +15,7 @@ from .plans import FeaturePlan
 from .metrics import grouped
 from .keeping import stored_name, unlogged
 from .scoring import predictions, training_rows
+from .showing import number_of
 from .statistics import holm
 
 # %% auto #0
@@ -278,7 +279,7 @@ def _attributions(project: Project, model, sample: _Rows, made_from: str) -> Att
     pairs = partners(explanation, seen[list(rows.columns)])
     known = [a for a in project.settings.data.protected if seen[a].notna().any()]
     apart = [group_contributions(explanation, a, groups=seen[a], least=least) for a in known]
-    others = f', the others of {len(windows)} windows of predictions' if windows else ''
+    others = f', the others of {number_of(len(windows), "window")} of predictions' if windows else ''
     source = f'{len(rows):,} rows: {sample.where.count(""):,} of training{others}'
     return Attributions(version=model.version, rows=len(rows), source=source, unit=explanation.unit,
                         inputs=made_from,

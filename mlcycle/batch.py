@@ -27,6 +27,7 @@ from .pieces import LargeTable, Part, file_hash, pieces, survey
 from .plans import FeaturePlan
 from .reading import shortened
 from .scoring import admit, formula_safe, read_rows, training_rows
+from .showing import number_of
 from .sources import types_as_read
 
 # %% auto #0
@@ -88,7 +89,9 @@ def _scored(job: Job, project: Project, piece: tuple) -> tuple[list[pa.Table], b
     from mlcycle.columns import log_columns, piece_answers, row_ids, row_times
     (scorer, rows, first), name, n = piece, job.table.name, piece[1].num_rows
     try: found, compiled = piece_answers(scorer, rows, name)
-    except DataError as error: raise DataError(f'{name}, rows {first+1:,} to {first+n:,}: {error}') from None
+    except DataError as error:
+        where = f'row {first+1:,}' if n == 1 else f'rows {first+1:,} to {first+n:,}'
+        raise DataError(f'{name}, {where}: {error}') from None
     version = pa.DictionaryArray.from_arrays(pa.array(np.zeros(n, np.int32)), [job.version])
     at = row_times(rows, project.settings.data.time, name, now=job.at)
     said = {'prediction_id': row_ids(job.key, first, n), 'at': at, 'version': version, **found}
@@ -200,8 +203,8 @@ class BatchReport(Result):
 
     @property
     def headline(self) -> str:
-        again = f', {self.reused} of {self.parts} parts finished earlier' if self.reused else ''
-        return f'{self.rows:,} predictions by version {self.version} in {self.out}{again}{"" if self.logged else ", not in the log"}'
+        again = f', {self.reused} of {number_of(self.parts, "part")} finished earlier' if self.reused else ''
+        return f'{number_of(self.rows, "prediction")} by version {self.version} in {self.out}{again}{"" if self.logged else ", not in the log"}'
 
 def known_path(project: Project, version: str) -> ScoringPath:
     "How a version's scores are computed: as the ledger says, or found out and recorded."

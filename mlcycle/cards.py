@@ -13,6 +13,7 @@ from .documents import (LEARNT, Document, Evidence, by_hand, document_sections, 
 from .gates import field_of, required_signatures, signatures
 from .governance import history
 from .ledger import champion, versions
+from .showing import number_of
 
 # %% auto #0
 __all__ = ['PARTS', 'CODED', 'EVENTS', 'VIEWS', 'WORDS', 'VERDICTS', 'GROUP_WORDS', 'BY_PERSON', 'part', 'Card', 'draw_up',
@@ -50,7 +51,7 @@ def _approvals(evidence: Evidence) -> list[dict]:
     needed, counting = required_signatures(evidence.project), [e.seq for e in signatures(evidence.project, evidence.version)]
     today = lambda e: 'counts' if e.seq in counting else 'void: something else was signed'
     rows = [[e.body['by'], e.body['because'], today(e), source(e)] for e in given]
-    lost = [evidence.missing(f'{needed-len(counting)} of {needed} signatures', 'approval')] if len(counting) < needed else []
+    lost = [evidence.missing(f'{needed-len(counting)} of {number_of(needed, "signature")}', 'approval')] if len(counting) < needed else []
     return [dict(title='Approvals', columns=['by', 'because', 'today', 'read from'], rows=rows,
                  source=source(given[-1])), *lost]
 
@@ -220,7 +221,7 @@ def _sentence(metric: str, e: dict) -> str:
     if e['status'] != 'ok': return f"{label(metric)} could not be measured: {e['reason']}."
     out_of_100 = {k: f'{100*e[k]:.0f}' for k in ('value', 'low', 'high')}
     told = WORDS.get(metric, f"{label(metric)} is {shown(e['value'])} (the data allow for {shown(e['low'])} to {shown(e['high'])}).")
-    return told.format(**out_of_100)+f" Measured on {e['n']:,} cases."
+    return told.format(**out_of_100)+f" Measured on {number_of(e['n'], 'case')}."
 
 def _how_well(evidence: Evidence) -> list[dict]:
     entry = evidence.last('validation')

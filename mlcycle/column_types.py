@@ -15,6 +15,7 @@ from functools import cached_property
 from typing import Any, Literal
 from .core import DataError, Record
 from .reading import Conversion, Finding, shortened
+from .showing import number_of
 
 # %% ../nbs/00fc_column_types.ipynb #5f53e988
 TOKENS = ('NA', 'N/A', 'n/a', '#N/A', 'NaN', 'nan', 'NULL', 'null', 'None', 'none', '?', '-', '--', '—', '–',
@@ -232,7 +233,7 @@ def type_column(name: str, column, rules: Rules): # (pyarrow array, Conversion, 
     return array, conversion, findings
 
 def _not_numbers(name: str, findings: list[Finding]) -> DataError:
-    why = '; '.join(f'{f.text} ({f.count} cells, rows {f.rows})' for f in findings) or 'most values are not'
+    why = '; '.join(f'{f.text} ({number_of(f.count, "cell")}, {"row" if len(f.rows) == 1 else "rows"} {", ".join(map(str, f.rows))})' for f in findings) or 'most values are not'
     return DataError(f'Column {name!r} is declared a number in data.types: {why}. Mend it, name tokens in '
                      f'missing of the source, or change data.types.')
 

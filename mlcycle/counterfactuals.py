@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from .core import Allowed, DataError, Frame, Record, Settings, escaped, html_table, shown
 from .plans import ColumnPlan, FeaturePlan, decode_target
+from .showing import number_of
 from .values import clean_dates, clean_numbers, clean_text, objects, plain
 
 # %% auto #0
@@ -158,7 +159,7 @@ class Counterfactuals(Record):
         if not self.found:
             return f'No allowed change of up to {DEEPEST} columns leads to {self.wanted} (tried: {self.tried:,})'
         few = min(len(f.changes) for f in self.found)
-        return f'{self.wanted} instead of {self.decision}: {len(self.found)} way{"s"*(len(self.found) != 1)}, the shortest changes {few} column{"s"*(few != 1)}'
+        return f'{self.wanted} instead of {self.decision}: {number_of(len(self.found), "way")}, the shortest changes {number_of(few, "column")}'
 
     @property
     def table(self) -> pd.DataFrame:

@@ -16,6 +16,7 @@ from .health import MonitoringReport, arrivals_table, groups_over_time, health, 
 from .monitoring import recorded
 from .pages import Page, cards, document, framed, last_page, publish_page, two
 from .profile import load_profile
+from .showing import number_of
 from .watches import profiles_folder
 from .windows import Window
 
@@ -88,7 +89,7 @@ def quality_html(window: Window) -> str:
     moved = (pd.to_numeric(rows.missing)-pd.to_numeric(rows.missing_reference)).abs() > .01
     said = rows[odd | moved]
     if not len(said):
-        return (f'<p class="note">Nothing to report in {len(rows)} columns: nothing newly missing, infinite, outside the '
+        return (f'<p class="note">Nothing to report in {number_of(len(rows), "column")}: nothing newly missing, infinite, outside the '
                 'range or unseen.</p>')
     percent = said.drop(columns='column').apply(pd.to_numeric).map(lambda v: '–' if pd.isna(v) else f'{100*v:.1f} %')
     named = {'missing_reference': 'missing then', 'missing': 'missing now', 'unread': 'unreadable',
@@ -213,7 +214,7 @@ def _group_choices(report: MonitoringReport) -> tuple[list[str], list[str]]: # a
 
 def _of_version(report: MonitoringReport, version: str) -> list[tuple[str, int]]:
     "Windows to choose from, newest first, by their place in the report."
-    found = [(f'{w.start[:10]} to {w.end[:10]}: {w.rows:,} rows', i) for i, w in enumerate(report.windows) if w.version == version]
+    found = [(f'{w.start[:10]} to {w.end[:10]}: {number_of(w.rows, "row")}', i) for i, w in enumerate(report.windows) if w.version == version]
     return found[::-1]
 
 def _first_window(report: MonitoringReport, options: list[tuple[str, int]]) -> int:
@@ -234,7 +235,7 @@ def _groups(project: Project, report: MonitoringReport, c: Choice) -> str:
 
 def _traffic_panel(project: Project, report: MonitoringReport, c: Choice) -> str:
     window = report.windows[c.window]
-    note = f'<p class="note">{window.rows:,} predictions, {window.labelled:,} with a known outcome'+(f', {window.future} dated in the future' if window.future else '')+'.</p>'
+    note = f'<p class="note">{number_of(window.rows, "prediction")}, {window.labelled:,} with a known outcome'+(f', {window.future} dated in the future' if window.future else '')+'.</p>'
     return note+picture(lambda f: draw_traffic(f, window), (5.4, 1.7), 'predictions by day in this window') if len(window.traffic) else note
 
 PANELS = {   # name → title, and what draws it

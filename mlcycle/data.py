@@ -16,6 +16,7 @@ from .folds import near_duplicates
 from .leakage import has_more_than, leakage_suspects
 from .profile import profile, save_profile
 from .reading import Finding, Reading, findings_table
+from .showing import number_of
 from .sources import check_columns, load
 from .split import advise_split, write_split
 from .treatments import (applied, decide, feature_columns, leave_rows, propose_for_leaks,
@@ -166,7 +167,7 @@ class DataReport(Result):
         counts = self.treatments['status'].value_counts() if len(self.treatments) else {}
         done = ', '.join(f'{counts[s]} {s}' for s in ('applied', 'proposed', 'refused') if s in counts)
         leaks = f', {_some(len(self.suspects), "leakage suspect")}' if len(self.suspects) else ''
-        size = f'{self.rows:,} rows × {len(self.columns)} columns'
+        size = f'{number_of(self.rows, "row")} × {number_of(len(self.columns), "column")}'
         return f'{size}; treatments: {done or "none needed"}; {_some(len(self.findings), "finding")}{leaks}'
 
     def _repr_html_(self) -> str:
@@ -188,7 +189,7 @@ def check_schema(df: pd.DataFrame, # later rows
     try: schema.validate(_canonical(df), lazy=True)
     except pa.errors.SchemaErrors as errors: lines += _deviations(errors.failure_cases, hidden)
     if lines:
-        raise DataError(f'{len(lines)} deviations from the schema of the training data. Mend the rows, or '
+        raise DataError(f'{number_of(len(lines), "deviation")} from the schema of the training data. Mend the rows, or '
                         f'prepare '
                               'them anew with mlcycle run data:\n  '+'\n  '.join(lines))
 
@@ -204,7 +205,7 @@ def _deviations(cases: pd.DataFrame, hidden: set) -> list[str]:
               # such a one follows from the wrong type
             quiet = column in hidden or check == 'not_nullable' or 'dtype' in check
             examples = '' if quiet else f', such as {", ".join(str(v)[:20] for v in values.unique()[:3])}'
-            lines.append(f'{column!r}: {_spoken(check)}, {len(values):,} values{examples}')
+            lines.append(f'{column!r}: {_spoken(check)}, {number_of(len(values), "value")}{examples}')
     return lines
 
 def _spoken(check: str) -> str:

@@ -13,6 +13,7 @@ from .forms import Form, write
 from .jobs import Job
 from .lines import Line, Lines, Pick, Press
 from .profile import ColumnProfile, Profile, load_profile
+from .showing import number_of
 from .split import SplitAdvice
 from .treatments import decide_again, treatment_of
 
@@ -98,13 +99,13 @@ def effect(treatment: object, profile: Profile | None, report: DataReport) -> st
     column = profile.columns.get(treatment.column) if profile else None
     if treatment.action == 'missing_token' and column:
         before, rows = column.missing/column.rows, column.rows
-        return f'{treatment.cells:,} cells {treatment.value!r} become missing: {before:.1%} → {min(before+treatment.cells/rows, 1):.1%} of the training rows'
+        return f'{number_of(treatment.cells, "cell")} {treatment.value!r} become{"s"*(treatment.cells == 1)} missing: {before:.1%} → {min(before+treatment.cells/rows, 1):.1%} of the training rows'
     if treatment.action == 'clip':
         ends = ', '.join(f'{k} {shown(float(v))}' for k, v in (('at least', treatment.low), ('at most', treatment.high)) if v is not None and v == v)
-        return f'{treatment.cells:,} values are drawn in to {ends}'
-    return {'strip': f'{treatment.cells:,} cells lose the white space at their ends', 'drop_column': 'the column is left out of every model',
-            'drop_duplicates': f'{treatment.rows:,} rows leave: {report.rows:,} are there now', 'drop_missing_target': f'{treatment.rows:,} rows without outcome leave'
-            }.get(treatment.action, f'{treatment.cells:,} cells change')
+        return f'{number_of(treatment.cells, "value is", "values are")} drawn in to {ends}'
+    return {'strip': number_of(treatment.cells, 'cell loses the white space at its ends', 'cells lose the white space at their ends'), 'drop_column': 'the column is left out of every model',
+            'drop_duplicates': f'{number_of(treatment.rows, "row leaves", "rows leave")}: {report.rows:,} are there now', 'drop_missing_target': number_of(treatment.rows, 'row without outcome leaves', 'rows without outcome leave')
+            }.get(treatment.action, number_of(treatment.cells, 'cell changes', 'cells change'))
 
 def accept(project: Project, treatment: object, *, refuse: bool=False) -> None: # one row of the treatments
     "Accept or refuse a proposal, in the line of mlcycle.toml that the data stage reads."

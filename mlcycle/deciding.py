@@ -8,6 +8,7 @@ import sys
 import click
 from .calls import as_json, because, decided_by, said_by, say, table, with_project
 from .core import Project, SettingsError
+from .showing import number_of
 
 # %% auto #0
 __all__ = ['DECIDING', 'approve', 'override_gate', 'promote', 'rollback', 'replay', 'against_champion', 'shadow', 'canary',
@@ -26,7 +27,7 @@ def approve(project: Project, version: str, by: str, because: str) -> None:
     sign(project, version, by=by, because=because)
     there, needed = len(signatures(project, version)), required_signatures(project)
     then = f'mlcycle promote {version} --to champion' if there >= needed else f'mlcycle approve {version} --as ANOTHER --because TEXT'
-    click.echo(f'{by} signed version {version}: {there} of {needed} signatures. Then: {then}')
+    click.echo(f'{by} signed version {version}: {there} of {number_of(needed, "signature")}. Then: {then}')
 
 @click.command('override')
 @click.argument('gate', metavar='GATE')

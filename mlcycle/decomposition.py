@@ -18,6 +18,7 @@ from .features import build_pipeline
 from .plans import ColumnPlan, FeaturePlan
 from .metrics import METRICS, Terms
 from .profile import ColumnProfile, Profile
+from .showing import number_of
 from .weighting import WEIGHTED, weighted
 
 # %% auto #0
@@ -76,7 +77,7 @@ def split_change(metric: str, reference: Outcomes, current: Outcomes, *,
     def nothing(why):
         return {k: Estimate.undefined(f'{metric}: {NAMES[k]}', why, n+m, 'not estimable') for k in NAMES}
     if metric not in WEIGHTED: return nothing(f'{metric} of weighted rows is not defined')
-    if min(n, m) < FEWEST: return nothing(f'{min(n, m)} rows with outcomes, {FEWEST} are needed on either side')
+    if min(n, m) < FEWEST: return nothing(f'{number_of(min(n, m), "row")} with outcomes, {FEWEST} are needed on either side')
     both = _encoded(reference.rows, current.rows, plan, terms.seed)
     mean = np.mean([_halves(*both, terms.seed+i) for i in range(REPEATS)], axis=0)
     shared = min(_effective(mean[:n]), _effective(1-mean[n:]))

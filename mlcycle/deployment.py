@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from .core import Frame, IntegrityError, MissingEvidence, Project, Result, SettingsError, digest, jsonable, sync_folder, write_atomic
 from .plans import FeaturePlan
+from .showing import number_of
 from .values import clean_text
 from .gates import must_pass
 from .inputs import InputColumn, input_schema, read_records, to_records
@@ -122,7 +123,7 @@ class Bundle(Result):
     @property
     def headline(self) -> str:
         "What was built."
-        return f'{self.name}, version {self.version}: {len(self.files)} files, {self.golden} golden pairs, {self.requirements} pinned packages'
+        return f'{self.name}, version {self.version}: {number_of(len(self.files), "file")}, {number_of(self.golden, "golden pair")}, {number_of(self.requirements, "pinned package")}'
 
 def bundle_files(project: Project, model: Model) -> dict[str, bytes]: # path → content
     "Everything in a version's bundle but the manifest; the same version gives the same bytes."

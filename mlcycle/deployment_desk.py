@@ -18,6 +18,7 @@ from .jobs import Job
 from .ledger import champion, retired, roles
 from .registry import earlier_champion, rollback
 from .release import AgainstChampion, Replay, ShadowReport, compare_shadow, replay
+from .showing import number_of
 from .signing import candidates, facts_html, gates_html, override_act, release_act
 from .tally import counted
 from .traffic import current_traffic, set_traffic, wanted_shares

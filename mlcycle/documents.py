@@ -10,6 +10,7 @@ from pathlib import Path
 from .core import Project, Result, SettingsError, digest, shown, write_atomic
 from .gates import command_for, field_of
 from .ledger import Entry
+from .showing import number_of
 
 # %% auto #0
 __all__ = ['LEARNT', 'OF_VERSION', 'OF_DATA', 'TEMPLATE', 'PAGE', 'one_line', 'plain_name', 'missing', 'by_hand', 'source',
@@ -154,7 +155,7 @@ class Document(Result):
     order: list[str] # of the sections; the ledger sorts the keys of a dict
 
     @property
-    def headline(self) -> str: return f'{self.title}: {len(self.gaps)} gap{"s"*(len(self.gaps) > 1)}' if self.gaps else f'{self.title}: no gaps'
+    def headline(self) -> str: return f'{self.title}: {number_of(len(self.gaps), "gap")}' if self.gaps else f'{self.title}: no gaps'
 
     @property
     def preface(self) -> str: # shown above the gaps

@@ -18,6 +18,7 @@ from .chance import Between, Chance, beside, between, chances, effective, p_valu
 from .core import Record, shown
 from .measures import DISTANCES, chi_squared, gap_of, wasserstein
 from .profile import ColumnProfile, Profile, profile
+from .showing import number_of
 
 # %% ../nbs/06a_drift.ipynb #3f23ee32
 PARTS = 10  # parts of a number's range in PSI, distances and plots
@@ -245,7 +246,7 @@ def _compare(pair: tuple[ColumnProfile, ColumnProfile], tolerance: Tolerance, ap
                missing=1-current.valid/max(current.rows, 1), why='; '.join(findings(reference, current)))
     if not current.rows: return row | dict(status='no data', why='the window has no rows', missing=None)
     if current.rows < tolerance.min_rows:
-        return row | dict(status='too few', why=f'{current.rows} rows, {tolerance.min_rows} are needed')
+        return row | dict(status='too few', why=f'{number_of(current.rows, "row")}, {tolerance.min_rows} are needed')
     if not reference.valid: return row | dict(status='undetermined', why='the reference has no values to compare with')
     missing = _missing(reference, current)
     if current.valid < tolerance.min_rows:

@@ -16,6 +16,7 @@ from .plans import FeaturePlan
 from .metrics import Terms
 from .performance import Answered, covered, expected, outcome_variance
 from .recalibration import Curve, chances, learn_curve
+from .showing import number_of
 
 # %% auto #0
 __all__ = ['FEWEST_KNOWN', 'FEWEST_OF_A_CLASS', 'LARGEST', 'SLACK', 'LINE', 'AGAIN', 'FEWEST_AGAIN', 'NOT_VALID', 'Estimator',
@@ -52,7 +53,7 @@ def outcomes(terms: Terms, rows: pd.DataFrame) -> np.ndarray: # 0 and 1, or plac
 # %% ../nbs/06bc_estimates.ipynb #25bfce0b
 def _lacking(terms: Terms, known: pd.DataFrame) -> str: # '' when there is enough
     "What rows lack to be learnt from."
-    if len(known) < FEWEST_KNOWN: return f'{len(known)} rows with outcomes, {FEWEST_KNOWN} are needed to calibrate it'
+    if len(known) < FEWEST_KNOWN: return f'{number_of(len(known), "row")} with outcomes, {FEWEST_KNOWN} are needed to calibrate it'
     if terms.task == 'regression': return ''
     y = outcomes(terms, known).astype(int)
     counts = np.bincount(y[y >= 0], minlength=max(2, len(terms.classes)))
@@ -101,7 +102,7 @@ def estimate(estimator: Estimator, rows: pd.DataFrame, # as logged; outcomes are
     "Every metric that can be had without outcomes."
     n, names = len(rows), covered(estimator.terms.task)
     if estimator.why: return {m: Estimate.undefined(m, estimator.why, n, 'not estimable') for m in names}
-    if n < least: return {m: Estimate.undefined(m, f'{n} rows, {least} are needed', n, 'too few') for m in names}
+    if n < least: return {m: Estimate.undefined(m, f'{number_of(n, "row")}, {least} are needed', n, 'too few') for m in names}
     return {m: _estimate(m, told, n, estimator) for m, told in _told(estimator, rows).items()}
 
 # %% ../nbs/06bc_estimates.ipynb #b616990f

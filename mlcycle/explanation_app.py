@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from .attributions import Attributions, readable
 from .core import DataError, MlcycleError, Project, escaped, html_table
-from .showing import printable
+from .showing import number_of, printable
 from .counterfactuals import Space, search_space
 from .explainability import Explanation, dependence, explain, importance, leaves
 from .explanation_parts import changes_html, curves_html, groups_html, image, note, uses_html
@@ -55,7 +55,7 @@ def shown_rows(project: Project, version: str, *,
     elif train is None: raise DataError('Neither predictions nor training rows of it are left to look at.')
     else:
         rows = train.sample(min(most, len(train)), random_state=seed)
-        source = f'{len(rows):,} rows that it was trained on, since none of its predictions is logged'
+        source = f'{number_of(len(rows), "row")} that it was trained on, since none of its predictions is logged'
     rows = model.align(rows).reset_index(drop=True)
     explanation = explain(model, rows if train is None else train, rows, seed=seed)
     plan = FeaturePlan.from_body(model.info.plan)

@@ -11,6 +11,7 @@ from .core import MlcycleError, escaped, html_table
 from .counterfactuals import Space, counterfactuals
 from .pages import svg_image
 from .pictures import plot_curves, plot_uses
+from .showing import number_of
 
 # %% auto #0
 __all__ = ['NOT_LOOKED', 'image', 'note', 'curves_html', 'uses_html', 'groups_html', 'changes_html']
@@ -62,7 +63,7 @@ def groups_html(found: Attributions | None, attribute: str, output: str='', *, m
     rows = found.groups
     if len(rows): rows = rows[(rows.attribute == attribute) & (rows.output == output)]
     if not len(rows): return note('No protected attribute is declared, so there are no groups to compare.')
-    small = [f'{r.group} ({r.n} rows)' for r in rows[rows.status != 'ok'].itertuples()]
+    small = [f'{r.group} ({number_of(r.n, "row")})' for r in rows[rows.status != 'ok'].itertuples()]
     sure = rows[rows.status == 'ok'].astype({'difference': float, 'low': float, 'high': float})
     sure = sure[(sure.low > 0) | (sure.high < 0)]
     sure = sure.reindex(sure.difference.abs().sort_values(ascending=False).index).head(most)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Callable
 from .core import Record, SettingsError
 from .portfolio import project_folders
+from .showing import number_of
 
 # %% auto #0
 __all__ = ['RUNNER', 'MARKS', 'PASSED_ON', 'ProjectRun', 'run_one', 'FleetRun', 'run_all', 'printable']
@@ -59,7 +60,7 @@ class FleetRun(Record):
         "How many projects ended how, and which of them want somebody."
         counts = {state: sum(p.state == state for p in self.projects) for state in ('done', 'unchanged', 'blocked', 'failed')}
         wanting = [f'{p.folder} is {p.state}' for p in self.projects if p.state in ('blocked', 'failed')]
-        return '; '.join([f'{len(self.projects)} projects: '+', '.join(f'{n} {state}' for state, n in counts.items() if n), *wanting])
+        return '; '.join([f'{number_of(len(self.projects), "project")}: '+', '.join(f'{n} {state}' for state, n in counts.items() if n), *wanting])
 
     @property
     def exit_status(self) -> int: # as of one run

@@ -6,6 +6,7 @@
 from __future__ import annotations
 from .core import Blocked, Gate, Project, Record, SettingsError, digest, shown
 from .ledger import Entry, champion, retired, versions
+from .showing import number_of
 
 # %% auto #0
 __all__ = ['COMMANDS', 'REPAIRS', 'STAGE_OF', 'UNSIGNED_FIELDS', 'AGAINST_CHAMPION', 'EVIDENCE_CHECKS', 'GateResult',
@@ -125,7 +126,7 @@ def _check_signatures(project: Project, gate: Gate, version: str) -> GateResult:
     needed, found = gate.count or required_signatures(project), signatures(project, version)
     names = ', '.join(e.body['by'] for e in found) or 'nobody'
     void = len(project.ledger.entries('approval', version)) - len(found)
-    why = f'{len(found)} of {needed} signatures on what the version is today ({names})'+(f'; {void} void or repeated' if void > 0 else '')
+    why = f'{len(found)} of {number_of(needed, "signature")} on what the version is today ({names})'+(f'; {void} void or repeated' if void > 0 else '')
     enough = len(found) >= needed
     return GateResult(name=gate.name, answer='pass' if enough else 'missing', why=why,
                       entries=[e.seq for e in found],

@@ -11,6 +11,7 @@ from .core import Blocked, MissingEvidence, Project, Result, SettingsError, miss
 from .documents import one_line, plain_name
 from .gates import approval_digest, person
 from .ledger import ROLE_KINDS, Audit, Entry, champion, kept_heads, retired, versions
+from .showing import number_of
 
 # %% auto #0
 __all__ = ['Approval', 'Refusal', 'approve', 'objection_to', 'moment', 'history', 'audit']
@@ -90,7 +91,7 @@ def _objection_to_version(project: Project, model: Entry, version: str) -> Block
         return Blocked(f'Version {version} is retired. Approve one that is not: mlcycle status lists them.')
     limit, age = project.settings.retraining.max_age_days, datetime.now(timezone.utc)-datetime.fromisoformat(model.at)
     if age.days > limit:
-        return Blocked(f'Version {version} is {age.days} days old, retraining.max_age_days is {limit:g}: it has expired. Train another: mlcycle retrain')
+        return Blocked(f'Version {version} is {number_of(age.days, "day")} old, retraining.max_age_days is {limit:g}: it has expired. Train another: mlcycle retrain')
     was = any(e.body['role'] == 'champion' for e in project.ledger.entries('promotion', version))
     now = champion(project.ledger)
     if was and now not in (None, version):

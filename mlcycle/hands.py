@@ -125,7 +125,7 @@ def results(client, tasks: list) -> list: # in order
     "What tasks of a cluster made; the first error of any, or Blocked where no worker is left to do them."
     from distributed import wait
     seen = time.monotonic()
-    while tasks and all(t.status in ('pending', 'finished') for t in tasks) and any(t.status == 'pending' for t in tasks):
+    while (states := {t.status for t in tasks}-{'finished'}) and not states & {'error', 'cancelled'}:   # others: pending, or lost with its worker
         try:
             with client.as_current(): wait(tasks, timeout=2)
         except TimeoutError: pass   # some are still being worked on

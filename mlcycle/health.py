@@ -12,6 +12,7 @@ from pydantic import Field
 from .alarms import Alarm
 from .arrivals import Arrivals
 from .core import Estimate, Frame, Record, Result, escaped, html_table
+from .showing import number_of
 from .targets import Targets, targets_table, uses_table
 from .together import Together
 from .windows import Window
@@ -88,7 +89,7 @@ def _unsure(windows: list[Window], metric: str) -> list[str]:
     newest, figure = full[-1], full[-1].performance.get(metric)
     why = [f'{metric}: {figure.reason}' if figure and figure.reason else f'{metric} could not be measured']
     why += [said] if (said := estimate_text(newest, metric)) else []
-    if newest.status != 'ok': return [f'{newest.rows} rows in the newest full window', *why]
+    if newest.status != 'ok': return [f'{number_of(newest.rows, "row")} in the newest full window', *why]
     return why if drifted_columns(newest) else [*why, 'the rows themselves look as they did in training']
 
 def estimate_text(window: Window, metric: str) -> str: # one sentence; '' where it is not needed

@@ -196,7 +196,7 @@ def mistake(value: object, column: InputColumn) -> str: # empty where there is n
     if isinstance(value, Wrong): return value.why
     if value is None: return '' if column.nullable else 'is null, but training never saw it missing'
     came = JSON_TYPES[type(value)]
-    if came != column.accepts: return f'is a {came}, expected a {column.accepts}'
+    if came != column.accepts: return f'is a{"n"*(came == "object")} {came}, expected a {column.accepts}'
     if came != 'string': return ''
     if any(0xD800 <= ord(ch) < 0xE000 for ch in value): return 'holds half a surrogate pair, which is no character'
     if column.type == 'date' and not is_date(value): return 'is not a date such as 2024-05-31 or 2024-05-31T08:00:00Z'

@@ -13,6 +13,7 @@ from typing import Callable, Iterable, Iterator
 from urllib.parse import quote
 from pydantic import BaseModel
 from .core import Blocked, IntegrityError, Project, Record, SettingsError, canonical_json, digest, html_pairs
+from .showing import number_of
 
 # %% auto #0
 __all__ = ['GENESIS', 'COLUMNS', 'SCHEMA', 'SQLITE', 'POSTGRES', 'ADVICE', 'ROLE_KINDS', 'ROLES', 'Entry', 'entry_hash',
@@ -107,7 +108,7 @@ def check_chain(rows: Iterable[tuple], # (seq, at, actor, stage, kind, subject, 
         return Audit(ok=False, entries=count, head=previous, broken=count+1,
                      why=f'the end is missing: a head was kept at entry {max(kept)}, the ledger ends at {count}')
     return Audit(ok=True, entries=count, head=previous, broken=None,
-                 why=f'{count} entries, each follows from the one before')
+                 why=f'{number_of(count, "entry", "entries")}, each follows from the one before')
 
 def _misfit(row: tuple, expected: int, previous: str, kept: dict) -> str:
     seq, stated_previous, stated_hash = row[0], row[7], row[8]

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from .core import Costs, DataError, Estimate, Project, Record, Settings, SettingsError, TASK_METRICS
+from .showing import number_of
 from .statistics import (Resampling, delong, delong_difference, difference as paired, intervals, mean,
                                 paired_rates, square_and_add, wilson)
 from .weighting import cells, lacking, numbers, unusable, weighted
@@ -245,7 +246,7 @@ def _of_group(rows: Scored, names: list[str]) -> dict[str, Estimate]:
     least, few, n, small = rows.terms.min_group, rows.terms.min_positive, len(rows.y), {}
     for name in names:
         count, what = _smallest(rows, name)
-        if n < least: small[name] = f'{n} rows; {least} needed'
+        if n < least: small[name] = f'{number_of(n, "row")}; {least} needed'
         elif what != 'rows' and count < few: small[name] = f'{count} {what}; {few} needed'
     found = measure(rows, [m for m in names if m not in small])
     return {m: found[m] if m in found else Estimate.undefined(m, small[m], n, 'not estimable') for m in names}
@@ -281,7 +282,7 @@ def disparity(groups: pd.DataFrame, # made by `by_group`
     for name in metrics:
         rows = groups[(groups.metric == name) & (groups.status == 'ok')]
         if len(rows) < 2:
-            return Estimate.undefined(metric, f'{len(rows)} groups are estimable, two are needed')
+            return Estimate.undefined(metric, f'{number_of(len(rows), "group is", "groups are")} estimable, two are needed')
         gaps += _pairs(rows, len(metrics)*math.comb(len(rows), 2), level)
     left = groups[groups.metric.isin(metrics) & (groups.status != 'ok')].group.nunique()
     value, low, high = (max(getattr(g, end) for g in gaps) for end in ('value', 'low', 'high'))

@@ -24,6 +24,7 @@ from .log import log_event
 from .profile import Profile, load_profile
 from .replay import replay_live
 from .scoring import answers_index, predictions
+from .showing import number_of
 from .silence import end_silence
 from .targets import Targets, record_targets, uses_over_time
 from .together import Together, record_together
@@ -170,7 +171,8 @@ def monitor(project: Project,
     for version in set(versions(project.ledger))-set(made):     # its rows are deleted: what rang for it may not ring for ever
         if over := _over(project, version): update_alarms(project, version, [], over=over)
     strange = sum(len(rows) for version, rows in made.items() if version not in registered)
-    note = f'{strange:,} predictions are of versions that are not registered; they are left out.' if strange else ''
+    note = number_of(strange, 'prediction is of a version that is not registered; it is left out.',
+                     'predictions are of versions that are not registered; they are left out.') if strange else ''
     ring_again(project, at.to_pydatetime())
     end_silence(project)
     gone = forget(project, at.to_pydatetime())

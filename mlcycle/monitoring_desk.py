@@ -18,6 +18,7 @@ from .log import moment
 from .health import health, watched_version, windows_table
 from .monitoring import recorded
 from .scoring import check_labels, label_file, read_rows
+from .showing import number_of
 from .silence import silence
 from .windows import Window
 
@@ -52,7 +53,7 @@ def _window(window: Window, metric: str) -> list[dict]:
 # %% ../nbs/12m_monitoring_desk.ipynb #25e47a72
 def full_windows(project: Project) -> list[tuple[str, str]]: # (words, start), newest first
     "Windows whose columns were compared."
-    return [(f'{w.start[:10]} to {w.end[:10]}, {w.rows:,} rows', w.start) for w in reversed(recorded(project).windows) if len(w.drift)]
+    return [(f'{w.start[:10]} to {w.end[:10]}, {number_of(w.rows, "row")}', w.start) for w in reversed(recorded(project).windows) if len(w.drift)]
 
 RANKED = ('column', 'kind', 'status', 'effect', 'threshold', 'chance', 'psi', 'missing', 'why')   # of a window's drift, as far as they are there
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 from .core import Estimate
-from .showing import printable
+from .showing import number_of, printable
 from .explainability import Explanation
 
 # %% auto #0
@@ -101,7 +101,7 @@ def plot_contributions(explanation: Explanation, row: int, # position among the 
     shown = parts.head(top).iloc[::-1]
     steps, names = list(shown), [f'{plain_text(c, 22)} = {_short(values.get(c))}' for c in shown.index]
     if len(parts) > top:
-        steps, names = [parts.iloc[top:].sum(), *steps], [f'{len(parts)-top} other columns', *names]
+        steps, names = [parts.iloc[top:].sum(), *steps], [number_of(len(parts)-top, 'other column'), *names]
     ax = ax or new_axes(len(steps))
     _waterfall(ax, explanation.base[line], np.array(steps, dtype=float))
     ax.set_yticks(range(len(steps)), names)

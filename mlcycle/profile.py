@@ -18,6 +18,7 @@ from pydantic import Field
 
 from .core import DataError, IntegrityError, Record, canonical_json, digest, html_table, write_atomic
 from .histograms import cut_points, histogram
+from .showing import number_of
 from .sketches import (UNIT, as_integer, chunks_of, different, exact_squares, exact_sum, hashes, kept_of, mean_of, packed, smallest,
                               unpacked, written)
 from .storage import Kind, few_objects, floats, from_arrow, level_counts, missing_of, plain, read_as, stored_kind
@@ -65,7 +66,7 @@ class Profile(Record):
     rows: int
     columns: dict[str, ColumnProfile] = Field(default_factory=dict)
 
-    def _repr_html_(self) -> str: return html_table(summary(self), caption=f'{self.rows:,} rows', limit=1000)
+    def _repr_html_(self) -> str: return html_table(summary(self), caption=number_of(self.rows, 'row'), limit=1000)
 
 def summary(profile: Profile, # made by `profile` or `merge`
             ) -> pd.DataFrame: # one row a column

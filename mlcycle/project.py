@@ -8,6 +8,7 @@ import os, re, shutil, tempfile
 from pathlib import Path
 from .core import DataError, Project, Record, SettingsError, shown, write_atomic
 from .origins import mask_url
+from .showing import number_of
 
 # %% auto #0
 __all__ = ['YES', 'MOST_CLASSES', 'TEMPLATE', 'SUCCESS', 'DATABASES', 'Question', 'infer_task', 'Outline', 'Scaffold',
@@ -189,7 +190,7 @@ def _fill(building: Path, name: str, outline: Outline) -> Scaffold:
     Project(building)
     copy_steps(building/'notebooks')
     counts = f'as 1 counts {question.positive}'+f' ({question.why})' if question.task == 'binary' else question.why
-    return Scaffold(name=name, notes=[f'{len(frame):,} rows, {frame.shape[1]} columns', f'{question.task}: {counts}',
+    return Scaffold(name=name, notes=[f'{number_of(len(frame), "row")}, {number_of(frame.shape[1], "column")}', f'{question.task}: {counts}',
         'time order: '+(f'by {outline.time}; the newest fifth is held back to be replayed as production' if outline.time else 'no time column declared'),
         'open: objective, owner, costs, questionnaire (mlcycle.toml)'])
 

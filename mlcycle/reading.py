@@ -11,6 +11,7 @@ import csv, io
 from collections import Counter
 from typing import Literal
 from .core import DataError, Record, SettingsError, html_table
+from .showing import number_of
 
 # %% ../nbs/00fa_reading.ipynb #76b30f86
 class Finding(Record):
@@ -48,7 +49,7 @@ class Reading(Record):
         dialect = ', '.join(f'{k} {v!r}' for k, v in (('encoding', self.encoding),
                                                       ('separator', self.separator),
                                                       ('decimal', self.decimal)) if v)
-        size = f'{self.rows:,} rows × {len(self.columns)} columns'
+        size = f'{number_of(self.rows, "row")} × {number_of(len(self.columns), "column")}'
         return f'{self.name}: {size}, {self.format}'+(f' ({dialect})' if dialect else '')
 
     def _repr_html_(self) -> str: return html_table(findings_table(self.findings), caption=self.text)

@@ -14,6 +14,7 @@ from .keeping import stored_name
 from .metrics import Scored, by_group, main_metric, measure, metric_names, scored
 from .profile import ColumnProfile, quantile
 from .quality import as_read
+from .showing import number_of
 from .watches import Watch, own_columns
 
 # %% auto #0
@@ -36,7 +37,7 @@ def realised(project: Project, watch: Watch,
     "Metrics of the task on the rows whose outcome is known; too few rows is an answer."
     task, least = project.settings.problem.task, project.settings.monitoring.min_rows
     if len(known) < least:
-        why = f'{len(known)} outcomes are known, {least} are needed'
+        why = f'{number_of(len(known), "outcome is", "outcomes are")} known, {least} are needed'
         return {m: Estimate.undefined(m, why, len(known), 'too few') for m in names or metric_names(task)}
     return measure(_scored(project, watch, known), names)
 

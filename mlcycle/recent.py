@@ -16,6 +16,7 @@ from .ledger import champion
 from .registry import ModelVersion
 from .keeping import id_in_log, marks_for, stored_name, unlogged
 from .scoring import event_times, labelled, logged, training_rows
+from .showing import number_of
 from .tables import Snapshot, to_arrow
 
 # %% auto #0
@@ -107,7 +108,7 @@ def shortage(project: Project, found: Recent) -> str: # '' when there is enough
     n, needed, target = len(found.rows), project.settings.retraining.min_rows, project.settings.problem.target
     if not n: return 'no outcome of any prediction is known yet'
     if n < needed:
-        return f'{n:,} outcomes are known, retraining.min_rows asks for {needed:,}, {needed-n:,} more'
+        return f'{number_of(n, "outcome is", "outcomes are")} known, retraining.min_rows asks for {needed:,}, {needed-n:,} more'
     if found.rows[target].nunique() == 1: return f'all {n:,} outcomes are {str(found.rows[target].iloc[0])!r}'
     return ''
 

@@ -14,6 +14,7 @@ from .metrics import Scored, default_metric, difference, grouped, scored, terms_
 from .registry import Model, ModelVersion
 from .keeping import stored_name, unlogged
 from .scoring import answers, holder, labelled, logged
+from .showing import number_of
 from .statistics import mean, wilson
 
 # %% auto #0
@@ -90,7 +91,7 @@ def _by_group(both: pd.DataFrame, changed: np.ndarray, attributes: dict[str, str
 def better_by(project: Project, info: ModelVersion, champion: ModelVersion, known: pd.DataFrame) -> dict[str, Estimate]:
     "How much better a version is than the champion on rows whose outcome is known."
     metric, needed = default_metric(info.task), project.settings.monitoring.min_rows
-    if len(known) < needed: return {metric: Estimate.undefined(metric, f'{len(known):,} outcomes are known, monitoring.min_rows asks for {needed:,}', len(known), 'too few')}
+    if len(known) < needed: return {metric: Estimate.undefined(metric, f'{number_of(len(known), "outcome is", "outcomes are")} known, monitoring.min_rows asks for {needed:,}', len(known), 'too few')}
     classes = [str(c) for c in info.classes] if info.task == 'multiclass' else []   # a binary version may name its two
     label = known['label'] if classes else known['label'].astype(float if info.task == 'regression' else int)
     def rows(version: ModelVersion, first: str) -> Scored:

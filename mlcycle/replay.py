@@ -12,6 +12,7 @@ import pandas as pd
 from .core import Project, Result
 from .ledger import champion
 from .scoring import event_times, label, predictions, score
+from .showing import number_of
 from .tables import Snapshot
 
 # %% auto #0
@@ -31,7 +32,7 @@ class Replay(Result):
 
     @property
     def headline(self) -> str:
-        done = f'{self.rows:,} held-back rows scored by version {self.version}, {self.labelled:,} outcomes; not production'
+        done = f'{number_of(self.rows, "held-back row")} scored by version {self.version}, {number_of(self.labelled, "outcome")}; not production'
         return f'Replay {self.state}: {self.why or done}'
 
 NOT_HELD = 'no rows were held back; set data.split.live in mlcycle.toml'

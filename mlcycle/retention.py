@@ -9,6 +9,7 @@ from datetime import datetime, timezone
 from typing import ClassVar, NamedTuple
 import pandas as pd
 from .core import Frame, Project, Result, digest
+from .showing import number_of
 
 # %% auto #0
 __all__ = ['TABLES', 'cutoffs', 'Doomed', 'listed', 'ids_before', 'Erasure', 'erase']
@@ -55,7 +56,7 @@ class Erasure(Result):
     def headline(self) -> str:
         "How many, and whether they are gone."
         of = f'of version {self.version}' if self.version else 'of all versions'
-        return f"{int(self.deleted['rows'].sum()):,} rows {of}: deletion {self.state}"
+        return f"{number_of(int(self.deleted['rows'].sum()), 'row')} {of}: deletion {self.state}"
 
 # %% ../nbs/00r_retention.ipynb #82a6f509
 TABLES = ('predictions', 'labels')

@@ -18,6 +18,7 @@ from .gates import check_all, registered
 from .ledger import champion, last_changes, retired, roles, versions
 from .retention import Doomed, Erasure, cutoffs, erase, ids_before, listed
 from .scoring import logged
+from .showing import number_of
 from .tally import counted
 
 # %% auto #0
@@ -44,10 +45,10 @@ class RetirementPlan(Result):
     def headline(self) -> str:
         "How many depend on it, how much would go, and what stands in the way."
         if self.version is None: return 'There is no model version to retire yet.'
-        rows = f'{int(self.deleted["rows"].sum()) if len(self.deleted) else 0:,} rows to delete'
+        rows = f'{number_of(int(self.deleted["rows"].sum()) if len(self.deleted) else 0, "row")} to delete'
         if self.since: return f'Version {self.version} is retired since {self.since[:10]}; {rows}'
         ready = 'nothing stands in the way' if not self.obstacles else '; '.join(self.obstacles)
-        return f'Retiring version {self.version}: {len(self.dependents)} dependents, {rows}, {ready}'
+        return f'Retiring version {self.version}: {number_of(len(self.dependents), "dependent")}, {rows}, {ready}'
 
 def plan_retirement(project: Project, version: str | None=None, # default: the one before the champion
                     *, successor: str | None=None, # the version that answers instead; default: the champion
@@ -93,7 +94,7 @@ def _watched(project: Project, version: str) -> list[tuple[str, str]]: # the new
     window, alarms = project.ledger.last('window', version), project.ledger.entries('alarm')
     newest = {e.body.get('id', e.seq): e.body for e in alarms if str(e.body.get('version')) == version}
     seen = [('monitoring', f"window from {window.body['from'][:10]} to {window.body['to'][:10]}: "
-                           f"{window.body['rows']:,} predictions")] if window else []
+                           f"{number_of(window.body['rows'], 'prediction')}")] if window else []
     about = lambda b: ' '.join(str(b[k]) for k in ('kind', 'column') if b.get(k))
     return seen+[('alarm', f"{about(b)} since {str(b.get('since', ''))[:10]}, {b.get('state')}")
                  for b in newest.values() if b.get('state') != 'resolved']
@@ -105,13 +106,13 @@ def _callers(project: Project, version: str) -> list[tuple[str, str]]:
     recent = at[(log['version'] == version) & (at > at.max()-pd.Timedelta(days=RECENT_DAYS))]
     if not len(recent): return []
     days = f'{recent.dt.date.nunique()} of the {RECENT_DAYS} days before {at.max():%Y-%m-%d}'
-    return [('callers', f'{len(recent):,} predictions on {days}')]
+    return [('callers', f'{number_of(len(recent), "prediction")} on {days}')]
 
 def _refused(project: Project, version: str) -> list[tuple[str, str]]: # who still asks for what is retired
     asked = counted(project, 'caller', 'day', version=version, what='retired')
     if not len(asked): return []
     who = f'{asked["caller"].nunique()} address'+'es'*(asked['caller'].nunique() != 1)
-    return [('refused', f'{int(asked["count"].sum()):,} requests since it was retired, from {who}, the last on {asked["day"].max()}')]
+    return [('refused', f'{number_of(int(asked["count"].sum()), "request")} since it was retired, from {who}, the last on {asked["day"].max()}')]
 
 def _obstacles(project: Project, version: str, successor: str | None) -> list[str]:
     gone = retired(project.ledger)
@@ -159,10 +160,10 @@ def _kept(project: Project, version: str) -> list[str]:
     rules, model = project.settings.retention, registered(project, version).body
     trained = [e.body for e in project.ledger.entries('snapshot') if e.body.get('hash') == model.get('data')]
     return [*(f'{k}: for good, retention.keep' for k in rules.keep),
-            f'model file: {rules.artifacts_days:g} days after retirement',
+            f'model file: {number_of(rules.artifacts_days, "day")} after retirement',
             *(f"training rows: table {b['table']}, version {b['version']}" for b in trained[:1]),
-            f'predictions: {rules.predictions_days:g} days after the event',
-            f'outcomes: {rules.labels_days:g} days after they were known']
+            f'predictions: {number_of(rules.predictions_days, "day")} after the event',
+            f'outcomes: {number_of(rules.labels_days, "day")} after they were known']
 
 # %% ../nbs/09_retirement.ipynb #9f116db2
 DECIDED = ('approval', 'override', 'promotion', 'comparison', 'retirement')

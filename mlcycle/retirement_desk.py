@@ -11,6 +11,7 @@ from .forms import Form
 from .jobs import Job
 from .ledger import champion, versions
 from .retirement import Erasure, Retirement, plan_retirement, retire
+from .showing import number_of
 from .signing import candidates
 
 # %% auto #0
@@ -69,7 +70,7 @@ def ended_html(project: Project) -> str:
 
 def _erased(project: Project, version: str) -> str:
     done = [Erasure.from_body(e.body) for e in project.ledger.entries(Erasure.kind, version)]
-    return '; '.join(f'{int(e.deleted["rows"].sum()):,} rows' for e in done if e.state == 'done') or 'nothing yet'
+    return '; '.join(number_of(int(e.deleted['rows'].sum()), 'row') for e in done if e.state == 'done') or 'nothing yet'
 
 KEPT = [f'retention.{k}' for k in RetentionSection.model_fields]
 

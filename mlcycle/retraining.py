@@ -21,6 +21,7 @@ from .recent import TAKE_ON, ChallengerRows, Recent, challenger_rows, recent, sh
 from .registry import Model, ModelVersion
 from .keeping import stored_name
 from .scoring import labelled, logged
+from .showing import number_of
 
 # %% auto #0
 __all__ = ['CAUSES', 'Verdict', 'newest_outcomes', 'realised', 'Decision', 'Request', 'request_challenger', 'open_request',
@@ -51,7 +52,7 @@ def realised(project: Project, version: str,
     info, problem, needed = project.registry.info(version), project.settings.problem, project.settings.monitoring.min_rows
     wanted, main = {c.text: c for c in [*problem.success, *problem.kill]}, main_metric(project)
     if len(known) < needed:
-        why = f'{len(known)} outcomes are known, {needed} are needed'
+        why = f'{number_of(len(known), "outcome is", "outcomes are")} known, {needed} are needed'
         return {name: Estimate.undefined(name, why, len(known), 'too few') for name in [*wanted, main]}
     rows = _scored(project, info, known)
     found = measure(rows)
@@ -90,7 +91,7 @@ class Decision(Result):
 def _age(project: Project, version: str, now: datetime) -> tuple[float, str]: # days; the reason if too many
     entry, limit = registered(project, version), project.settings.retraining.max_age_days
     days = (now-datetime.fromisoformat(entry.body.get('created') or entry.at)).total_seconds()/86400
-    return days, f'version {version} is {days:.0f} days old, max_age_days is {limit:g}' if days > limit else ''
+    return days, f'version {version} is {number_of(round(days), "day")} old, max_age_days is {limit:g}' if days > limit else ''
 
 class Request(Result):
     "A challenger that a person asked for."
@@ -210,7 +211,7 @@ def _weigh(project: Project, version: str, now: datetime) -> Decision:
     if main.status != 'ok': notes.append(f'{main.metric} on production rows: {main.text}')
     against = _hindrance(project, version, known) if causes else ''
     despite = f'{asked.by} takes it on: {asked.because}' if asked and asked.anyway and against else ''
-    quiet = f'version {version} is {days:.0f} days old, no alarm that counts is open, no criterion is shown to fail, nobody asked for one'
+    quiet = f'version {version} is {number_of(round(days), "day")} old, no alarm that counts is open, no criterion is shown to fail, nobody asked for one'
     held = f'{against}; {despite}' if despite else f'but {against}. To take it on by name: {TAKE_ON}'
     return Decision(action='retrain' if causes and (despite or not against) else 'nothing', notes=notes,
                     version=version,

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 from .core import Blocked, DataError, IntegrityError, MlcycleError, Project, Result, shown
 from .plans import FeaturePlan
+from .showing import number_of
 from .values import clean_text
 from .gates import AGAINST_CHAMPION, check, check_all, registered
 from .keeping import PREFIX, hashed_name, log_rows, marks_for, stored_as, stored_name
@@ -174,7 +175,7 @@ class LabelReport(Result):
     @property
     def headline(self) -> str:
         "The counts in one sentence."
-        return (f'{self.rows:,} outcomes: {self.matched:,} matched, {self.unknown:,} unknown, {self.doubled:,} doubled, '
+        return (f'{number_of(self.rows, "outcome")}: {self.matched:,} matched, {self.unknown:,} unknown, {self.doubled:,} doubled, '
                 f'{self.contradictory:,} contradictory, {self.missing:,} empty')
 
 def encode_labels(values: pd.Series, plan: FeaturePlan) -> np.ndarray: # binary: 0/1; multiclass: text; regression: floats

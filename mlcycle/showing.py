@@ -8,7 +8,7 @@ import html, math, re
 from pydantic import BaseModel
 
 # %% auto #0
-__all__ = ['shown', 'rows_are', 'escaped', 'printable', 'html_pairs', 'html_table']
+__all__ = ['shown', 'rows_are', 'number_of', 'escaped', 'printable', 'html_pairs', 'html_table']
 
 # %% ../nbs/001_showing.ipynb #df97c4f2
 def shown(value: object) -> str: # text for a person, not yet escaped
@@ -26,6 +26,14 @@ def rows_are(n: int, # how many
              ) -> str: # '1 row is', '2,000 training rows are'
     "A number of rows as the beginning of a sentence."
     return f'{n:,} {kind} row{" is" if n == 1 else "s are"}'.replace('  ', ' ')
+
+def number_of(n: float, # how many
+              one: str, # 'row', 'entry', 'outcome is'
+              many: str='', # where it is not `one` with an s: 'entries', 'outcomes are'
+              ) -> str: # '1 row', '2,000 rows'
+    "How many of something, in the words that fit the number."
+    count = f'{n:,.0f}' if n == round(n) else f'{n:,.4g}'
+    return f'{count} {one if n == 1 else many or f"{one}s"}'
 
 def escaped(value: object, longest: int=300) -> str: # safe inside an HTML element or attribute
     "A stranger's text for a page: escaped, direction marks made visible, cut with a note."

@@ -12,6 +12,7 @@ from .gates import GateResult, approval_digest, check_all, override, registered,
 from .governance import approve, objection_to
 from .ledger import champion, retired, roles, versions
 from .registry import may_take, promote
+from .showing import number_of
 
 # %% auto #0
 __all__ = ['GATE_SIGNS', 'VERSION', 'candidates', 'chosen', 'facts_html', 'tested_html', 'gates_html', 'signatures_html',
@@ -79,7 +80,7 @@ def signatures_html(project: Project, version: str) -> str:
     given, counting = project.ledger.entries('approval', version), {e.seq for e in signatures(project, version)}
     rows = ''.join(f'<tr><td>{escaped(e.body["by"])}</td><td>{escaped(e.at[:16].replace("T", " "))}</td><td>{escaped(e.body.get("because"), 1000)}</td>'
                    f'<td>{"counts" if e.seq in counting else "void: another version of it was signed, or repeated"}</td></tr>' for e in given)
-    return f'<p>{len(counting)} of {required_signatures(project)} signatures.</p>'+(f'<table>{rows}</table>' if rows else '')
+    return f'<p>{len(counting)} of {number_of(required_signatures(project), "signature")}.</p>'+(f'<table>{rows}</table>' if rows else '')
 
 # %% ../nbs/12gb_signing.ipynb #dd8d7f1c
 def differing(project: Project, version: str, champion: str) -> dict[str, tuple]: # what → champion's, the version's

@@ -12,6 +12,7 @@ import pandas as pd
 from .core import DataError, Frame, Project, Result, Settings, rows_are
 from .plans import encode_target
 from .folds import Choice, choose_strategy, cut_at, near_duplicates, row_groups, time_order
+from .showing import number_of
 
 # %% ../nbs/02a_split.ipynb #4d22d293
 class SplitAdvice(Result):
@@ -89,7 +90,7 @@ def _cut(df: pd.DataFrame, settings: Settings, choice: Choice) -> dict[str, np.n
     elif choice.strategy == 'group': parts = _by_group(row_groups(df, settings)[0], sizes, seed)
     else: parts = _at_random(df[settings.problem.target], settings.problem.task != 'regression', sizes, seed)
     if not len(parts['train']) or not len(parts['test']):
-        raise DataError(f'{n} rows cannot be split {choice.strategy}-wise into training and test rows. Give '
+        raise DataError(f'{number_of(n, "row")} cannot be split {choice.strategy}-wise into training and test rows. Give '
                         f'more rows.')
     return parts
 

@@ -13,6 +13,7 @@ from scipy.special import ndtr, ndtri, stdtrit
 from scipy.stats import rankdata
 
 from .core import Estimate, Record, SettingsError
+from .showing import number_of
 from .weighting import CELLS, Statistic, cells, lacking, numbers, subtract, unusable, weighted
 
 # %% auto #0
@@ -117,7 +118,7 @@ def mean(values, *, level: float=0.95, # confidence
     x = numbers(values)
     why, n = unusable(x), len(x)
     if why: return Estimate.undefined(metric, why, n)
-    centre, few = float(x.mean()), f'{n} rows: an interval needs {FEWEST}' if n < FEWEST else ''
+    centre, few = float(x.mean()), f'{number_of(n, "row")}: an interval needs {FEWEST}' if n < FEWEST else ''
     if few or x.min() == x.max():
         return _too_few(metric, centre, n, level, few or 'every value is the same: no spread')
     _z(level)
@@ -193,7 +194,7 @@ def intervals(statistics: dict[str, Statistic], # name → metric of the same ce
     n, once, level = int(sizes.sum()), sizes[None], how.level
     values = {name: float(s.value(once)[0]) for name, s in statistics.items()}
     if n < FEWEST:
-        why = f'{n} rows: an interval needs {FEWEST}'
+        why = f'{number_of(n, "row")}: an interval needs {FEWEST}'
         return {k: _too_few(k, v, n, level, why) for k, v in values.items()}
     resamples = min(how.resamples, max(200, DRAWS//len(sizes)))
     of_counts = {k: _of_counts(s, once) for k, s in statistics.items()}

@@ -11,6 +11,7 @@ from typing import Callable
 from .core import FACTS, Estimate, Project, Record, escaped, label, shown
 from .gates import check_all
 from .ledger import Entry, champion, retired, versions
+from .showing import number_of
 
 # %% auto #0
 __all__ = ['NOISE', 'LONGEST', 'VERDICTS', 'PLAIN', 'SKIPPED', 'DECISIONS', 'UNCOMPARED', 'verdicts_of', 'Change', 'changes',
@@ -71,7 +72,7 @@ def _compared(old: Estimate | None, new: Estimate) -> str:
 # %% ../nbs/10da_summary.ipynb #9b3b5ecb
 def _gaps(project: Project) -> list[str]:
     gaps = _newest(project, 'problem').get('gaps', [])
-    return [f'{len(gaps)} gap{"s"*(len(gaps) > 1)} in the problem card, the first: {gaps[0]}. Fill them in mlcycle.toml.'] if gaps else []
+    return [f'{number_of(len(gaps), "gap")} in the problem card, the first: {gaps[0]}. Fill them in mlcycle.toml.'] if gaps else []
 
 def _proposals(project: Project) -> list[str]:
     table, suspects = (_newest(project, 'schema').get(k) or {'columns': [], 'data': []} for k in ('treatments', 'suspects'))
@@ -109,7 +110,7 @@ def _alarms(project: Project) -> list[str]:
 
 def _card_gaps(project: Project) -> list[str]:
     gaps = _newest(project, 'card').get('gaps', [])
-    return [f'{len(gaps)} gap{"s"*(len(gaps) > 1)} in the card, the first: {gaps[0]}.'] if gaps else []
+    return [f'{number_of(len(gaps), "gap")} in the card, the first: {gaps[0]}.'] if gaps else []
 
 def _newest(project: Project, kind: str) -> dict:
     entry = project.ledger.last(kind)

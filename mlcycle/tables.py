@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 from .content import NAME, ORDER, content_hash, stored_names, to_arrow, to_frame
 from .core import (DataError, IntegrityError, MissingEvidence, Project, Result, SettingsError, shown,
                           sync_folder)
+from .showing import number_of
 
 # %% auto #0
 __all__ = ['Where', 'OPERATORS', 'HASH', 'COMMIT', 'RULES', 'LARGE', 'UNFIT', 'condition', 'Snapshot', 'check_place', 'Tables',
@@ -73,7 +74,7 @@ class Snapshot(Result):
     @property
     def headline(self) -> str:
         "How large it is, and which."
-        size = f'{self.rows:,} rows, {len(self.columns)} columns'
+        size = f'{number_of(self.rows, "row")}, {number_of(len(self.columns), "column")}'
         return f'{self.table}: {size}, version {self.version}, content {self.hash[:12]}'
 
 HASH, COMMIT = 'mlcycle.hash', 'mlcycle.commit'   # in the log: what the content hashes to, which call it was

@@ -21,6 +21,7 @@ from scipy import stats
 from .core import Estimate, Frame, MlcycleError, Project, Result, digest
 from .keeping import stored_name
 from .quality import as_read
+from .showing import number_of
 from .statistics import auc_shares
 from .watches import Watch, own_columns, reference_rows, watched_columns
 from .windows import Window
@@ -142,7 +143,7 @@ def look_together(then: pd.DataFrame, now: pd.DataFrame, # as they are read
     names = [c for c in then if c in now and then[c].notna().any() and now[c].notna().any()]
     nothing = pd.DataFrame({'column': [], 'lost': []})
     def no(why): return {k: Estimate.undefined(k, why, len(then)+len(now), 'too few') for k in ('auc', 'off pattern')}, nothing
-    if min(len(then), len(now)) < FEWEST: return no(f'{min(len(then), len(now))} rows, {FEWEST} are needed on either side')
+    if min(len(then), len(now)) < FEWEST: return no(f'{number_of(min(len(then), len(now)), "row")}, {FEWEST} are needed on either side')
     if not names: return no('no column has values on both sides')
     then, now = (side[names].sample(min(len(side), MOST), random_state=seed) for side in (then, now))
     apart = told_apart(then, now, level=level, seed=seed)

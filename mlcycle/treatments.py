@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from .column_types import TOKENS
 from .core import Record, Settings, Treatment
+from .showing import number_of
 from .values import plain
 from .reading import Reading
 
@@ -124,7 +125,7 @@ def _for_outliers(df: pd.DataFrame, settings: Settings) -> list[Proposal]:
         x = df[column]
         if not pd.api.types.is_numeric_dtype(x) or pd.api.types.is_bool_dtype(x) or x.nunique() < 10: continue
         limits, far = far_limits(x)
-        reason = f'{far} values lie more than {FAR} interquartile ranges outside the quartiles'
+        reason = f'{number_of(far, "value lies", "values lie")} more than {FAR} interquartile ranges outside the quartiles'
         if limits: out.append(_propose('clip', column, reason, safe=False, cells=far, **limits))
     return out
 

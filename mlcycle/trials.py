@@ -14,6 +14,7 @@ from .features import build_pipeline, fit_pipeline
 from .plans import FeaturePlan, infer_plan, read_target
 from .folds import choose_strategy, make_folds, time_order
 from .metrics import METRICS, Terms, measure, scored, terms_of
+from .showing import number_of
 from .statistics import Resampling, square_and_add
 
 # %% auto #0
@@ -73,7 +74,7 @@ def make_trial(rows: pd.DataFrame, # of `usable_rows`
                settings: Settings, *, leave_out: list[str]=()) -> Trial: # columns no model may see
     "Rows with their encoded outcomes, the plan of their columns, and the folds; DataError when there are too few."
     k = min(settings.development.folds, 3 if len(rows) > 5000 else 5)
-    if len(rows) < 2*k: raise DataError(f'{len(rows)} rows have an outcome; {2*k} are the fewest for {k} folds. Add rows with outcomes.')
+    if len(rows) < 2*k: raise DataError(f'{number_of(len(rows), "row has", "rows have")} an outcome; {2*k} are the fewest for {k} folds. Add rows with outcomes.')
     y, plan = read_target(rows, settings), infer_plan(rows, settings)
     columns = [c.model_copy(update=dict(role='dropped')) if c.name in leave_out else c for c in plan.columns]
     return Trial(rows, y, plan.model_copy(update=dict(columns=columns)), make_folds(rows, settings, k),

@@ -26,6 +26,7 @@ from .quality import as_read, data_quality
 from .keeping import OURS, PREFIX, stored_name, unlogged
 from .realised import realised, realised_by_group
 from .scoring import event_times, predictions
+from .showing import number_of
 from .slow import follow
 from .statistics import square_and_add
 from .watches import Watch, own_columns, profiles_folder, reference_rows, watched_columns, window_number
@@ -80,7 +81,7 @@ class Window(Result):
 
     @property
     def headline(self) -> str:
-        known = f'{self.rows:,} rows, {self.labelled:,} outcomes known'
+        known = f'{number_of(self.rows, "row")}, {number_of(self.labelled, "outcome")} known'
         return f'Version {self.version}, {self.start[:10]} to {self.end[:10]}: {known}'
 
 def days_of(window: Window) -> float:

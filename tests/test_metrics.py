@@ -174,7 +174,7 @@ def test_the_disparity_of_two_groups_is_newcombes_and_of_many_equal_ones_covers_
 def test_disparity_needs_two_estimable_groups():
     y, s = binary(60)
     e = disparity(by_group(scored('binary', y, s), ['a']*50+['b']*10, ['recall']), 'recall')
-    assert e.status == 'undefined' and e.reason == '1 groups are estimable, two are needed'
+    assert e.status == 'undefined' and e.reason == '1 group is estimable, two are needed'
     assert disparity(by_group(scored('binary', y, s), ['a']*60, ['recall']), 'brier').status == 'undefined'
 
 

@@ -137,7 +137,7 @@ def test_the_handover_is_whole_escaped_and_hashed(project):
     page, text = BeautifulSoup(texts['reports/retirement-1/handover.html'], 'html.parser'), texts['reports/retirement-1/handover.md']
     assert not page.find_all(['img', 'script']) and HTML in page.get_text() and '\n# too old' not in text and '<img' not in text
     info = project.registry.info('1')
-    for needed in (info.hash, info.uri, 'scikit-learn==', 'Grace', 'looks right', 'version 2', '1 predictions on 1 of the 30 days', 'Missing: what the people who ran it learnt'):
+    for needed in (info.hash, info.uri, 'scikit-learn==', 'Grace', 'looks right', 'version 2', '1 prediction on 1 of the 30 days', 'Missing: what the people who ran it learnt'):
         assert needed.replace('version 2', '| 2 |').replace('_', '\\_') in text or needed in page.get_text(), needed
 
 

@@ -543,7 +543,7 @@ def test_the_server_follows_the_ledger_and_a_retired_version_says_who_comes_next
     old.app.state.service.settle()
     from mlcycle.retirement import dependents
     days = {day, time.strftime('%Y-%m-%d', time.gmtime())}     # two at midnight
-    assert {('refused', f'1 requests since it was retired, from 1 address, the last on {d}') for d in days} & {*dependents(project, '1')}
+    assert {('refused', f'1 request since it was retired, from 1 address, the last on {d}') for d in days} & {*dependents(project, '1')}
     assert old.get('/ready').status_code == 503 and old.get('/model').status_code == 410 and old.get('/health').status_code == 200 and old.get('/docs').status_code == 200
     assert TestClient(create_app(project, token=TOKEN, version='1'), base_url='http://localhost', headers={'Authorization': f'Bearer {TOKEN}'}).post('/predict', json={'records': [record]}).status_code == 410
     assert post(client, {'records': [record]}).status_code == 200
