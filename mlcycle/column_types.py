@@ -295,9 +295,9 @@ def _no_iso(texts: Texts, text, rest) -> DataError: # text: a Series of the dist
     return _no_date(texts, pd.to_datetime(text, format='ISO8601', errors='coerce', utc=True).isna().to_numpy() & rest, 'not a day of the calendar')
 
 def _no_date(texts: Texts, mask, why: str) -> DataError:
-    return DataError(f'Column {texts.name!r} is declared a date, but {int(texts.counts[mask].sum())} values '
-                     f'are {why}, first in rows '
-                     f'{texts.rows(mask)}. Write dates as 2024-05-31, or change data.types and data.time.')
+    said, rows = number_of(int(texts.counts[mask].sum()), 'value is', 'values are'), texts.rows(mask)
+    return DataError(f'Column {texts.name!r} is declared a date, but {said} {why}, first in '
+                     f'{"row" if len(rows) == 1 else "rows"} {", ".join(map(str, rows))}. Write dates as 2024-05-31, or change data.types and data.time.')
 
 # %% ../nbs/00fc_column_types.ipynb #03095cf4
 EVIDENT = (r'^[+-]?([0-9]{1,3}(\.[0-9]{3})*|[0-9]{4,}),([0-9]{1,2}|[0-9]{4,})$|^[+-]?0,[0-9]+$'
