@@ -1,5 +1,5 @@
 "The door of the apps: who comes in, what can be reached, what is left when it is ended hard."
-import os, re, signal, socket, subprocess, sys, urllib.error, urllib.request
+import os, re, socket, subprocess, sys, uuid, urllib.error, urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from mlcycle.gateway import Seats
 from waiting import PATIENCE, until
 from test_monitoring import project_at
 
-CANARY = 'canary-4711'
+CANARY = f'canary-{uuid.uuid4().hex}'
 
 
 @pytest.fixture(scope='module')

@@ -106,6 +106,7 @@ def search(seat: lab.Seat, case: Case) -> None:
     "Set the budget, search, close the browser in the middle of it and come back, move the threshold."
     step(seat, case, 'development')
     seat.type('Trials', str(case.trials))
+    seat.type('Seconds', '900')   # the trials end it, by day and by night, on a slow machine too
     seat.write('What may be tried')
     seat.press('Search within the budget')
     seat.see(re.compile(r'[1-9]\d* of at most|development is done since'))   # of few rows it may be done before one looks
