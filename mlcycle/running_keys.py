@@ -236,7 +236,7 @@ class RetrainingSection(Record):
 
 class GovernanceSection(Record):
     "Who signs."
-    signatures: Annotated[int, Field(ge=0)] | None = None # how many persons; None: from the risk tier
+    signatures: Annotated[int, Field(ge=0)] | None = None # how many persons; not set: as the risk tier asks
     approvers: list[str] = [] # who may sign; empty: anyone but the author
 
 class RetentionSection(Record):
