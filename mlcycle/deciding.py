@@ -23,11 +23,16 @@ __all__ = ['DECIDING', 'approve', 'override_gate', 'promote', 'rollback', 'repla
 def approve(project: Project, version: str, by: str, because: str) -> None:
     "Sign a version: bound to its model, schema, data and validation."
     from mlcycle.governance import approve as sign
-    from mlcycle.gates import required_signatures, signatures
+    from mlcycle.gates import check_all, required_signatures, signatures
     sign(project, version, by=by, because=because)
     there, needed = len(signatures(project, version)), required_signatures(project)
-    then = f'mlcycle promote {version} --to champion' if there >= needed else f'mlcycle approve {version} --as ANOTHER --because TEXT'
-    click.echo(f'{by} signed version {version}: {there} of {number_of(needed, "signature")}. Then: {then}')
+    click.echo(f'{by} signed version {version}: {there} of {number_of(needed, "signature")}. {_then(version, check_all(project, version), enough=there >= needed)}')
+
+def _then(version: str, gates: list, *, enough: bool) -> str: # gates: of `check_all`
+    "What follows a signature: another one, what opens a gate that is closed for another reason, or the promotion."
+    closed = [g for g in gates if g.answer != 'pass']
+    if not enough: return f'Then: mlcycle approve {version} --as ANOTHER --because TEXT'
+    return f'Gate {closed[0].name} is closed all the same: {closed[0].why}. Then: {closed[0].command}' if closed else f'Then: mlcycle promote {version} --to champion'
 
 @click.command('override')
 @click.argument('gate', metavar='GATE')
