@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 
-from .ground import (Blocked, DataError, IntegrityError, MissingEvidence, MlcycleError,
+from .ground import (Blocked, DataError, IntegrityError, MissingEvidence, MlcycleError, NotWritten,
                             SettingsError, canonical_json, digest, frame_body, jsonable, sync_folder,
                             write_atomic)
 from .showing import escaped, html_pairs, html_table, rows_are, shown
@@ -27,7 +27,7 @@ from .settings import DEFAULT_GATES, Settings, check_settings, no_settings_at, r
 
 # %% auto #0
 __all__ = ['find_project', 'who', 'Project', 'missing_evidence', 'Conflict', 'setting_value', 'changed_text', 'toml_value',
-           'Blocked', 'DataError', 'IntegrityError', 'MissingEvidence', 'MlcycleError', 'SettingsError',
+           'Blocked', 'DataError', 'IntegrityError', 'MissingEvidence', 'MlcycleError', 'NotWritten', 'SettingsError',
            'canonical_json', 'digest', 'frame_body', 'jsonable', 'sync_folder', 'write_atomic', 'escaped', 'html_pairs',
            'html_table', 'rows_are', 'shown', 'FACTS', 'TASK_METRICS', 'Criterion', 'Estimate', 'Frame', 'Record',
            'Result', 'estimates_table', 'judge', 'label', 'Allowed', 'Costs', 'DataSection', 'DevelopmentSection',
@@ -39,7 +39,7 @@ __all__ = ['find_project', 'who', 'Project', 'missing_evidence', 'Conflict', 'se
            'read_settings']
 
 # %% ../nbs/00_core.ipynb #9a0c0001
-_all_ = ['Blocked', 'DataError', 'IntegrityError', 'MissingEvidence', 'MlcycleError', 'SettingsError',
+_all_ = ['Blocked', 'DataError', 'IntegrityError', 'MissingEvidence', 'MlcycleError', 'NotWritten', 'SettingsError',
          'canonical_json', 'digest', 'frame_body', 'jsonable', 'sync_folder', 'write_atomic',
          'escaped', 'html_pairs', 'html_table', 'rows_are', 'shown', 'FACTS', 'TASK_METRICS',
          'Criterion', 'Estimate', 'Frame', 'Record', 'Result', 'estimates_table', 'judge', 'label',

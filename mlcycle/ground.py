@@ -11,8 +11,8 @@ from typing import ClassVar
 from pydantic import BaseModel
 
 # %% auto #0
-__all__ = ['MlcycleError', 'SettingsError', 'DataError', 'Blocked', 'MissingEvidence', 'IntegrityError', 'jsonable', 'frame_body',
-           'canonical_json', 'digest', 'write_atomic', 'sync_folder']
+__all__ = ['MlcycleError', 'SettingsError', 'DataError', 'Blocked', 'MissingEvidence', 'NotWritten', 'IntegrityError', 'jsonable',
+           'frame_body', 'canonical_json', 'digest', 'write_atomic', 'sync_folder']
 
 # %% ../nbs/000_ground.ipynb #ae3d6690
 class MlcycleError(Exception):
@@ -31,6 +31,9 @@ class Blocked(MlcycleError):
 
 class MissingEvidence(Blocked):
     "An earlier stage has not left what is needed here."
+
+class NotWritten(DataError):
+    "Rows could not be put on the disk; they are not at fault, and nothing changed."
 
 class IntegrityError(MlcycleError):
     "Stored bytes are not the ones that were recorded."

@@ -9,9 +9,9 @@ from functools import cached_property
 from pathlib import Path
 import pandas as pd
 from .answering import Ready
-from .bundle import BundleService
+from .bundle import BundleService, NotLogged
 from .claims import Claim, Claims, open_claims
-from .core import Blocked, DataError, IntegrityError, Project
+from .core import Blocked, DataError, IntegrityError, NotWritten, Project
 from .gates import registered
 from .inputs import InputColumn, example_record, input_schema
 from .keeping import log_rows, stored_as
@@ -177,7 +177,9 @@ class ProjectService:
 
     def label(self, rows: pd.DataFrame) -> dict:
         "Keep outcomes; returns their counts."
-        with self.labelling: return label(self.project, rows).body()
+        try:
+            with self.labelling: return label(self.project, rows).body()
+        except (NotWritten, OSError) as error: raise NotLogged('The outcomes could not be kept. Give them again.') from error
 
     def settle(self) -> None:
         "Move what the spool keeps into the table, and the counts into theirs."

@@ -15,7 +15,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 from .content import NAME, ORDER, content_hash, stored_names, to_arrow, to_frame
-from .core import (DataError, IntegrityError, MissingEvidence, Project, Result, SettingsError, shown,
+from .core import (DataError, IntegrityError, MissingEvidence, NotWritten, Project, Result, SettingsError, shown,
                           sync_folder)
 from .showing import number_of
 
@@ -212,7 +212,7 @@ class Tables:
                                       app_transactions=[Transaction(*once)] if once else None)
         try: write_deltalake(opened or self.uri(name), rows, commit_properties=properties, **how)
         except (DeltaError, OSError) as error:
-            raise DataError(f'Table {name!r} was not written, nothing changed: {str(error)[:300]}') from None
+            raise NotWritten(f'Table {name!r} was not written, nothing changed: {str(error)[:300]}') from None
         opened = opened or self._open(name)
         opened.update_incremental()
         lately = (c for many in (1, 500) for c in opened.history(many))

@@ -411,6 +411,17 @@ def test_a_port_that_cannot_be_is_refused_before_anything_is_loaded(project):
             assert found.exit_code == 2 and '--port' in found.output
 
 
+def test_an_outcome_that_cannot_be_kept_is_no_fault_of_its_caller(client, project, record, monkeypatch):
+    made = post(client, {'records': [record]}).json()['predictions'][0]
+    body = {'labels': [{'prediction_id': made['prediction_id'], 'label': 'yes'}]}
+    def full(*given, **more): raise OSError(28, 'No space left on device: /srv/models/store')
+    with monkeypatch.context() as disk:
+        disk.setattr('deltalake.write_deltalake', full)
+        refused = post(client, body, path='/label')
+    assert refused.status_code == 503 and refused.json()['code'] == 'log' and '/srv' not in refused.text and refused.headers['retry-after']
+    assert post(client, body, path='/label').json()['matched'] == 1
+
+
 def test_places_are_limited(project, record):
     from mlcycle.access import Guard, access_for
     started, go = [], asyncio.Event()
