@@ -14,6 +14,7 @@ import mlcycle.drift as module
 from mlcycle.drift import FIELDS, PARTS, Tolerance, distributions, drift, unit_factor
 from mlcycle.measures import chi_squared, hellinger, jensen_shannon, kolmogorov_smirnov, psi, total_variation, wasserstein
 from mlcycle.profile import Profile, merge, profile
+from mlcycle.showing import number_of
 
 
 def table(rng, rows, columns=20):
@@ -90,7 +91,7 @@ def test_few_rows(rows, status):                                                
     df = table(np.random.default_rng(0), 3000)
     found = drift(profile(df), df.sample(rows, random_state=0), Tolerance(min_rows=30))
     assert status in set(found['status']) and (rows >= 30 or set(found['status']) == {status})
-    assert len(found) == 20 and (rows == 0 or found['why'].str.contains(f'{rows} rows, 30 are needed').any() == (rows < 30))
+    assert len(found) == 20 and (rows == 0 or found['why'].str.contains(f'{number_of(rows, "row")}, 30 are needed').any() == (rows < 30))
 
 
 def test_bad_columns_do_not_hide_good_ones():                                                                         # M02
