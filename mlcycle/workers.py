@@ -6,7 +6,7 @@
 from __future__ import annotations
 import asyncio, ctypes, multiprocessing, os, signal, socket, struct, sys, tempfile, threading, time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from multiprocessing.connection import wait
 from .core import SettingsError
@@ -87,7 +87,7 @@ def make_no_more(address: socket.socket) -> None:
     "Let no new connection be made, and wait until those that were made are taken."
     if sys.platform == 'linux':
         nothing = ctypes.create_string_buffer(struct.pack('HBBI', 6, 0, 0, 0))   # BPF: return 0, keep no byte
-        address.setsockopt(socket.SOL_SOCKET, 26, struct.pack('HP', 1, ctypes.addressof(nothing)))   # SO_ATTACH_FILTER
+        with suppress(OSError): address.setsockopt(socket.SOL_SOCKET, 26, struct.pack('HP', 1, ctypes.addressof(nothing)))   # SO_ATTACH_FILTER; refused where the room for filters is spent
     until = time.monotonic()+TAKEN
     while made(address) and time.monotonic() < until: time.sleep(.01)
 

@@ -182,6 +182,11 @@ def test_the_image_builds_and_runs_shut_and_answers(bundle):
         answers = ask(port, '/predict', {'records': golden['inputs']})['predictions']
         assert [a['decision'] for a in answers] == [g['decision'] for g in golden['outputs']]
         assert run_engine('exec', container, 'id', '-u') == '10001'
+        with pytest.raises(subprocess.CalledProcessError): run_engine('exec', container, 'touch', '/app/own')
+        run_engine('exec', container, *json.loads(re.search(r'^HEALTHCHECK .* CMD (.*)$', (bundle[1]/'Dockerfile').read_text(), re.M)[1]))
+        run_engine('stop', '--time', '45', container)
+        assert run_engine('inspect', '--format', '{{.State.ExitCode}}', container) == '0'
+        assert not re.search('Traceback|ERROR', subprocess.run([name, 'logs', container], check=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True).stdout)
     finally: run_engine('rm', '--force', container)
 
 

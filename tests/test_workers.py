@@ -14,6 +14,7 @@ from mlcycle.scoring import predictions
 from mlcycle.service import ProjectService
 from mlcycle.spool import waiting
 from mlcycle.traffic import arms, set_traffic
+from mlcycle.workers import make_no_more
 from served import crown, new_project, register, sign, strange_rows
 from ports import free_port
 from test_serving import TOKEN, start
@@ -213,6 +214,21 @@ def test_who_never_finishes_asking_is_not_waited_for():
             long.sendall(ask('/'))
             assert b'200 OK' in long.recv(1000)
     finally: run.terminate(); run.wait(PATIENCE)
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='filters are asked for on Linux alone')
+def test_where_the_system_takes_no_filter_the_door_is_shut_without():
+    "A system whose room for filters is spent refuses one (EPERM), as a locked address does: who waits is taken all the same, and nothing is raised."
+    with socket.create_server(('127.0.0.1', 0)) as door:
+        door.setsockopt(socket.SOL_SOCKET, 44, 1)   # SO_LOCK_FILTER
+        with pytest.raises(PermissionError): door.setsockopt(socket.SOL_SOCKET, 26, bytes(16))
+        with socket.create_connection(door.getsockname()) as caller:
+            shutting = threading.Thread(target=make_no_more, args=(door,))
+            shutting.start()
+            with door.accept()[0] as taken:
+                shutting.join(PATIENCE)
+                caller.sendall(b'here')
+                assert taken.recv(4) == b'here' and not shutting.is_alive()
 
 
 def test_a_head_of_a_request_has_an_end():
