@@ -4,9 +4,8 @@
 
 # %% ../nbs/00ja_batch.ipynb #454f2e1d
 from __future__ import annotations
-import fcntl, json, os, secrets, shutil, tempfile, time
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+import fcntl, hashlib, json, os, secrets, shutil, tempfile, time
+from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from functools import lru_cache
 from pathlib import Path
@@ -18,6 +17,7 @@ from .adoption import adopt, layout, numbered, row_groups, rows_so_far, storable
 from .column_types import Rules
 from .content import to_arrow
 from .core import Blocked, DataError, Project, Record, Result, SettingsError, digest, sync_folder, write_atomic
+from .direct import DirectFile
 from .formats import FORMATS
 from .hands import SMALL, Spread, mapper
 from .keeping import stored_name
@@ -68,14 +68,14 @@ def score_part(job: Job, part: Part) -> Done:
         if not Path(place).exists(): raise SettingsError(f'A worker does not see {place}. {SHARED}')
     project, scorer = _loaded(job.project, job.path)
     counts, first, own = {True: 0, False: 0}, part.first, scorer
-    with _written(files[:1+job.log]) as write:
+    with _written(files[:1+job.log]) as (write, ended):
         wanted = columns_read(project, scorer.model, job.log)+job.columns if job.columns else job.table.columns
         for rows in pieces(job.table, part, levels=[c for c, kind in scorer.types.items() if kind != 'number'], columns=wanted):
             if first == part.first and not agrees(scorer, rows, job.table.name): own = scorer._replace(compiled=None)
             tables, compiled = _scored(job, project, (own, rows, first))
             write(*tables)
             first, counts[compiled] = first+rows.num_rows, counts[compiled]+rows.num_rows
-    found = Done(rows=part.rows, compiled=counts[True], hash=file_hash(files[0]))
+        found = Done(rows=part.rows, compiled=counts[True], hash=ended())
     write_atomic(done, found.model_dump_json())
     return found
 
@@ -101,33 +101,32 @@ def _scored(job: Job, project: Project, piece: tuple) -> tuple[list[pa.Table], b
     return [out, numbered(pa.table(said | kept), job.start+first)], compiled
 
 @contextmanager
-def _written(files: tuple[Path, ...]) -> Iterator[Callable]:
+def _written(files: tuple[Path, ...]) -> Iterator[tuple[Callable, Callable]]: # writes a piece; ends it all, and gives the SHA-256 of the first file
     "Write tables piece by piece into Parquet files that appear, whole and on disk, at the end."
-    names, writers, forced = [f.with_suffix(f'.{secrets.token_hex(4)}.tmp') for f in files], {}, []   # another worker may be at the same part
+    names = [f.with_suffix(f'.{secrets.token_hex(4)}.tmp') for f in files]   # another worker may be at the same part
+    opened, writers = [DirectFile(name, hash=None if i else hashlib.sha256()) for i, name in enumerate(names)], []
     def write(*tables):
-        for name, table in zip(names, map(storable, tables)):
-            if name not in writers: writers[name] = pq.ParquetWriter(name, table.schema, **layout(table))
-            writers[name].write_table(table)
-            forced.append(disk.submit(_force, name, forget=name != names[0]))   # the disk works while the next piece is scored
-    try:
-        with ThreadPoolExecutor(1) as disk: yield write
-        for each in forced: each.result()   # an error of the disk is told to one of them only
-        for writer in writers.values(): writer.close()
-        for name, file in zip(names, files): _put(name, file)
+        for i, table in enumerate(map(storable, tables)):
+            if i == len(writers): writers.append(pq.ParquetWriter(opened[i], table.schema, **layout(table)))
+            writers[i].write_table(table)
+    def ended() -> str:
+        for written in (*writers, *opened): written.close()
+        for name, file in zip(names, files): _named(name, file)
+        return opened[0].hash.hexdigest()
+    try: yield write, ended
     finally:
-        for writer in writers.values(): writer.close()
-        for name in names: name.unlink(missing_ok=True)
+        for writer in writers:
+            with suppress(OSError): writer.close()
+        for name, file in zip(names, opened): file.discard(); name.unlink(missing_ok=True)
 
-def _force(file: Path, *, forget: bool=False) -> None:
-    with file.open('rb') as f:
-        os.fsync(f.fileno())
-        if forget and hasattr(os, 'posix_fadvise'): os.posix_fadvise(f.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)   # the log is not read soon: memory is for others
+def _named(made: Path, place: Path) -> None:
+    os.replace(made, place)
+    sync_folder(place.parent)
 
 def _put(made: Path, place: Path) -> None:
     "Give a finished file its name, durably."
-    _force(made)
-    os.replace(made, place)
-    sync_folder(place.parent)
+    with made.open('rb') as f: os.fsync(f.fileno())
+    _named(made, place)
 
 # %% ../nbs/00ja_batch.ipynb #9e4108d2
 def output_kind(out: str | Path) -> str: # csv, parquet or folder
