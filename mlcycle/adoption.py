@@ -29,7 +29,11 @@ def row_groups(files: list[Path]) -> Iterator[pa.Table]:
         opened = pq.ParquetFile(file, pre_buffer=False)
         for i in range(opened.num_row_groups):
             rows = opened.read_row_group(i)
-            yield rows.drop_columns([ORDER]) if ORDER in rows.column_names else rows
+            rows = rows.drop_columns([ORDER]) if ORDER in rows.column_names else rows
+            yield pa.Table.from_arrays(rows.columns, schema=_may_lack(rows.schema))
+
+def _may_lack(schema: pa.Schema) -> pa.Schema: # that files had every value of a column holds for them, and not for the table
+    return pa.schema([f.with_nullable(True) for f in schema if f.name != ORDER])
 
 def rows_so_far(project: Project, name: str) -> int:
     "How many rows a table has; 0 before there is one."
@@ -53,7 +57,7 @@ def adopt(project: Project, name: str, # of the table
           ) -> bool: # whether rows were added
     "Append the rows of files in one commit, at most once, durable on return."
     tables, schema = project.tables, pq.read_schema(files[0])
-    columns = pa.schema([f for f in schema if f.name != ORDER])
+    columns = _may_lack(schema)
     if tables.folder(name) is None or not _plain(columns): return tables.extend(name, row_groups(files), mark=mark)
     if not tables.exists(name) or not {*columns.names} <= {*tables.columns(name)}:
         tables.extend(name, iter([columns.empty_table()]), mark=f'{mark} columns')

@@ -19,20 +19,22 @@ from .content import to_arrow
 from .core import Blocked, DataError, Project, Record, Result, SettingsError, digest, sync_folder, write_atomic
 from .direct import DirectFile
 from .formats import FORMATS
-from .hands import SMALL, Spread, mapper
+from .arithmetic import form_file, keep_form
+from .hands import SMALL, Spread, beside, mapper
 from .keeping import stored_name
 from .log import log_event
 from .paths import ScoringPath
-from .pieces import LargeTable, Part, file_hash, pieces, survey
+from .pieces import LargeTable, Part, file_hash, pieces, source_hash, survey
 from .plans import FeaturePlan
 from .reading import shortened
+from .registry import ModelVersion
 from .scoring import admit, formula_safe, read_rows, training_rows
 from .showing import number_of
 from .sources import types_as_read
 
 # %% auto #0
-__all__ = ['MANIFEST', 'WRITERS', 'SHARED', 'Job', 'Done', 'part_files', 'score_part', 'output_kind', 'publish', 'BatchReport',
-           'known_path', 'score_file']
+__all__ = ['GAPPED', 'MANIFEST', 'WRITERS', 'SHARED', 'Job', 'Done', 'part_files', 'score_part', 'Gap', 'output_kind', 'publish',
+           'BatchReport', 'known_path', 'score_file']
 
 # %% ../nbs/00ja_batch.ipynb #68aa53ad
 class Job(Record):
@@ -61,29 +63,39 @@ def part_files(work: str | Path, number: int) -> tuple[Path, Path, Path]: # rows
 
 def score_part(job: Job, part: Part) -> Done:
     "Score one part, unless that was done; its files are there, whole, on return."
-    from mlcycle.columns import agrees, columns_read   # with scikit-learn, which who only hands out the parts does without
     *files, done = part_files(job.work, part.number)
     if done.exists(): return Done.model_validate_json(done.read_text())
     for place in (job.work, part.path):
         if not Path(place).exists(): raise SettingsError(f'A worker does not see {place}. {SHARED}')
+    try: found = _made(job, part, files, whole=job.key not in GAPPED)
+    except Gap:
+        GAPPED.add(job.key)
+        found = _made(job, part, files, whole=False)
+    write_atomic(done, found.model_dump_json())
+    return found
+
+GAPPED: set[str] = set() # jobs in whose log this process has met a gap
+
+class Gap(Exception): "A column of the log lacks a value, and its beginning had them all."
+
+def _made(job: Job, part: Part, files: list[Path], *, whole: bool) -> Done:
+    from mlcycle.columns import agrees, columns_read
     project, scorer = _loaded(job.project, job.path)
     counts, first, own = {True: 0, False: 0}, part.first, scorer
-    with _written(files[:1+job.log]) as (write, ended):
+    with _written(files[:1+job.log], whole=whole) as (write, ended):
         wanted = columns_read(project, scorer.model, job.log)+job.columns if job.columns else job.table.columns
         for rows in pieces(job.table, part, levels=[c for c, kind in scorer.types.items() if kind != 'number'], columns=wanted):
             if first == part.first and not agrees(scorer, rows, job.table.name): own = scorer._replace(compiled=None)
             tables, compiled = _scored(job, project, (own, rows, first))
             write(*tables)
             first, counts[compiled] = first+rows.num_rows, counts[compiled]+rows.num_rows
-        found = Done(rows=part.rows, compiled=counts[True], hash=ended())
-    write_atomic(done, found.model_dump_json())
-    return found
+        return Done(rows=part.rows, compiled=counts[True], hash=ended())
 
 @lru_cache(maxsize=2)
 def _loaded(folder: str, path: ScoringPath) -> tuple: # the project, and a `columns.Scorer`
     from mlcycle.columns import load_scorer
     project = Project(folder, read_only=True)
-    return project, load_scorer(project.registry.load(path.version), path)
+    return project, load_scorer(project, path)
 
 def _scored(job: Job, project: Project, piece: tuple) -> tuple[list[pa.Table], bool]: # output [, log]; whether it was compiled
     from mlcycle.columns import log_columns, piece_answers, row_ids, row_times
@@ -101,14 +113,17 @@ def _scored(job: Job, project: Project, piece: tuple) -> tuple[list[pa.Table], b
     return [out, numbered(pa.table(said | kept), job.start+first)], compiled
 
 @contextmanager
-def _written(files: tuple[Path, ...]) -> Iterator[tuple[Callable, Callable]]: # writes a piece; ends it all, and gives the SHA-256 of the first file
+def _written(files: tuple[Path, ...], *, whole: bool) -> Iterator[tuple[Callable, Callable]]: # writes a piece; ends it all, and gives the SHA-256 of the first file
     "Write tables piece by piece into Parquet files that appear, whole and on disk, at the end."
     names = [f.with_suffix(f'.{secrets.token_hex(4)}.tmp') for f in files]   # another worker may be at the same part
-    opened, writers = [DirectFile(name, hash=None if i else hashlib.sha256()) for i, name in enumerate(names)], []
+    opened, writers, schemas = [DirectFile(name, hash=None if i else hashlib.sha256()) for i, name in enumerate(names)], [], []
     def write(*tables):
         for i, table in enumerate(map(storable, tables)):
-            if i == len(writers): writers.append(pq.ParquetWriter(opened[i], table.schema, **layout(table)))
-            writers[i].write_table(table)
+            if i == len(writers):
+                schemas.append(_without_gaps(table) if i and whole else table.schema)
+                writers.append(pq.ParquetWriter(opened[i], schemas[i], **layout(table)))
+            if any(c.null_count for c, f in zip(table.columns, schemas[i]) if not f.nullable): raise Gap
+            writers[i].write_table(pa.Table.from_arrays(table.columns, schema=schemas[i]))
     def ended() -> str:
         for written in (*writers, *opened): written.close()
         for name, file in zip(names, files): _named(name, file)
@@ -118,6 +133,9 @@ def _written(files: tuple[Path, ...]) -> Iterator[tuple[Callable, Callable]]: # 
         for writer in writers:
             with suppress(OSError): writer.close()
         for name, file in zip(names, opened): file.discard(); name.unlink(missing_ok=True)
+
+def _without_gaps(table: pa.Table) -> pa.Schema: # so that nothing is written of what is missing, a sixth of the time
+    return pa.schema([f.with_nullable(bool(c.null_count)) for c, f in zip(table.columns, table.schema)])
 
 def _named(made: Path, place: Path) -> None:
     os.replace(made, place)
@@ -206,13 +224,23 @@ class BatchReport(Result):
         return f'{number_of(self.rows, "prediction")} by version {self.version} in {self.out}{again}{"" if self.logged else ", not in the log"}'
 
 def known_path(project: Project, version: str) -> ScoringPath:
-    "How a version's scores are computed: as the ledger says, or found out and recorded."
-    info, known, settings = project.registry.info(version), project.latest(ScoringPath, subject=version), project.settings
-    if known is not None and (known.model_hash, known.asked) == (info.hash, settings.deployment.scorer): return known
+    "How a version's scores are computed, and its form where it has one: as the ledger says, or found out and recorded."
+    info, known = project.registry.info(version), project.latest(ScoringPath, subject=version)
+    if known is not None and (known.model_hash, known.asked) != (info.hash, project.settings.deployment.scorer): known = None
+    if known is not None and not _may_have_form(project, info, known): return known
     from mlcycle.inputs import input_schema
-    from mlcycle.standing import settled
-    plan, sample = FeaturePlan.from_body(info.plan), training_rows(project, info)
-    return settled(project, project.registry.load(version), input_schema(plan, settings, sample=sample)).path
+    from mlcycle.standing import inputs_to_compare, settled
+    model = project.registry.load(info.version)
+    takes = input_schema(FeaturePlan.from_body(info.plan), project.settings, sample=training_rows(project, info))
+    known = known or settled(project, model, takes).path
+    if not _may_have_form(project, info, known): return known
+    found = known.model_copy(update={'form': keep_form(project, model, takes, inputs_to_compare(project, info)[0])})
+    if found != known: project.record(found, subject=version)
+    return found
+
+def _may_have_form(project: Project, info: ModelVersion, known: ScoringPath) -> bool: # and has none yet, or it is gone
+    if known.path != 'compiled' or known.form == '' or project.read_only: return False
+    return not (known.form and form_file(project, info, known.form).exists())
 
 def score_file(project: Project, source: str | Path, # CSV, Parquet, JSON lines, Excel; a folder of Parquet files; a Delta table
                out: str | Path, # .csv, .parquet, or a folder
@@ -295,12 +323,14 @@ def _all_parts(job: Job, asked: tuple[Path, Rules], spread: Spread) -> tuple[Lar
     "Look the source over and score every part."
     source, rules = asked
     large = source.is_dir() or source.stat().st_size > SMALL
-    with _same_folders(spread), mapper(spread, parts=2 if large else 1) as mapped:
-        table = survey(source, rules, mapped=mapped).model_copy(update={'name': job.table.name})
+    with _same_folders(spread), mapper(spread, parts=2 if large else 1, form=bool(job.path.form)) as mapped:
+        table = survey(source, rules, mapped=mapped, hashed=False).model_copy(update={'name': job.table.name})
+        hash = beside(source_hash, source)
         _has_columns(table, job.columns)
         reused = sum(part_files(job.work, p.number)[-1].exists() for p in table.parts)
         job = job.model_copy(update={'table': table.model_copy(update={'parts': []})})
-        return table, [*mapped(score_part, [job]*len(table.parts), table.parts)], reused
+        done = [*mapped(score_part, [job]*len(table.parts), table.parts)]
+        return table.model_copy(update={'hash': hash()}), done, reused
 
 @contextmanager
 def _same_folders(spread: Spread) -> Iterator[None]:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 from collections.abc import Callable
 from datetime import datetime
+from functools import cache, cached_property
 from typing import NamedTuple
 import numpy as np
 import pandas as pd
@@ -17,17 +18,18 @@ from .content import to_arrow
 from .core import DataError, Project
 from .encoding import Levels, NotCompiled, Unusual
 from .formats import plain_column
+from .arithmetic import kept_form
 from .keeping import as_logged, hashed_name, kept_columns, marks_for, stored_name
 from .onnx import onnx_head
 from .paths import ScoringPath, decide
 from .plans import FeaturePlan
-from .registry import Model
+from .registry import Model, ModelVersion
 from .scoring import answers, event_times
 from .values import clean_text
 
 # %% auto #0
-__all__ = ['FEW', 'plain_array', 'plain_frame', 'raw_columns', 'Scorer', 'load_scorer', 'piece_answers', 'agrees', 'columns_read',
-           'log_columns', 'row_ids', 'row_times']
+__all__ = ['FEW', 'plain_array', 'plain_frame', 'raw_columns', 'Scorer', 'Later', 'load_scorer', 'piece_answers', 'agrees',
+           'columns_read', 'log_columns', 'row_ids', 'row_times']
 
 # %% ../nbs/00ie_columns.ipynb #85f7dfcc
 def plain_array(rows: pa.Table, column: str, name: str, # of the source, for messages
@@ -77,14 +79,29 @@ class Scorer(NamedTuple):
     compiled: Compiled | None # None: the pipeline itself answers
     types: dict[str, str] # of the columns that the compiled form reads
     tolerance: float
+    form: bool = False # read from a form, so that the model is only loaded where a row needs the pipeline itself
 
-def load_scorer(model: Model, path: ScoringPath) -> Scorer:
-    "A loaded version, made ready to answer in a way that was chosen."
-    heads = {'compiled': head_of, 'onnx': onnx_head}.get(path.path)
-    try: found = compile_pipeline(model.estimator, model.info.columns, model.task, heads=heads) if heads else None
+class Later(Model):
+    "A version whose model is loaded when something asks for it."
+    def __init__(self, info: ModelVersion, load: Callable): # of no arguments, gives the Model
+        self.info, self.version, self.task, self.load = info, info.version, info.task, load
+
+    @cached_property
+    def estimator(self): return self.load().estimator
+
+def load_scorer(project: Project, path: ScoringPath) -> Scorer:
+    "A version, made ready to answer in a way that was chosen."
+    info = project.registry.info(path.version)
+    if found := kept_form(project, info, path):
+        return Scorer(Later(info, lambda: project.registry.load(path.version)), found, _types(info, found), path.tolerance, form=True)
+    model, heads = project.registry.load(path.version), {'compiled': head_of, 'onnx': onnx_head}.get(path.path)
+    try: found = compile_pipeline(model.estimator, info.columns, model.task, heads=heads) if heads else None
     except NotCompiled: found = None
-    types = {c['name']: c['type'] for c in model.info.plan.get('columns', ())}
-    return Scorer(model, found, {c: types.get(c, 'category') for c in found.raw} if found else {}, path.tolerance)
+    return Scorer(model, found, _types(info, found), path.tolerance)
+
+def _types(info: ModelVersion, compiled: Compiled | None) -> dict[str, str]:
+    types = {c['name']: c['type'] for c in info.plan.get('columns', ())}
+    return {c: types.get(c, 'category') for c in compiled.raw} if compiled else {}
 
 def piece_answers(scorer: Scorer, rows: pa.Table, name: str, # of the source, for messages
                   ) -> tuple[dict[str, pa.Array], bool]: # score, decision [, score_<class>…]; whether it was compiled
@@ -111,6 +128,7 @@ FEW = 200   # rows that both ways answer before the rest of a part is answered b
 def agrees(scorer: Scorer, rows: pa.Table, name: str) -> bool:
     "Whether the first rows of a piece get the pipeline's answers; what cannot be read is for it to refuse."
     if scorer.compiled is None: return False
+    if scorer.form and all(c in rows.column_names and _plain(rows[c].type, kind) for c, kind in scorer.types.items()): return True
     rows, model = rows.slice(0, FEW), scorer.model
     try:
         found = _compiled(scorer, rows, name)
@@ -118,6 +136,10 @@ def agrees(scorer: Scorer, rows: pa.Table, name: str) -> bool:
     except (Unusual, DataError): return False
     same = model.task == 'regression' or np.array_equal(decide(found, model.info), decide(wanted, model.info))
     return bool(same and np.abs(found-wanted).max(initial=0) <= scorer.tolerance)
+
+def _plain(kind: pa.DataType, type: str) -> bool: # nothing is left to be understood
+    if type == 'number': return pa.types.is_integer(kind) or pa.types.is_floating(kind)
+    return type == 'category' and (kind.value_type if pa.types.is_dictionary(kind) else kind) in (pa.string(), pa.large_string())
 
 # %% ../nbs/00ie_columns.ipynb #7be19eeb
 def columns_read(project: Project, model: Model, log: bool, # whether rows are logged
@@ -129,13 +151,13 @@ def columns_read(project: Project, model: Model, log: bool, # whether rows are l
 def log_columns(project: Project, rows: pa.Table, plan: FeaturePlan, name: str, # of the source, for messages
                 ) -> dict[str, pa.Array]: # by their names in the log
     "The columns that are logged beside the answers, as they came or hashed."
-    kept, found = kept_columns(project, plan), {}
+    kept, found, there = kept_columns(project, plan), {}, {*rows.column_names}
     marks = marks_for(project, [*kept])
     for column, kind in kept.items():
         made = hashed_name(column)
-        if column in marks and made in rows.column_names:   # hashed already
+        if column in marks and made in there:   # hashed already
             found[made] = _text(plain_array(rows, made, name), clean_text)
-        elif column in rows.column_names:
+        elif column in there:
             values = plain_array(rows, column, name)
             if column in marks: found[made] = _text(values, _hashes(marks[column]))
             else: found[stored_name(column)] = _number(values) if kind == 'number' else _as_text(values)
@@ -166,12 +188,15 @@ def _number(values: pa.Array) -> pa.Array: # floats, null where missing
     x = values.to_numpy(zero_copy_only=False)
     return pa.array(x, from_pandas=True) if np.isnan(x).any() else values
 
+@cache
+def _digits() -> np.ndarray: # of each number below 65,536 its four hexadecimal digits
+    return np.frombuffer(''.join(f'{i:04x}' for i in range(2**16)).encode(), np.uint32)
+
 def row_ids(key: str, first: int, n: int) -> pa.Array: # text of 32 hexadecimal digits each
     "The prediction ids of rows: 16 digits of a job, and the row's number."
-    numbers = np.arange(first, first+n, dtype='>u8').view(np.uint8).reshape(n, 8)
-    digits, made = np.frombuffer(b'0123456789abcdef', np.uint8), np.empty((n, 32), np.uint8)
-    made[:, :16] = np.frombuffer(key.encode(), np.uint8)
-    made[:, 16::2], made[:, 17::2] = digits[numbers >> 4], digits[numbers & 15]
+    made = np.empty((n, 8), np.uint32)   # four digits each
+    made[:, :4] = np.frombuffer(key.encode(), np.uint32)
+    made[:, 4:] = _digits()[np.arange(first, first+n, dtype='>u8').view('>u2').reshape(n, 4)]
     places = np.arange(0, 32*n+1, 32, dtype=np.int32)
     return pa.StringArray.from_buffers(n, pa.py_buffer(places), pa.py_buffer(made))
 

@@ -11,25 +11,27 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 from .encoding import NAN, Input, Levels, NotCompiled, Unusual, as_it_is, bounds, column_setter, encoders, inputs_of, sentinels, setter
-from .features import Calibrated, Clean, apply_curve
+from .curves import apply_curve
 from .inputs import InputColumn
 from .masks import Ensemble, masks_of
 from .paths import ScoringPath, compare, verdict
 
 # %% auto #0
-__all__ = ['HEADS', 'Head', 'head_of', 'calibrated_head', 'sigmoid', 'softmax', 'nested', 'both_ways', 'walk', 'Compiled',
-           'compile_pipeline', 'choose']
+__all__ = ['HEADS', 'Head', 'head_of', 'calibrated_head', 'sigmoid', 'softmax', 'nested', 'both_ways', 'walk', 'boosted_head',
+           'Compiled', 'Parts', 'parts_of', 'compile_pipeline', 'choose']
 
 # %% ../nbs/00ibc_compiled.ipynb #d5d9f448
 class Head(NamedTuple):
     "A fitted estimator over encoded rows."
     how: str # in words
     one: Callable | None # one row, a list -> a number, or a list of them; None: as many
-    many: Callable # rows -> (n,) of the positive class or amounts, (n, k) of classes
+    many: Callable | None # rows -> (n,) of the positive class or amounts, (n, k) of classes
     trees: Ensemble | None = None # of which masks can be made
+    curve: dict | None = None # that its scores are moved along
 
 def head_of(estimator: object, task: str) -> Head:
     "How an estimator's scores are computed."
+    from mlcycle.features import Calibrated   # with scikit-learn, which who reads a form does without
     if isinstance(estimator, Calibrated): return calibrated_head(head_of(estimator.estimator_, task), estimator.curve, task)
     kind = type(estimator).__name__
     make = HEADS.get(kind)
@@ -50,7 +52,7 @@ def calibrated_head(head: Head, curve: dict | None, task: str) -> Head:
     def many(rows): return moved(head.many(rows))
     trees = head.trees and head.trees._replace(finish=lambda sums: moved(head.trees.finish(sums)),
                                                link=lambda sums: moved(np.array([head.trees.link(sums)])).tolist()[0])
-    return Head(f'{head.how}, calibrated', one if head.one else None, many, trees)
+    return Head(f'{head.how}, calibrated', one if head.one else None, many, trees, curve)
 
 def sigmoid(z: float) -> float:
     "The logistic function, without overflow."
@@ -99,14 +101,19 @@ def _boosted(estimator: object, task: str) -> Head:
     if task == 'regression' and type(estimator._loss.link).__name__ != 'IdentityLink': return _itself(estimator, task)
     width, starts = estimator.n_features_in_, np.ravel(estimator._baseline_prediction).tolist()
     trees = [[_histogram_tree(p[k].nodes) for p in estimator._predictors] for k in range(len(starts))]
-    outputs = [[nested(tree, width) for tree in output] for output in trees]
+    outputs, head = [[nested(tree, width) for tree in output] for output in trees], boosted_head(trees, starts, task)
+    def one(row):
+        row = both_ways(row)
+        return head.trees.link([walk(part, row, s) for part, s in zip(outputs, starts)])
+    return head._replace(one=one, many=_itself(estimator, task).many)
+
+def boosted_head(outputs: list[list[dict]], # for each output its trees, as `Ensemble` has them
+                 starts: list[float], task: str) -> Head: # scores by `trees` alone
+    "Boosted trees as plain numbers."
     if len(outputs) > 1: link = softmax
     elif task == 'binary': link = lambda sums: sigmoid(sums[0])
     else: link = lambda sums: sums[0]
-    def one(row):
-        row = both_ways(row)
-        return link([walk(part, row, s) for part, s in zip(outputs, starts)])
-    return Head(f'{sum(map(len, outputs))} boosted trees', one, _itself(estimator, task).many, Ensemble(trees, starts, partial(_linked, task), link))
+    return Head(f'{sum(map(len, outputs))} boosted trees', None, None, Ensemble(outputs, starts, partial(_linked, task), link))
 
 def _linked(task: str, sums: np.ndarray) -> np.ndarray: # (outputs, n) -> (n,) or (n, outputs)
     from scipy.special import expit, softmax
@@ -218,21 +225,36 @@ def _read_all(given: Input, raw: list) -> list | np.ndarray | Levels:
     if gone: x[np.isin(x, list(gone))] = NAN
     return np.clip(x, *bounds(given.column))
 
-def compile_pipeline(pipeline: object, # fitted: clean → encode → model, or encode → model
-                     columns: list[str], # the raw columns it takes
-                     task: str, *, heads: Callable=head_of, # how the estimator's scores are computed
-                     ) -> Compiled:
-    "A fitted pipeline as arithmetic; NotCompiled says which part stands in the way."
+class Parts(NamedTuple):
+    "A fitted pipeline, taken apart: all that its arithmetic is made of."
+    cleaned: list | None # the columns of its first step, where that is a `Clean`
+    columns: list[str] # the raw columns it takes
+    ways: dict[str, list] # clean column -> Lookups and Scales
+    usual: np.ndarray # the encoded row that they change
+    head: Head
+
+    def together(self) -> Compiled:
+        "The arithmetic."
+        return Compiled(inputs_of(self.cleaned, self.columns), self.ways, self.usual, self.head)
+
+def parts_of(pipeline: object, # fitted: clean → encode → model, or encode → model
+             columns: list[str], # the raw columns it takes
+             task: str, *, heads: Callable=head_of, # how the estimator's scores are computed
+             ) -> Parts:
+    "A fitted pipeline, taken apart; NotCompiled says which part stands in the way."
+    from mlcycle.features import Clean
     steps = [step for _, step in getattr(pipeline, 'steps', [])]
     clean = steps.pop(0) if steps and isinstance(steps[0], Clean) else None
     if len(steps) != 2 or type(steps[0]).__name__ != 'ColumnTransformer':
         kinds = [type(s).__name__ for s in steps] or [type(pipeline).__name__]
         raise NotCompiled(f'The pipeline is {" → ".join(kinds)}; what can be compiled is a ColumnTransformer and an estimator.')
-    inputs = inputs_of(clean, columns)
-    ways, usual = encoders(steps[0])
-    head = heads(steps[1], task)
-    if unread := set(ways)-{i.name for i in inputs}: raise NotCompiled(f'Columns that are not inputs: {sorted(unread)[:5]}.')
-    return Compiled(inputs, ways, usual, head)
+    parts = Parts(clean.columns if clean else None, columns, *encoders(steps[0]), heads(steps[1], task))
+    if unread := set(parts.ways)-{i.name for i in inputs_of(parts.cleaned, columns)}: raise NotCompiled(f'Columns that are not inputs: {sorted(unread)[:5]}.')
+    return parts
+
+def compile_pipeline(pipeline: object, columns: list[str], task: str, *, heads: Callable=head_of) -> Compiled: # takes what `parts_of` does
+    "A fitted pipeline as arithmetic; NotCompiled says which part stands in the way."
+    return parts_of(pipeline, columns, task, heads=heads).together()
 
 # %% ../nbs/00ibc_compiled.ipynb #5e139be4
 def choose(model, columns: list[InputColumn], rows: pd.DataFrame | None, *, of: str='training rows') -> tuple[Compiled | None, ScoringPath]:

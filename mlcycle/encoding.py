@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 from .core import MlcycleError
-from .features import Clean, clean_names
+from .plans import clean_names
 from .values import FALSE, LARGEST, TRUE, plain
 
 # %% auto #0
@@ -109,13 +109,13 @@ class Input(NamedTuple):
     read: Callable # raw values of one record -> the clean value
     column: dict | None # its description where it is a plain number
 
-def inputs_of(clean: Clean | None, # the first step of a pipeline, where it is ours
+def inputs_of(cleaned: list | None, # the columns of a pipeline's first step, where that is a `Clean`
               names: list[str], # the raw columns
               ) -> list[Input]:
     "The clean columns that an encoder sees."
-    if clean is None: return [Input(n, (n,), as_it_is, None) for n in names]
-    found, named = [], iter(clean_names(clean.columns))
-    for column in clean.columns:
+    if cleaned is None: return [Input(n, (n,), as_it_is, None) for n in names]
+    found, named = [], iter(clean_names(cleaned))
+    for column in cleaned:
         parts = column['parts'] if column['type'] == 'date' else ('',)
         found += [_input(next(named)[0], column, part) for part in parts]
     return found

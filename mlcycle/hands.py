@@ -5,7 +5,7 @@
 # %% ../nbs/00ae_hands.ipynb #fd953087
 from __future__ import annotations
 import gc, logging, os, signal, threading, time
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,8 +13,8 @@ from typing import Callable, Iterator
 from .core import Blocked, Record, SettingsError
 
 # %% auto #0
-__all__ = ['SMALL', 'READY', 'SAME', 'ALONE', 'AGAIN', 'Spread', 'is_large', 'begin', 'loading', 'cluster_client', 'differences',
-           'check_alike', 'on_cluster', 'results', 'mapper']
+__all__ = ['SMALL', 'READY', 'LEARNED', 'SAME', 'ALONE', 'AGAIN', 'ONE_THREAD', 'Spread', 'is_large', 'begin', 'beside',
+           'loading', 'cluster_client', 'differences', 'check_alike', 'on_cluster', 'results', 'mapper']
 
 # %% ../nbs/00ae_hands.ipynb #0956aa70
 SMALL = 64*2**20 # bytes up to which a text file is read whole, with all that the strict reader finds out
@@ -35,13 +35,23 @@ def is_large(source: str | Path) -> bool:
     return Path(source).is_dir() or Path(source).exists() and Path(source).stat().st_size > SMALL
 
 # %% ../nbs/00ae_hands.ipynb #0ddaf9ef
-READY = 'mlcycle.ready' # the module that imports what workers need, before they know of which model
+READY, LEARNED = 'mlcycle.ready', 'mlcycle.learned' # modules that import what workers need: for a form, and for any model
 
-def begin() -> None:
+def begin(*, form: bool=False, # the version has one (`mlcycle.arithmetic`)
+          ) -> None:
     "Start the process from which workers are forked; it loads what they need while the caller does something else."
     from multiprocessing import forkserver
-    forkserver.set_forkserver_preload([READY])
+    forkserver.set_forkserver_preload([READY if form else LEARNED])
     with _undisturbed(): forkserver.ensure_running()
+
+def beside(do: Callable, *args) -> Callable: # waits for what `do` gives
+    "Do something in a thread, for which nobody waits where the work meanwhile fails."
+    told = Future()
+    def run() -> None:
+        try: told.set_result(do(*args))
+        except BaseException as error: told.set_exception(error)
+    threading.Thread(target=run, daemon=True).start()
+    return told.result
 
 @contextmanager
 def loading() -> Iterator[None]:
@@ -135,6 +145,7 @@ def results(client, tasks: list) -> list: # in order
 
 @contextmanager
 def mapper(spread: Spread, *, parts: int=2, # with a single one no process is started
+           form: bool=False, # the version has one (`mlcycle.arithmetic`)
            ) -> Iterator[Callable]:
     "A `map` whose work is done by other processes, or by the workers of a cluster."
     if spread.cluster:
@@ -142,7 +153,7 @@ def mapper(spread: Spread, *, parts: int=2, # with a single one no process is st
     elif (workers := spread.hands(parts)) < 2: yield map
     else:
         from multiprocessing import get_context
-        begin()
+        begin(form=form)
         with ProcessPoolExecutor(workers, get_context('forkserver'), initializer=_alone, initargs=({**os.environ},)) as pool:
             threading.Thread(target=_wake, args=(pool, workers), daemon=True).start()   # they start while the table is looked over
             yield lambda do, *lists: _mapped(pool, do, lists)
@@ -162,16 +173,20 @@ def _mapped(pool: ProcessPoolExecutor, do: Callable, lists: tuple) -> Iterator:
         pool.shutdown(wait=False, cancel_futures=True)   # what has not begun is not begun
         raise
 
+ONE_THREAD = ('OMP_NUM_THREADS', 'OPENBLAS_NUM_THREADS', 'MKL_NUM_THREADS')
+
 def _alone(environment: dict) -> None:
     "The caller's environment as it is now, one thread for the work, and an end when the caller is gone."
     import multiprocessing
     os.environ.clear()
-    os.environ.update(environment)
+    os.environ.update({name: '1' for name in ONE_THREAD} | environment)   # read by libraries that are loaded later
     def watch():
         multiprocessing.parent_process().join()
         os._exit(1)
     threading.Thread(target=watch, daemon=True).start()
     from threadpoolctl import threadpool_limits
-    import pyarrow as pa, sklearn   # what they load is then limited too
-    threadpool_limits(1)
+    import pyarrow as pa
+    threadpool_limits(1)   # of those that are there
+    if 'jemalloc' in pa.supported_memory_backends() and 'ARROW_DEFAULT_MEMORY_POOL' not in environment:
+        pa.set_memory_pool(pa.jemalloc_memory_pool())   # gives back less, and so takes pages of the system less often
     pa.set_cpu_count(1)

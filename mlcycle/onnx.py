@@ -10,7 +10,6 @@ from .compiled import Compiled, Head, calibrated_head, choose, compile_pipeline
 from .paths import ScoringPath, compare, verdict
 from .core import SettingsError
 from .encoding import NotCompiled
-from .features import Calibrated
 from .inputs import InputColumn
 
 # %% auto #0
@@ -19,6 +18,7 @@ __all__ = ['WITHIN', 'onnx_head', 'onnx_session', 'choose_onnx']
 # %% ../nbs/00ibca_onnx.ipynb #af7701fa
 def onnx_head(estimator: object, task: str) -> Head:
     "A fitted estimator as an ONNX graph over encoded rows; NotCompiled where no converter knows it."
+    from mlcycle.features import Calibrated
     if isinstance(estimator, Calibrated): return calibrated_head(onnx_head(estimator.estimator_, task), estimator.curve, task)
     session = onnx_session(estimator)
     name = session.get_inputs()[0].name

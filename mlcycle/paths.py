@@ -31,6 +31,7 @@ class ScoringPath(Result):
     changed: int = 0 # decisions that differed
     distance: float | None = None # the largest difference of two scores
     tolerance: float = TOLERANCE
+    form: str | None = None # SHA-256 of the form from which batches score (`mlcycle.arithmetic`); empty: it has none; None: nobody has made one yet
 
     @property
     def headline(self) -> str:

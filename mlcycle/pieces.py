@@ -18,7 +18,7 @@ from .reading import check_names, csv_table, shortened, sniff_separator
 
 # %% auto #0
 __all__ = ['PART', 'PIECE', 'BLOCK', 'LONGEST', 'Part', 'LargeTable', 'parquet_parts', 'file_hash', 'csv_blocks', 'csv_rows',
-           'survey', 'pieces']
+           'survey', 'source_hash', 'pieces']
 
 # %% ../nbs/00j_pieces.ipynb #9b6822c0
 class Part(Record):
@@ -37,7 +37,7 @@ class LargeTable(Record):
     "A table by its parts."
     name: str # of the file or folder
     format: str # csv, parquet or delta
-    hash: str # SHA-256 of the bytes; of a Delta table, of the files that make up the version
+    hash: str # as `source_hash` gives it; empty: not looked at yet
     columns: list[str]
     parts: list[Part]
     names: dict[str, str] = {} # name in the files → its own, where they differ
@@ -85,9 +85,7 @@ def _parquet(paths: list[Path], name: str, rows: int) -> LargeTable:
         if other.names != schema.names:
             raise DataError(f'{path.name} has other columns than {paths[0].name}: {shortened(other.names)}; '
                             f'{shortened(schema.names)}. Files of one table have the same columns.')
-    hashes = [[p.name, file_hash(p)] for p in paths]
-    return LargeTable(name=name, format='parquet', hash=hashes[0][1] if len(paths) == 1 else digest(hashes),
-                      columns=schema.names, parts=parquet_parts(paths, rows=rows))
+    return LargeTable(name=name, format='parquet', hash='', columns=schema.names, parts=parquet_parts(paths, rows=rows))
 
 def file_hash(path: str | Path) -> str: # 64 hexadecimal digits
     "SHA-256 of a file, in little memory."
@@ -199,7 +197,7 @@ def _csv(path: Path, rules: Rules, mapped: Callable, size: int) -> LargeTable:
     check_names(columns, path.name)
     parts = [Part(number=i, first=0, rows=0, path=str(path), start=a, end=b, line=line)
              for i, (a, b, line) in enumerate(csv_blocks(path, start, size=size))]
-    table = LargeTable(name=path.name, format='csv', hash=file_hash(path), columns=columns, parts=parts, header=header,
+    table = LargeTable(name=path.name, format='csv', hash='', columns=columns, parts=parts, header=header,
                        separator=separator, rules=rules)
     return _typed(_with_decimal(table, mapped), mapped)
 
@@ -235,6 +233,7 @@ def survey(path: str | Path, # a CSV or Parquet file, a folder of Parquet files,
            rules: Rules=Rules(), # CSV: tokens that mean missing, columns kept as text
            *, rows: int=PART, # in a part, of Parquet
            mapped: Callable=map, # how work on many parts is done: `map`, or an executor's
+           hashed: bool=True, # False: `source_hash` is asked by the caller, while something else is done
            ) -> LargeTable:
     "Look a table over: columns, types, hash and parts."
     path = Path(path)
@@ -245,7 +244,15 @@ def survey(path: str | Path, # a CSV or Parquet file, a folder of Parquet files,
         found = _parquet([path], path.name, rows) if parquet else _csv(path, rules, mapped, BLOCK)
     if not found.rows: raise DataError(f'{path.name} has no rows. Give at least one.')
     check_names(found.columns, path.name)
-    return found
+    return found.model_copy(update={'hash': source_hash(path)}) if hashed and not found.hash else found
+
+def source_hash(path: str | Path) -> str: # 64 hexadecimal digits
+    "The hash of a table as it is now: SHA-256 of the file, of the names and hashes of a folder's files, or of a Delta table's version and files."
+    path = Path(path)
+    if (path/'_delta_log').is_dir(): return _delta(path, PART).hash
+    if not path.is_dir(): return file_hash(path)
+    hashes = [[p.name, file_hash(p)] for p in _parquet_files(path)]
+    return hashes[0][1] if len(hashes) == 1 else digest(hashes)
 
 def _parquet_files(folder: Path) -> list[Path]:
     found = sorted(p for p in folder.iterdir() if p.suffix in ('.parquet', '.pq') and not p.name.startswith(('.', '_')))

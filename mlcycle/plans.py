@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MANY', 'DATE', 'ColumnPlan', 'FeaturePlan', 'column_type', 'spelled', 'infer_plan', 'encode_target', 'guess_positive',
-           'read_target', 'class_names', 'decode_target']
+           'read_target', 'class_names', 'decode_target', 'clean_names']
 
 # %% ../nbs/00gb_plans.ipynb #eea81180
 import re
@@ -15,7 +15,6 @@ import pandas as pd
 
 from .core import DataError, Record, Settings, Treatment
 from .values import FALSE, TRUE, clean_dates, clean_numbers, clean_text, objects, plain
-
 
 # %% ../nbs/00gb_plans.ipynb #c06265cc
 MANY = 30   # levels above which a category is encoded by its target mean
@@ -251,3 +250,15 @@ def decode_target(values, # encoded outcomes or decisions
     if plan.task == 'multiclass': return np.asarray(values, dtype=object)
     names = plan.classes if len(plan.classes) == 2 else [f'not {plan.classes[0]}', *plan.classes]
     return objects([names[int(v)] for v in values], len(values))
+
+# %% ../nbs/00gb_plans.ipynb #efaca894
+def clean_names(columns: list) -> list[tuple[str, str]]: # (clean name, raw name)
+    "The names of the clean columns beside their raw column's."
+    taken, out = {c['name'] for c in columns}, []
+    for column in columns:
+        for part in column['parts'] if column['type'] == 'date' else ('',):
+            name = f'{column["name"]} ({part})' if part else column['name']
+            while part and name in taken: name += ' '
+            taken.add(name)
+            out.append((name, column['name']))
+    return out

@@ -24,7 +24,7 @@ def known_levels(pipeline: object, # fitted
     steps = [step for _, step in getattr(pipeline, 'steps', [])]
     clean = steps.pop(0) if steps and isinstance(steps[0], Clean) else None
     if not steps or type(steps[0]).__name__ != 'ColumnTransformer': return {}
-    inputs, found = {i.name: i for i in inputs_of(clean, columns)}, {}
+    inputs, found = {i.name: i for i in inputs_of(clean.columns if clean else None, columns)}, {}
     for _, transformer, names in steps[0].transformers_:
         kind, fitted = ('', None) if isinstance(transformer, str) else steps_of(transformer)[0]
         if kind not in LEVELS: continue

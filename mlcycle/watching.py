@@ -28,7 +28,8 @@ def score(project: Project, source: str, out: str, version: str, **spread) -> No
     "Score a table of any size with the champion and log the predictions."
     from mlcycle.hands import Spread, begin, is_large, loading
     asked = Spread(**spread)
-    if asked.hands(2) > 1 and is_large(source): begin()   # workers load beside this process
+    if asked.hands(2) > 1 and is_large(source):   # workers load beside this process
+        begin(form=any(path.body.get('form') for path in project.ledger.entries('compiled')))
     with loading(): from mlcycle.batch import score_file
     click.echo(score_file(project, source, out, version=version, spread=asked).headline)
 
