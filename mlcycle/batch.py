@@ -79,12 +79,13 @@ GAPPED: set[str] = set() # jobs in whose log this process has met a gap
 class Gap(Exception): "A column of the log lacks a value, and its beginning had them all."
 
 def _made(job: Job, part: Part, files: list[Path], *, whole: bool) -> Done:
-    from mlcycle.columns import agrees, columns_read
+    from mlcycle.columns import agrees, columns_read, rows_at_once
     project, scorer = _loaded(job.project, job.path)
     counts, first, own = {True: 0, False: 0}, part.first, scorer
     with _written(files[:1+job.log], whole=whole) as (write, ended):
         wanted = columns_read(project, scorer.model, job.log)+job.columns if job.columns else job.table.columns
-        for rows in pieces(job.table, part, levels=[c for c, kind in scorer.types.items() if kind != 'number'], columns=wanted):
+        levels, n = [c for c, kind in scorer.types.items() if kind != 'number'], rows_at_once(scorer, len(wanted))
+        for rows in pieces(job.table, part, rows=n, levels=levels, columns=wanted):
             if first == part.first and not agrees(scorer, rows, job.table.name): own = scorer._replace(compiled=None)
             tables, compiled = _scored(job, project, (own, rows, first))
             write(*tables)
@@ -102,7 +103,8 @@ def _scored(job: Job, project: Project, piece: tuple) -> tuple[list[pa.Table], b
     (scorer, rows, first), name, n = piece, job.table.name, piece[1].num_rows
     try: found, compiled = piece_answers(scorer, rows, name)
     except DataError as error:
-        where = f'row {first+1:,}' if n == 1 else f'rows {first+1:,} to {first+n:,}'
+        at, some = getattr(error, 'rows', (0, n))
+        where = f'row {first+at+1:,}' if some == 1 else f'rows {first+at+1:,} to {first+at+some:,}'
         raise DataError(f'{name}, {where}: {error}') from None
     version = pa.DictionaryArray.from_arrays(pa.array(np.zeros(n, np.int32)), [job.version])
     at = row_times(rows, project.settings.data.time, name, now=job.at)

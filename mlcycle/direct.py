@@ -12,7 +12,7 @@ from pathlib import Path
 __all__ = ['BUFFER', 'BLOCK', 'DirectFile']
 
 # %% ../nbs/00bd_direct.ipynb #db30c09a
-BUFFER, BLOCK = 4*2**20, 4096   # bytes: what goes to the disk at once; what disks address
+BUFFER, BLOCK = 2**20, 4096   # bytes: what goes to the disk at once; what disks address
 
 class DirectFile(io.RawIOBase):
     "A new file that is whole and on the disk once it is closed; only written from its beginning to its end."

@@ -10,5 +10,5 @@ from .hands import loading
 
 # %% ../nbs/13b_ready.ipynb #caf98261
 with loading():
-    import mlcycle.batch, mlcycle.columns, pyarrow.pandas_compat
+    import mlcycle.batch, mlcycle.columns, pyarrow.pandas_compat, scipy.special
     import mlcycle.cli
