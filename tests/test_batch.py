@@ -5,14 +5,18 @@ from contextlib import contextmanager
 from pathlib import Path
 import numpy as np
 import pandas as pd
-import psutil, pyarrow as pa, pytest
+from deltalake import DeltaTable
+import psutil, pyarrow as pa, pyarrow.parquet as pq, pytest
+from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.linear_model import LogisticRegression
 from mlcycle import batch
-from mlcycle.batch import BatchReport, Spread, score_file
+from mlcycle.arithmetic import form_file, kept_form
+from mlcycle.batch import BatchReport, Spread, known_path, score_file
 from mlcycle.columns import log_columns, plain_frame
 from mlcycle.content import to_arrow
 from mlcycle.core import Blocked, DataError, Project, SettingsError
 from mlcycle.direct import BUFFER, DirectFile
+from mlcycle.paths import ScoringPath
 from mlcycle.plans import FeaturePlan
 from mlcycle.keeping import log_rows, stored_name
 from mlcycle.scoring import label_file, predictions, score
@@ -360,6 +364,91 @@ def test_dates_are_read_in_the_order_of_the_training_rows(tmp_path, monkeypatch,
     project.ledger.append(stage='data', kind='schema', body={'readings': [reading.body()]}, actor='Ada')
     assert score_file(project, tmp_path/'in.csv', tmp_path/'out.csv', spread=Spread(workers=1)).rows == 2
     assert pd.to_datetime(predictions(project)['at']).dt.strftime('%d.%m.').tolist() == ['02.03.', '05.03.']
+
+
+# --- the arithmetic alone
+
+@pytest.fixture(scope='module')
+def grown(tmp_path_factory) -> Project:
+    "A project whose champion is boosted trees, which have a form."
+    project = new_project(tmp_path_factory.mktemp('grown')/'project', data='id = "id"\nprotected = ["sex"]\ndrop = ["sex"]')
+    crown(project, register(project, strange_rows(400), HistGradientBoostingClassifier(max_iter=20)))
+    known_path(project, '1')
+    return project
+
+
+ALONE = """
+import sys
+from mlcycle.batch import Spread, score_file
+from mlcycle.core import Project
+score_file(Project(sys.argv[1], actor='Ada'), sys.argv[2], sys.argv[3], spread=Spread(workers=1))
+print(sorted({'sklearn', 'skops', 'scipy.stats'} & {*sys.modules}))
+"""
+
+
+def form_of_the_first(project: Project) -> Path:
+    return form_file(project, project.registry.info('1'), project.latest(ScoringPath, subject='1').form)
+
+
+def test_a_version_with_a_form_scores_without_scikit_learn(grown, many, tmp_path):
+    many.to_parquet(tmp_path/'in.parquet')
+    run = subprocess.run([sys.executable, '-c', ALONE, grown.folder, tmp_path/'in.parquet', tmp_path/'out.parquet'], capture_output=True, text=True)
+    assert run.stdout == '[]\n', run.stderr
+    same_as_in_memory(grown, many, pd.read_parquet(tmp_path/'out.parquet'))
+    assert grown.latest(BatchReport, subject='1').compiled == len(many)
+
+
+@pytest.mark.parametrize('what', ['gone', 'changed', 'cut'])
+def test_a_form_that_is_not_the_recorded_one_is_not_read(grown, many, tmp_path, what):
+    "Then the model itself is loaded; a form that is gone is made again."
+    place, before = form_of_the_first(grown), form_of_the_first(grown).read_bytes()
+    many.head(100).to_parquet(tmp_path/'in.parquet')
+    if what == 'gone': place.unlink()
+    else: place.write_bytes(before[:len(before)//2] if what == 'cut' else before.replace(before[2000:2008], bytes(8), 1))
+    try:
+        assert kept_form(grown, grown.registry.info('1'), grown.latest(ScoringPath, subject='1')) is None
+        score_file(grown, tmp_path/'in.parquet', tmp_path/'out.parquet', spread=Spread(log=False))
+        same_as_in_memory(grown, many.head(100), pd.read_parquet(tmp_path/'out.parquet'))
+        assert what != 'gone' or place.read_bytes() == before
+    finally: place.write_bytes(before)
+
+
+def test_a_form_lies_where_the_model_goes_from(grown):
+    "Who removes the files of a retired version removes it."
+    assert form_of_the_first(grown).parent == grown.path(Path('store')/grown.registry.info('1').uri).parent
+
+
+def test_what_a_form_does_not_read_is_answered_by_the_model(grown, many, tmp_path):
+    "Numbers as text: the first rows go through the pipeline too, and then all do."
+    rows = many.head(300).astype({HTML: str})
+    rows.to_parquet(tmp_path/'in.parquet')
+    report = score_file(grown, tmp_path/'in.parquet', tmp_path/'out.parquet', spread=Spread(log=False))
+    same_as_in_memory(grown, many.head(300), pd.read_parquet(tmp_path/'out.parquet'))
+    assert report.compiled == 0
+
+
+# --- gaps in the log
+
+@pytest.mark.parametrize('gap', [None, float('nan')], ids=['null', 'nan'])
+def test_a_gap_that_comes_late_in_a_part_is_in_the_log(gap, many, tmp_path, monkeypatch):
+    "The beginning of the part had every value, so that its columns were written without room for gaps."
+    project = new_project(tmp_path/'project', data='id = "id"\nprotected = ["sex"]\ndrop = ["sex"]')
+    crown(project, register(project, strange_rows(400), HistGradientBoostingClassifier(max_iter=20)))
+    monkeypatch.setattr('mlcycle.columns.CELLS', 1)   # a thousand rows at once
+    values = many['version'].tolist()
+    values[3500] = None
+    table = to_arrow(many.drop(columns=[HTML, 'version']))
+    table = table.append_column(HTML, pa.array([*many[HTML][:3000], gap, *many[HTML][3001:]])).append_column('version', pa.array(values))
+    pq.write_table(table, tmp_path/'in.parquet')
+    score_file(project, tmp_path/'in.parquet', tmp_path/'out', spread=Spread(workers=1))
+    kept = predictions(project).sort_values('prediction_id', ignore_index=True)
+    assert len(kept) == len(many) and np.flatnonzero(kept[HTML].isna()).tolist() == [3000] and np.flatnonzero(kept[stored_name('version')].isna()).tolist() == [3500]
+    assert np.array_equal(kept[HTML].drop(3000), many[HTML].drop(3000))
+    table = DeltaTable(project.tables.uri('predictions'))
+    assert all(f.nullable for f in table.schema().fields)   # what files had all of is no promise of the table
+    table.optimize.compact()
+    score(project, many.head(5).assign(version=None))
+    assert len(predictions(project)) == len(many)+5
 
 
 # --- files past the cache

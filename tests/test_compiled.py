@@ -6,8 +6,9 @@ import pytest
 from sklearn.ensemble import ExtraTreesClassifier, HistGradientBoostingClassifier, HistGradientBoostingRegressor, RandomForestClassifier, RandomForestRegressor
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.neighbors import KNeighborsClassifier
+from mlcycle.arithmetic import form_of, read_form
 from mlcycle.bundle import BundleService
-from mlcycle.compiled import choose, compile_pipeline
+from mlcycle.compiled import choose, compile_pipeline, parts_of
 from mlcycle.paths import ScoringPath
 from mlcycle.core import check_settings, jsonable
 from mlcycle.deployment import build_bundle
@@ -78,6 +79,11 @@ def check(task: str, estimator, kind: str) -> None:
     for record in [*given, *odd, empty]:
         wanted = model.scores(read_records(json.dumps([record]).encode(), columns))[0]
         assert np.abs(np.array(scorer.one(record))-wanted).max() <= 1e-9, record
+    if form := form_of(parts_of(model.estimator, model.info.columns, task), task):
+        read, sent = read_form(form), {c.name: [r[c.name] for r in given+odd] for c in columns if c.required}
+        assert np.array_equal(read.many(sent), scorer.many(sent)) and [read.one(r) for r in given+odd] == [scorer.one(r) for r in given+odd]
+        with pytest.raises(Unusual): read.one(given[0] | {'asked': '2024-W09-4'})
+    assert bool(form) == (scorer.masks is not None)
     for value in ('2024-W09-4', '2024-02-30', '0001-01-01T00:00+05:00', '9999-12-31T23:59-05:00'):   # the last two lie outside the calendar in UTC
         with pytest.raises(Unusual): scorer.one(given[0] | {'asked': value})
 
