@@ -24,7 +24,7 @@ from .hands import SMALL, Spread, beside, mapper
 from .keeping import stored_name
 from .log import log_event
 from .paths import ScoringPath
-from .pieces import LargeTable, Part, file_hash, pieces, source_hash, survey
+from .pieces import PART, LargeTable, Part, file_hash, pieces, source_hash, survey
 from .plans import FeaturePlan
 from .reading import shortened
 from .registry import ModelVersion
@@ -84,7 +84,7 @@ def _made(job: Job, part: Part, files: list[Path], *, whole: bool) -> Done:
     counts, first, own = {True: 0, False: 0}, part.first, scorer
     with _written(files[:1+job.log], whole=whole) as (write, ended):
         wanted = columns_read(project, scorer.model, job.log)+job.columns if job.columns else job.table.columns
-        levels, n = [c for c, kind in scorer.types.items() if kind != 'number'], rows_at_once(scorer, len(wanted))
+        levels, n = [c for c, kind in scorer.types.items() if kind != 'number'], rows_at_once(scorer, len(wanted), PART)
         for rows in pieces(job.table, part, rows=n, levels=levels, columns=wanted):
             if first == part.first and not agrees(scorer, rows, job.table.name): own = scorer._replace(compiled=None)
             tables, compiled = _scored(job, project, (own, rows, first))

@@ -22,14 +22,13 @@ from .arithmetic import kept_form
 from .keeping import as_logged, hashed_name, kept_columns, marks_for, stored_name
 from .onnx import onnx_head
 from .paths import ScoringPath, decide
-from .pieces import PART, PIECE
 from .plans import FeaturePlan
 from .registry import Model, ModelVersion
 from .scoring import answers, event_times
 from .values import clean_text
 
 # %% auto #0
-__all__ = ['CELLS', 'FEW', 'plain_array', 'plain_frame', 'raw_columns', 'Scorer', 'Later', 'rows_at_once', 'load_scorer',
+__all__ = ['SLICE', 'CELLS', 'FEW', 'plain_array', 'plain_frame', 'raw_columns', 'Scorer', 'Later', 'rows_at_once', 'load_scorer',
            'piece_answers', 'agrees', 'columns_read', 'log_columns', 'row_ids', 'row_times']
 
 # %% ../nbs/00ie_columns.ipynb #85f7dfcc
@@ -90,11 +89,12 @@ class Later(Model):
     @cached_property
     def estimator(self): return self.load().estimator
 
-CELLS = 8_000_000   # values in memory at once, where arithmetic takes them block by block
+SLICE, CELLS = 50_000, 8_000_000   # rows that the pipeline gets at once; values in memory, where arithmetic takes them block by block
 
-def rows_at_once(scorer: Scorer, columns: int) -> int: # of a piece
-    "As many as are scored quickest in bounded memory; the pipeline itself, and what multiplies matrices, gets fewer."
-    return max(1000, min(PART, CELLS//columns)) if scorer.compiled and scorer.compiled.masks else PIECE
+def rows_at_once(scorer: Scorer, columns: int, # of a piece
+                 most: int) -> int:
+    "As many rows as are scored quickest in bounded memory; the pipeline itself, and what multiplies matrices, gets fewer."
+    return max(1000, min(most, CELLS//columns)) if scorer.compiled and scorer.compiled.masks else SLICE
 
 def load_scorer(project: Project, path: ScoringPath) -> Scorer:
     "A version, made ready to answer in a way that was chosen."
@@ -116,7 +116,7 @@ def piece_answers(scorer: Scorer, rows: pa.Table, name: str, # of the source, fo
     if scorer.compiled is not None:
         try: return _arrays(scorer.model, _compiled(scorer, rows, name)), True
         except Unusual: pass
-    found = pa.concat_tables([_by_pipeline(scorer.model, rows.slice(i, PIECE), (name, i)) for i in range(0, max(rows.num_rows, 1), PIECE)])
+    found = pa.concat_tables([_by_pipeline(scorer.model, rows.slice(i, SLICE), (name, i)) for i in range(0, max(rows.num_rows, 1), SLICE)])
     return {c: _whole(found[c]) for c in found.column_names}, False
 
 def _by_pipeline(model: Model, rows: pa.Table, place: tuple[str, int]) -> pa.Table:
