@@ -91,12 +91,16 @@ def layout(rows: pa.Table) -> dict: # arguments of a ParquetWriter
     "How the columns of a table are written, judged by its first rows."
     head = rows.slice(0, 1000)
     levels = {c for c in head.column_names if pa.types.is_dictionary(head[c].type)}
-    often = {c for c in head.column_names if c in levels or pc.count_distinct(head[c]).as_py() <= len(head)/2}
+    often = {c for c in head.column_names if c in levels or _repeats(head[c])}
     amounts = {c for c in head.column_names if c not in often and pa.types.is_floating(head[c].type)}
     return {'use_dictionary': [c for c in head.column_names if c in often], 'write_batch_size': 50_000,
             'write_statistics': [c for c in head.column_names if c not in amounts | levels],
             'compression': {c: 'NONE' if c in amounts else 'SNAPPY' for c in head.column_names},
             'store_schema': not all(map(_told, rows.schema.types))}
+
+def _repeats(values: pa.ChunkedArray) -> bool: # whether a value comes twice and more
+    try: return pc.count_distinct(values).as_py() <= len(values)/2
+    except pa.ArrowNotImplementedError: return False   # lists, structures, columns of nothing
 
 def storable(rows: pa.Table) -> pa.Table:
     "The rows as they are written: text by its different values where every reader gets it back as text, else as plain text."

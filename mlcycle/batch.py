@@ -55,6 +55,7 @@ class Done(Record):
     rows: int
     compiled: int # of them, answered by the compiled form
     hash: str # SHA-256 of the part of the output
+    empty: list[str] = [] # columns of the model without a single value
 
 # %% ../nbs/00ja_batch.ipynb #b848fb50
 def part_files(work: str | Path, number: int) -> tuple[Path, Path, Path]: # rows of the output, rows of the log, what is known of them
@@ -81,7 +82,7 @@ class Gap(Exception): "A column of the log lacks a value, and its beginning had 
 def _made(job: Job, part: Part, files: list[Path], *, whole: bool) -> Done:
     from mlcycle.columns import agrees, columns_read, rows_at_once
     project, scorer = _loaded(job.project, job.path)
-    counts, first, own = {True: 0, False: 0}, part.first, scorer
+    counts, first, own, empty = {True: 0, False: 0}, part.first, scorer, dict.fromkeys(scorer.model.info.columns)
     with _written(files[:1+job.log], whole=whole) as (write, ended):
         wanted = columns_read(project, scorer.model, job.log)+job.columns if job.columns else job.table.columns
         levels, n = [c for c, kind in scorer.types.items() if kind != 'number'], rows_at_once(scorer, len(wanted), PART)
@@ -89,8 +90,9 @@ def _made(job: Job, part: Part, files: list[Path], *, whole: bool) -> Done:
             if first == part.first and not agrees(scorer, rows, job.table.name): own = scorer._replace(compiled=None)
             tables, compiled = _scored(job, project, (own, rows, first))
             write(*tables)
+            empty = [c for c in empty if c in rows.column_names and rows[c].null_count == rows.num_rows]
             first, counts[compiled] = first+rows.num_rows, counts[compiled]+rows.num_rows
-        return Done(rows=part.rows, compiled=counts[True], hash=ended())
+        return Done(rows=part.rows, compiled=counts[True], hash=ended(), empty=[*empty])
 
 @lru_cache(maxsize=2)
 def _loaded(folder: str, path: ScoringPath) -> tuple: # the project, and a `columns.Scorer`
@@ -218,12 +220,16 @@ class BatchReport(Result):
     why: str = '' # the reason for that
     compiled: int = 0 # rows answered so; the others by the pipeline
     logged: bool = True # whether the rows are in the log
+    empty: list[str] = [] # columns of the model without a value in any row, which were scored as missing
     out_hash: str = '' # SHA-256 of the file, or of the names and hashes of a folder's parts
 
     @property
     def headline(self) -> str:
         again = f', {self.reused} of {number_of(self.parts, "part")} finished earlier' if self.reused else ''
-        return f'{number_of(self.rows, "prediction")} by version {self.version} in {self.out}{again}{"" if self.logged else ", not in the log"}'
+        return f'{number_of(self.rows, "prediction")} by version {self.version} in {self.out}{again}{"" if self.logged else ", not in the log"}{self._empty}'
+
+    @property
+    def _empty(self) -> str: return f'. No value in any row: {shortened(self.empty)}' if self.empty and self.rows > 1 else ''
 
 def known_path(project: Project, version: str) -> ScoringPath:
     "How a version's scores are computed, and its form where it has one: as the ledger says, or found out and recorded."
@@ -355,7 +361,7 @@ def _finish(project: Project, job: Job, made: tuple[Path, list[Done], int]) -> B
     if job.log: adopt(project, 'predictions', [logged for _, logged, _ in files], start=job.start, mark=job.key)
     facts = dict(version=job.version, model_hash=job.path.model_hash, source=job.table.name, source_hash=job.table.hash, out=out.name,
                  rows=job.table.rows, parts=len(files), key=job.key, path=job.path.path, why=job.path.why,
-                 compiled=sum(d.compiled for d in done), logged=job.log)
+                 compiled=sum(d.compiled for d in done), logged=job.log, empty=[c for c in done[0].empty if all(c in d.empty for d in done)])
     hash = publish({part: d.hash for (part, *_), d in zip(files, done)}, out, facts=facts)
     report = BatchReport(**facts, reused=reused, out_hash=hash)
     project.record(report, subject=job.version)

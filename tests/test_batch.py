@@ -427,6 +427,30 @@ def test_what_a_form_does_not_read_is_answered_by_the_model(grown, many, tmp_pat
     assert report.compiled == 0
 
 
+@pytest.mark.parametrize('ending', ['csv', 'parquet'])
+def test_columns_without_a_single_value_are_told(grown, many, tmp_path, ending):
+    "They are scored as missing, as the pipeline does; a renamed export would else go unnoticed."
+    rows = many.head(50).assign(**{HTML: np.nan, 'version': None})
+    if ending == 'csv': rows.to_csv(tmp_path/'in.csv', index=False)
+    else: rows.to_parquet(tmp_path/'in.parquet')
+    report = score_file(grown, tmp_path/f'in.{ending}', tmp_path/'out.parquet', spread=Spread(log=False))
+    assert report.empty == [c for c in grown.registry.info('1').columns if c in (HTML, 'version')] and report.headline.endswith(f'. No value in any row: {", ".join(report.empty)}')
+    same_as_in_memory(grown, rows, pd.read_parquet(tmp_path/'out.parquet'))
+    rows.assign(version=['x', *[None]*49]).to_csv(tmp_path/'in.csv', index=False)
+    assert score_file(grown, tmp_path/'in.csv', tmp_path/'out.parquet', spread=Spread(log=False)).empty == [HTML]
+
+
+def test_columns_of_lists_structures_and_nothing_are_carried_along(grown, many, tmp_path):
+    "A table has columns that no model reads; a column of nothing may even be one of the model."
+    rows = to_arrow(many.head(40).drop(columns='version')).append_column('version', pa.nulls(40)).append_column('words', pa.array([['a', 'b'], None]*20))
+    rows = rows.append_column('place', pa.array([{'x': 1, 'y': i} for i in range(40)])).append_column('bytes', pa.array([b'\0', None]*20))
+    pq.write_table(rows, tmp_path/'in.parquet')
+    before = len(predictions(grown))
+    for out in ('out', 'out.parquet', 'out.csv'): assert score_file(grown, tmp_path/'in.parquet', tmp_path/out).rows == 40
+    made = pq.read_table(tmp_path/'out.parquet')
+    assert made['words'].equals(rows['words']) and made['place'].equals(rows['place']) and len(predictions(grown)) == before+120
+
+
 # --- gaps in the log
 
 @pytest.mark.parametrize('gap', [None, float('nan')], ids=['null', 'nan'])
