@@ -75,8 +75,9 @@ def keep_form(project: Project, model: Model, columns: list[InputColumn], # what
     return hash
 
 def kept_form(project: Project, info: ModelVersion, path: ScoringPath) -> Compiled | None: # None: load the model
-    "The form that the evidence names, if it is there and is that one."
+    "The form that the evidence names, if it is there and is that one; IntegrityError where the model beside it is not the one that was approved."
     place = form_file(project, info, path.form) if path.form and path.model_hash == info.hash else None
     if place is None or not place.exists(): return None
+    project.registry.content(info.version)   # its bytes are compared, and not read as a model
     content = place.read_bytes()
     return read_form(content) if hashlib.sha256(content).hexdigest() == path.form else None

@@ -14,7 +14,7 @@ from mlcycle.arithmetic import form_file, kept_form
 from mlcycle.batch import BatchReport, Spread, known_path, score_file
 from mlcycle.columns import log_columns, plain_frame
 from mlcycle.content import to_arrow
-from mlcycle.core import Blocked, DataError, Project, SettingsError
+from mlcycle.core import Blocked, DataError, IntegrityError, Project, SettingsError
 from mlcycle.direct import BUFFER, DirectFile
 from mlcycle.paths import ScoringPath
 from mlcycle.plans import FeaturePlan
@@ -402,6 +402,7 @@ def test_a_version_with_a_form_scores_without_scikit_learn(grown, many, tmp_path
 def test_a_form_that_is_not_the_recorded_one_is_not_read(grown, many, tmp_path, what):
     "Then the model itself is loaded; a form that is gone is made again."
     place, before = form_of_the_first(grown), form_of_the_first(grown).read_bytes()
+    batch._loaded.cache_clear()
     many.head(100).to_parquet(tmp_path/'in.parquet')
     if what == 'gone': place.unlink()
     else: place.write_bytes(before[:len(before)//2] if what == 'cut' else before.replace(before[2000:2008], bytes(8), 1))
@@ -410,6 +411,19 @@ def test_a_form_that_is_not_the_recorded_one_is_not_read(grown, many, tmp_path, 
         score_file(grown, tmp_path/'in.parquet', tmp_path/'out.parquet', spread=Spread(log=False))
         same_as_in_memory(grown, many.head(100), pd.read_parquet(tmp_path/'out.parquet'))
         assert what != 'gone' or place.read_bytes() == before
+    finally: place.write_bytes(before)
+
+
+def test_a_model_that_was_changed_does_not_answer_by_its_form_either(grown, many, tmp_path):
+    "What was approved is what answers."
+    place = grown.path(Path('store')/grown.registry.info('1').uri)
+    before = place.read_bytes()
+    many.head(10).to_parquet(tmp_path/'in.parquet')
+    place.write_bytes(before[:500]+bytes([before[500]^1])+before[501:])
+    batch._loaded.cache_clear()   # bytes are checked at load
+    try:
+        with pytest.raises(IntegrityError): score_file(grown, tmp_path/'in.parquet', tmp_path/'out.parquet')
+        assert not (tmp_path/'out.parquet').exists()
     finally: place.write_bytes(before)
 
 
