@@ -169,9 +169,18 @@ def engine() -> str:
     return ''
 
 
+def unreachable(engine: str, image: str) -> str:
+    "Why the engine neither holds `image` nor reaches its registry, or nothing. A registry that knows no such image is reachable."
+    if subprocess.run([engine, 'image', 'inspect', image], capture_output=True).returncode == 0: return ''
+    pulled = subprocess.run([engine, 'pull', image], capture_output=True, text=True)
+    return '' if pulled.returncode == 0 or re.search('manifest unknown|manifest for .* not found|access .*denied', pulled.stderr) else pulled.stderr
+
+
 def test_the_image_builds_and_runs_shut_and_answers(bundle):
     name = engine()
     if not name: pytest.skip('no container engine answers here (docker info, podman info)')
+    base = re.search(r'^FROM (\S+)', (bundle[1]/'Dockerfile').read_text(), re.M)[1]
+    if reason := unreachable(name, base): pytest.skip(f'{name} neither holds {base} nor reaches its registry: {reason}')
     run_engine = lambda *args: subprocess.run([name, *args], check=True, capture_output=True, text=True).stdout.strip()
     run_engine('build', '--tag', 'mlcycle-test', str(bundle[1]))
     container = run_engine('run', '--detach', '--read-only', '--tmpfs', '/tmp', '--cap-drop', 'ALL', '--env', f'MLCYCLE_TOKEN={TOKEN}', '--publish', '127.0.0.1::8000', 'mlcycle-test')
@@ -187,7 +196,9 @@ def test_the_image_builds_and_runs_shut_and_answers(bundle):
         run_engine('stop', '--time', '45', container)
         assert run_engine('inspect', '--format', '{{.State.ExitCode}}', container) == '0'
         assert not re.search('Traceback|ERROR', subprocess.run([name, 'logs', container], check=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True).stdout)
-    finally: run_engine('rm', '--force', container)
+    finally:
+        run_engine('rm', '--force', container)
+        run_engine('rmi', '--force', 'mlcycle-test')
 
 
 def test_dockerfile_is_read_by_the_builders_own_parser(bundle):
