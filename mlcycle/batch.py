@@ -17,7 +17,7 @@ from .adoption import adopt, layout, numbered, row_groups, rows_so_far, storable
 from .column_types import Rules
 from .content import to_arrow
 from .core import Blocked, DataError, Project, Record, Result, SettingsError, digest, sync_folder, write_atomic
-from .direct import DirectFile
+from .direct import REGIONS, new_file
 from .formats import FORMATS
 from .arithmetic import form_file, keep_form
 from .hands import SMALL, Spread, beside, mapper
@@ -33,8 +33,8 @@ from .showing import number_of
 from .sources import types_as_read
 
 # %% auto #0
-__all__ = ['GAPPED', 'MANIFEST', 'WRITERS', 'SHARED', 'Job', 'Done', 'part_files', 'score_part', 'Gap', 'output_kind', 'publish',
-           'BatchReport', 'known_path', 'score_file']
+__all__ = ['GAPPED', 'GROUP', 'MANIFEST', 'WRITERS', 'SHARED', 'Job', 'Done', 'part_files', 'score_part', 'Gap', 'output_kind',
+           'publish', 'BatchReport', 'known_path', 'score_file']
 
 # %% ../nbs/00ja_batch.ipynb #68aa53ad
 class Job(Record):
@@ -111,30 +111,36 @@ def _scored(job: Job, project: Project, piece: tuple) -> tuple[list[pa.Table], b
     version = pa.DictionaryArray.from_arrays(pa.array(np.zeros(n, np.int32)), [job.version])
     at = row_times(rows, project.settings.data.time, name, now=job.at)
     said = {'prediction_id': row_ids(job.key, first, n), 'at': at, 'version': version, **found}
-    out = pa.table(said | {stored_name(c): rows[c] for c in job.columns or rows.column_names})
+    out = _told(said, {stored_name(c): rows[c] for c in job.columns or rows.column_names})
     if not job.log: return [out], compiled
     kept = log_columns(project, rows, FeaturePlan.from_body(scorer.model.info.plan), name)
     return [out, numbered(pa.table(said | kept), job.start+first)], compiled
+
+GROUP = PART//2 # rows that are encoded at once, while those before go to the disk
+
+def _told(said: dict, rest: dict) -> pa.Table: # never missing; may be missing
+    return pa.Table.from_arrays([*said.values(), *rest.values()], schema=pa.schema([pa.field(n, c.type, n in rest) for n, c in [*said.items(), *rest.items()]]))
 
 @contextmanager
 def _written(files: tuple[Path, ...], *, whole: bool) -> Iterator[tuple[Callable, Callable]]: # writes a piece; ends it all, and gives the SHA-256 of the first file
     "Write tables piece by piece into Parquet files that appear, whole and on disk, at the end."
     names = [f.with_suffix(f'.{secrets.token_hex(4)}.tmp') for f in files]   # another worker may be at the same part
-    opened, writers, schemas = [DirectFile(name, hash=None if i else hashlib.sha256()) for i, name in enumerate(names)], [], []
+    opened, writers = [new_file(name, hash=None if i else hashlib.sha256()) for i, name in enumerate(names)], {}
     def write(*tables):
-        for i, table in enumerate(map(storable, tables)):
-            if i == len(writers):
-                schemas.append(_without_gaps(table) if i and whole else table.schema)
-                writers.append(pq.ParquetWriter(opened[i], schemas[i], **layout(table)))
-            if any(c.null_count for c, f in zip(table.columns, schemas[i]) if not f.nullable): raise Gap
-            writers[i].write_table(pa.Table.from_arrays(table.columns, schema=schemas[i]))
+        for i, table in reversed([*enumerate(map(storable, tables))]):   # the output last: while it is hashed, all of it is on its way
+            if i not in writers: writers[i] = pq.ParquetWriter(opened[i].sink, _without_gaps(table) if i and whole else table.schema, **layout(table))
+            schema = writers[i].schema
+            if any(c.null_count for c, f in zip(table.columns, schema) if not f.nullable): raise Gap
+            for at in range(0, table.num_rows, GROUP):
+                writers[i].write_table(pa.Table.from_arrays(table.columns, schema=schema).slice(at, GROUP))
+                opened[i].send()
     def ended() -> str:
-        for written in (*writers, *opened): written.close()
+        for written in (*writers.values(), *opened[::-1]): written.close()
         for name, file in zip(names, files): _named(name, file)
         return opened[0].hash.hexdigest()
     try: yield write, ended
     finally:
-        for writer in writers:
+        for writer in writers.values():
             with suppress(OSError): writer.close()
         for name, file in zip(names, opened): file.discard(); name.unlink(missing_ok=True)
 
@@ -186,8 +192,8 @@ def _as_csv(files: list[Path], made: Path) -> None:
         for i, rows in enumerate(row_groups(files)): formula_safe(rows.to_pandas()).to_csv(f, index=False, header=not i)
 
 def _as_parquet(files: list[Path], made: Path) -> None:
-    schema = pq.ParquetFile(files[0]).schema_arrow
-    with pq.ParquetWriter(made, schema, **layout(next(row_groups(files)))) as writer:
+    head = next(row_groups(files))
+    with pq.ParquetWriter(made, head.schema, **layout(head)) as writer:
         for rows in row_groups(files): writer.write_table(rows)
 
 def _as_folder(files: list[Path], made: Path) -> None:
@@ -337,7 +343,8 @@ def _all_parts(job: Job, asked: tuple[Path, Rules], spread: Spread) -> tuple[Lar
         _has_columns(table, job.columns)
         reused = sum(part_files(job.work, p.number)[-1].exists() for p in table.parts)
         job = job.model_copy(update={'table': table.model_copy(update={'parts': []})})
-        done = [*mapped(score_part, [job]*len(table.parts), table.parts)]
+        try: done = [*mapped(score_part, [job]*len(table.parts), table.parts)]
+        finally: REGIONS.clear()   # of this process, where it was the only one
         return table.model_copy(update={'hash': hash()}), done, reused
 
 @contextmanager

@@ -203,13 +203,14 @@ def _number(values: pa.Array) -> pa.Array: # floats, null where missing
 
 @cache
 def _digits() -> np.ndarray: # of each number below 65,536 its four hexadecimal digits
-    return np.frombuffer(''.join(f'{i:04x}' for i in range(2**16)).encode(), np.uint32)
+    return np.frombuffer(np.arange(2**16, dtype='>u2').tobytes().hex().encode(), np.uint32)
 
 def row_ids(key: str, first: int, n: int) -> pa.Array: # text of 32 hexadecimal digits each
     "The prediction ids of rows: 16 digits of a job, and the row's number."
-    made = np.empty((n, 8), np.uint32)   # four digits each
+    made, digits = np.empty((n, 8), np.uint32), _digits()   # four digits each
     made[:, :4] = np.frombuffer(key.encode(), np.uint32)
-    made[:, 4:] = _digits()[np.arange(first, first+n, dtype='>u8').view('>u2').reshape(n, 4)]
+    made[:, 7] = digits[np.arange(first, first+n) % 2**16]
+    for start in range(first//2**16*2**16, first+n, 2**16): made[max(start-first, 0):start-first+2**16, 4:7] = np.frombuffer(f'{start//2**16:012x}'.encode(), np.uint32)
     places = np.arange(0, 32*n+1, 32, dtype=np.int32)
     return pa.StringArray.from_buffers(n, pa.py_buffer(places), pa.py_buffer(made))
 

@@ -9,13 +9,13 @@ from deltalake import DeltaTable
 import psutil, pyarrow as pa, pyarrow.parquet as pq, pytest
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.linear_model import LogisticRegression
-from mlcycle import batch
+from mlcycle import batch, direct
 from mlcycle.arithmetic import form_file, kept_form
 from mlcycle.batch import BatchReport, Spread, known_path, score_file
 from mlcycle.columns import log_columns, plain_frame
 from mlcycle.content import to_arrow
 from mlcycle.core import Blocked, DataError, IntegrityError, Project, SettingsError
-from mlcycle.direct import BUFFER, DirectFile
+from mlcycle.direct import KEPT, REGIONS, SENT, CachedFile, DirectFile, new_file
 from mlcycle.paths import ScoringPath
 from mlcycle.plans import FeaturePlan
 from mlcycle.keeping import log_rows, stored_name
@@ -193,7 +193,7 @@ def test_a_ragged_row_of_a_large_file_is_named_and_nothing_is_logged(ready, many
 
 SLOW = '''
 import sys, time
-from mlcycle import batch
+from mlcycle import batch, direct
 from mlcycle.core import Project
 one, told = batch.score_part, []
 def slowly(job, part):
@@ -267,7 +267,7 @@ def test_a_cluster_gives_the_same(ready, many, tmp_path, monkeypatch):
 
 SLOWED = '''
 import os, time
-from mlcycle import batch
+from mlcycle import batch, direct
 if not hasattr(batch, 'quick_part'):
     batch.quick_part = batch.score_part
     def score_part(job, part):
@@ -494,13 +494,60 @@ def test_a_gap_that_comes_late_in_a_part_is_in_the_log(gap, many, tmp_path, monk
 @pytest.mark.parametrize('refuses', ['open', 'pwrite'])
 def test_where_a_file_system_knows_no_way_past_the_cache_the_usual_one_is_taken(refuses, monkeypatch, tmp_path):
     "EINVAL at opening (tmpfs of older kernels), or at the first block (disks with larger ones): the bytes and the hash are the same."
-    given, honest, met = os.urandom(2*BUFFER+4097), getattr(os, refuses), []
+    given, honest, met = os.urandom(2*SENT+4097), getattr(os, refuses), []
     def shy(first, *rest):
         direct = rest[0] if refuses == 'open' else fcntl.fcntl(first, fcntl.F_GETFL)
         if not direct & os.O_DIRECT: return honest(first, *rest)
         met.append(first)
         raise OSError(errno.EINVAL, 'Invalid argument')
     monkeypatch.setattr(os, refuses, shy)
-    with DirectFile(tmp_path/'file', hash=hashlib.sha256()) as file: file.write(given)
+    file = DirectFile(tmp_path/'file', hash=hashlib.sha256())
+    file.sink.write(given)
+    file.close()
     assert met and (tmp_path/'file').read_bytes() == given and file.hash.hexdigest() == hashlib.sha256(given).hexdigest()
-    with pytest.raises(ValueError): file.write(b'more')
+    with pytest.raises(ValueError): file.sink.write(b'more')
+
+
+def in_memory() -> int: return psutil.Process().memory_info().rss
+
+
+def test_a_long_file_takes_no_more_memory_than_a_piece_and_what_serves_the_next(tmp_path):
+    REGIONS.clear()
+    piece, before, most, hash = os.urandom(SENT)*8, in_memory(), 0, hashlib.sha256()
+    file = new_file(tmp_path/'file', hash=hashlib.sha256())
+    for _ in range(20):
+        file.sink.write(piece)
+        file.send()
+        hash.update(piece)
+        most = max(most, in_memory()-before)
+    file.close()
+    assert type(file) is DirectFile and (tmp_path/'file').stat().st_size == 20*len(piece) > 8*KEPT
+    assert most < KEPT+3*len(piece) and in_memory()-before < KEPT+len(piece)
+    with (tmp_path/'file').open('rb') as f: assert file.hash.hexdigest() == hash.hexdigest() == hashlib.file_digest(f, 'sha256').hexdigest()
+    assert len(REGIONS) == 1 and new_file(tmp_path/'next').region is not None and not REGIONS
+    REGIONS.clear()
+
+
+def test_where_no_address_is_given_without_memory_a_batch_goes_through_the_cache(ready, many, monkeypatch, tmp_path):
+    "`ulimit -v`, or vm.overcommit_memory=2: the same output, and the same hash."
+    def strict(*args, **how): raise OSError(errno.ENOMEM, 'Cannot allocate memory')
+    monkeypatch.setattr(direct, 'REGIONS', [])
+    monkeypatch.setattr(batch, 'REGIONS', direct.REGIONS)
+    monkeypatch.setattr(direct.mmap, 'mmap', strict)
+    assert type(new_file(tmp_path/'file')) is CachedFile
+    many.to_parquet(tmp_path/'in.parquet')
+    report = score_file(ready, tmp_path/'in.parquet', tmp_path/'out', spread=Spread(log=False))
+    names = json.loads((tmp_path/'out'/batch.MANIFEST).read_text())['files']
+    assert report.rows == 4000 and names == {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in (tmp_path/'out').glob('part-*')} != {}
+    same_as_in_memory(ready, many, pd.read_parquet([*(tmp_path/'out').glob('part-*')]))
+
+
+def test_answers_are_never_missing_and_columns_of_the_table_may_be(ready, many, tmp_path):
+    "Who appends an output to a table of their own can append next month's, whose columns have gaps."
+    many.to_parquet(tmp_path/'in.parquet')
+    score_file(ready, tmp_path/'in.parquet', tmp_path/'out', spread=Spread(log=False))
+    score_file(ready, tmp_path/'in.parquet', tmp_path/'out.parquet', spread=Spread(log=False))
+    schema = pq.read_schema(next((tmp_path/'out').glob('part-*')))
+    certain = {f.name for f in schema if not f.nullable}
+    assert certain == {'prediction_id', 'at', 'version', 'score', 'decision'} and len(schema) > len(certain)+2
+    assert pq.read_schema(tmp_path/'out.parquet').names == schema.names and pq.read_table(tmp_path/'out.parquet').num_rows == 4000
