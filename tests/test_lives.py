@@ -90,7 +90,7 @@ def test_hotel_bookings(life, data_dir, tmp_path):
     rows = pd.read_csv(data_dir/'hotel_bookings_h1/H1.csv', keep_default_na=False, dtype=str)
     arrival = pd.to_datetime(rows.ArrivalDateYear+' '+rows.ArrivalDateMonth+' '+rows.ArrivalDateDayOfMonth, format='%Y %B %d')
     rows['BookedAt'] = (arrival-pd.to_timedelta(rows.LeadTime.astype(int), unit='D')).dt.strftime('%Y-%m-%d')
-    rows.sample(6_000, random_state=0).sort_index().to_csv(tmp_path/'bookings.csv', index=False)
+    rows.sample(3_500, random_state=0).sort_index().to_csv(tmp_path/'bookings.csv', index=False)
     life.begin(tmp_path/'bookings.csv', 'IsCanceled', '--time', 'BookedAt', '--label-time', 'ReservationStatusDate', '--protected', 'Country', '--drop', 'ReservationStatus')
     metrics = life.live()
     assert metrics['roc_auc']['value'] > 0.7
