@@ -116,7 +116,11 @@ def _scored(job: Job, project: Project, piece: tuple) -> tuple[list[pa.Table], b
     kept = log_columns(project, rows, FeaturePlan.from_body(scorer.model.info.plan), name)
     return [out, numbered(pa.table(said | kept), job.start+first)], compiled
 
-GROUP = PART//2 # rows that are encoded at once, while those before go to the disk
+GROUP = PART//2 # rows that are encoded at once, at most, while those before go to the disk
+
+def _groups(table: pa.Table) -> Iterator[pa.Table]: # all of about the same size
+    many = max(-(-table.num_rows//GROUP), 1)
+    for i in range(many): yield table.slice(start := i*table.num_rows//many, (i+1)*table.num_rows//many-start)
 
 def _told(said: dict, rest: dict) -> pa.Table: # never missing; may be missing
     return pa.Table.from_arrays([*said.values(), *rest.values()], schema=pa.schema([pa.field(n, c.type, n in rest) for n, c in [*said.items(), *rest.items()]]))
@@ -127,12 +131,12 @@ def _written(files: tuple[Path, ...], *, whole: bool) -> Iterator[tuple[Callable
     names = [f.with_suffix(f'.{secrets.token_hex(4)}.tmp') for f in files]   # another worker may be at the same part
     opened, writers = [new_file(name, hash=None if i else hashlib.sha256()) for i, name in enumerate(names)], {}
     def write(*tables):
-        for i, table in reversed([*enumerate(map(storable, tables))]):   # the output last: while it is hashed, all of it is on its way
+        for i, table in reversed([*enumerate(map(storable, tables))]):   # the output last: it is hashed while it is on its way
             if i not in writers: writers[i] = pq.ParquetWriter(opened[i].sink, _without_gaps(table) if i and whole else table.schema, **layout(table))
             schema = writers[i].schema
             if any(c.null_count for c, f in zip(table.columns, schema) if not f.nullable): raise Gap
-            for at in range(0, table.num_rows, GROUP):
-                writers[i].write_table(pa.Table.from_arrays(table.columns, schema=schema).slice(at, GROUP))
+            for group in _groups(pa.Table.from_arrays(table.columns, schema=schema)):
+                writers[i].write_table(group)
                 opened[i].send()
     def ended() -> str:
         for written in (*writers.values(), *opened[::-1]): written.close()

@@ -193,7 +193,7 @@ def test_a_ragged_row_of_a_large_file_is_named_and_nothing_is_logged(ready, many
 
 SLOW = '''
 import sys, time
-from mlcycle import batch, direct
+from mlcycle import batch
 from mlcycle.core import Project
 one, told = batch.score_part, []
 def slowly(job, part):
@@ -267,7 +267,7 @@ def test_a_cluster_gives_the_same(ready, many, tmp_path, monkeypatch):
 
 SLOWED = '''
 import os, time
-from mlcycle import batch, direct
+from mlcycle import batch
 if not hasattr(batch, 'quick_part'):
     batch.quick_part = batch.score_part
     def score_part(job, part):
@@ -551,3 +551,12 @@ def test_answers_are_never_missing_and_columns_of_the_table_may_be(ready, many, 
     certain = {f.name for f in schema if not f.nullable}
     assert certain == {'prediction_id', 'at', 'version', 'score', 'decision'} and len(schema) > len(certain)+2
     assert pq.read_schema(tmp_path/'out.parquet').names == schema.names and pq.read_table(tmp_path/'out.parquet').num_rows == 4000
+
+
+def test_rows_are_stored_in_groups_of_about_the_same_size(ready, many, monkeypatch, tmp_path):
+    monkeypatch.setattr(batch, 'GROUP', 1500)
+    many.to_parquet(tmp_path/'in.parquet')
+    score_file(ready, tmp_path/'in.parquet', tmp_path/'out', spread=Spread(log=False))
+    stored = pq.ParquetFile(next((tmp_path/'out').glob('part-*'))).metadata
+    assert [stored.row_group(i).num_rows for i in range(stored.num_row_groups)] == [1333, 1333, 1334]
+    same_as_in_memory(ready, many, pd.read_parquet([*(tmp_path/'out').glob('part-*')]))
