@@ -1,6 +1,6 @@
 """Ten million rows through `mlcycle score`: rows a second against the scorer alone on the same processes, and the memory of the whole tree.
 
-    python benchmarks/batch.py [--rows 10000000] [--workers 2] [--format parquet|csv] [--out folder|parquet|csv]
+    python benchmarks/batch.py [--rows 10000000] [--workers 2] [--format parquet|csv] [--out folder|parquet|csv] [--rounds 3]
 
 The model is that of `serving.py`: scaler and one-hot over 20 numeric and 10 categorical columns before histogram gradient boosting.
 "The scorer alone" is as many worker processes as the command has (two, not one), at the same time and with one thread each, that score
@@ -9,7 +9,7 @@ the sum over the workers. It is measured three times: the pipeline on DataFrames
 values, as a request brings them, which is what the bar of 0.8 is about; and `dense`, the same scorer on arrays of numbers and of levels, the
 quickest form there is and the one that `mlcycle score` itself uses, against which the distance is larger. Then the command runs
 from start to end, and `compiled` is measured again after it: its share is that of the mean of both, since machines are quicker and slower by the
-minute. It runs with its rows in the log of predictions and without, and with all columns of the table in the output or only the id
+minute. For the same reason all of it is done in several rounds, in turns, and what was promised is judged by the median of the rounds. It runs with its rows in the log of predictions and without, and with all columns of the table in the output or only the id
 (`--column id`: who joins the answers to the table again needs no second copy of it). What was promised is said to be met or not for each. On a machine that others use the clock says little: beside each
 rate stands that of one second of processor time, over all processes, with all that starting and ending them takes. The project is made anew in a temporary folder; its disk is the
 one that TMPDIR names.
@@ -88,6 +88,7 @@ def main() -> None:
     parser.add_argument('--workers', type=int, default=2)
     parser.add_argument('--format', choices=['parquet', 'csv'], default='parquet')
     parser.add_argument('--out', choices=['folder', 'parquet', 'csv'], default='folder')
+    parser.add_argument('--rounds', type=int, default=3)
     parser.add_argument('--seconds', type=float, default=12, help='for each scorer alone')
     asked = parser.parse_args()
     from mlcycle.batch import Spread, mapper
@@ -107,10 +108,11 @@ def main() -> None:
             return rate
         out = home/('scores' if asked.out == 'folder' else f'scores.{asked.out}')
         print(f'  {known_path(project, "1").headline}', flush=True)   # compared once for each version, here and not in what is measured
-        command, promised = [Path(sys.executable).with_name('mlcycle'), 'score', source, '--out', out, '--workers', str(asked.workers), '--project', project.folder], []
+        command = [Path(sys.executable).with_name('mlcycle'), 'score', source, '--out', out, '--workers', str(asked.workers), '--project', project.folder]
+        shares, peaks = {what: [] for what in WAYS}, {what: [] for what in WAYS}
         with mapper(Spread(workers=asked.workers), parts=asked.workers) as mapped:
             rates = {how: rate_of(how) for how in ('pipeline', 'dense', 'compiled')}
-            for what, more in WAYS.items():
+            for what, more in [*WAYS.items()]*asked.rounds:
                 before, scorer = pq_rows(project), rates['compiled']
                 os.sync()   # what the runs before have left for the disk is not this one's work
                 seconds, used, peak = measured([*command, *more])
@@ -119,10 +121,16 @@ def main() -> None:
                 rates['compiled'] = rate_of('compiled')
                 beside = {**rates, 'compiled': (scorer+rates['compiled'])/2}
                 print('    '+', '.join(f'{rate/clock:.2f} × {how} alone ({work/own:.2f} of processor)' for how, (clock, own) in beside.items()), flush=True)
-                promised += [(f'{what}: {rate/beside["compiled"][0]:.2f} × compiled alone, {SHARE} asked', rate >= SHARE*beside['compiled'][0]),
-                             (f'{what}: {peak:.2f} GB at the peak, {GIGABYTES} allowed', peak < GIGABYTES)]
-        print('promised')
-        for what, met in promised: print(f'  {"met    " if met else "NOT MET"} {what}')
+                shares[what].append(rate/beside['compiled'][0])
+                peaks[what].append(peak)
+        print(f'promised, median of {asked.rounds}')
+        for what in WAYS:
+            share, peak = float(np.median(shares[what])), max(peaks[what])
+            say(share >= SHARE, f'{what}: {share:.2f} × compiled alone ({", ".join(f"{s:.2f}" for s in shares[what])}), {SHARE} asked')
+            say(peak < GIGABYTES, f'{what}: {peak:.2f} GB at the peak, {GIGABYTES} allowed')
+
+
+def say(met: bool, what: str) -> None: print(f'  {"met    " if met else "NOT MET"} {what}')
 
 
 def pq_rows(project) -> int:
