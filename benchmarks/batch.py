@@ -7,12 +7,13 @@ The model is that of `serving.py`: scaler and one-hot over 20 numeric and 10 cat
 pieces of 50,000 rows which lie in memory already: nothing is read, checked, logged or written, and their start is not counted. The rate is
 the sum over the workers. It is measured three times: the pipeline on DataFrames; `compiled`, the compiled scorer on columns of Python
 values, as a request brings them, which is what the bar of 0.8 is about; and `dense`, the same scorer on arrays of numbers and of levels, the
-quickest form there is and the one that `mlcycle score` itself uses, against which the distance is larger. Then the command runs
-from start to end, and `compiled` is measured again after it: its share is that of the mean of both, since machines are quicker and slower by the
-minute. For the same reason all of it is done in several rounds, in turns, and what was promised is judged by the median of the rounds. It runs with its rows in the log of predictions and without, and with all columns of the table in the output or only the id
-(`--column id`: who joins the answers to the table again needs no second copy of it). What was promised is said to be met or not for each. On a machine that others use the clock says little: beside each
-rate stands that of one second of processor time, over all processes, with all that starting and ending them takes. The project is made anew in a temporary folder; its disk is the
-one that TMPDIR names.
+quickest form there is and the one that `mlcycle score` itself uses, against which the distance is larger. Then the command runs from start
+to end, and `compiled` is measured again after it: its share is that of the mean of both, since machines are quicker and slower by the
+minute. For the same reason all of it is done in several rounds, in turns, and what was promised is judged by the median of the rounds. It
+runs with its rows in the log of predictions and without, and with all columns of the table in the output or only the id (`--column id`: who
+joins the answers to the table again needs no second copy of it). What was promised is said to be met or not for each. On a machine that
+others use the clock says little: beside each rate stands that of one second of processor time, over all processes, with all that starting
+and ending them takes. The project is made anew in a temporary folder; its disk is the one that TMPDIR names.
 """
 import argparse, ctypes, os, resource, sys, tempfile, time
 from pathlib import Path
@@ -88,7 +89,7 @@ def main() -> None:
     parser.add_argument('--workers', type=int, default=2)
     parser.add_argument('--format', choices=['parquet', 'csv'], default='parquet')
     parser.add_argument('--out', choices=['folder', 'parquet', 'csv'], default='folder')
-    parser.add_argument('--rounds', type=int, default=3)
+    parser.add_argument('--rounds', type=int, default=3, help='at least one')
     parser.add_argument('--seconds', type=float, default=12, help='for each scorer alone')
     asked = parser.parse_args()
     from mlcycle.batch import Spread, mapper
